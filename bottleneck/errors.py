@@ -1,0 +1,49 @@
+"""Every error a user can meet, one tree; each kind has the exit code its job ends with."""
+
+
+class BottleneckError(Exception):
+    """Something a user can mend: the message says what happened, what was expected and what to do."""
+
+    exit_code = 5
+
+
+class UsageError(BottleneckError):
+    """A wrong argument: unknown layer, empty source, an output that holds something else."""
+
+    exit_code = 2
+
+
+class IncompleteError(BottleneckError):
+    """Work is left over; running the same command again does it."""
+
+    exit_code = 3
+
+
+class FingerprintError(BottleneckError):
+    """The request differs from what the output was planned with; the message names the fields."""
+
+    exit_code = 4
+
+
+class StoreError(BottleneckError):
+    """Source or output cannot be used: credentials, endpoint, rights, disk."""
+
+
+class WeightsError(BottleneckError):
+    """The weights cannot be had, do not fit the network or are not the ones planned."""
+
+
+class FeaturesError(BottleneckError):
+    """The network gave values that are no features (NaN or infinity)."""
+
+
+class TooManyRejectedError(BottleneckError):
+    """More of the planned images were rejected than `--max-rejected` allows."""
+
+    exit_code = 6
+
+
+class CorruptError(BottleneckError):
+    """Verification found an output that is not what the plan says."""
+
+    exit_code = 1

@@ -1,0 +1,41 @@
+"""The rows of a data file: one image's outcome each, and their Parquet schema."""
+
+from typing import Literal
+
+import pyarrow as pa
+
+from bottleneck.spec import FeatureSpec
+
+Reason = Literal[
+    "empty",
+    "not_an_image",
+    "unsupported_format",
+    "truncated",
+    "too_many_pixels",
+    "too_many_bytes",
+    "decoder_crash",
+    "decode_timeout",
+    "missing",
+    "changed",
+]
+
+IMAGE_FIELDS = [
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("etag", pa.string(), nullable=False),
+    pa.field("label", pa.string()),
+    pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+    pa.field("reason", pa.string()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("mode", pa.string()),
+    pa.field("sha256", pa.binary(32)),
+]
+"""What every data file says of an image beside its features. `width`, `height` (pixels, as stored) and `mode` (Pillow's
+name) are null where no header could be read, `sha256` (of the image's bytes) where no bytes were read."""
+
+
+def data_schema(spec: FeatureSpec) -> pa.Schema:
+    """The schema of a data file: `IMAGE_FIELDS`, then one column of D values for each layer, null unless ok."""
+    values = pa.float16() if spec.dtype == "float16" else pa.float32()
+    columns = [pa.field(layer, pa.list_(values, dim)) for layer, dim in zip(spec.layers, spec.dims, strict=True)]
+    return pa.schema(IMAGE_FIELDS + columns)

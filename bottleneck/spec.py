@@ -1,0 +1,123 @@
+"""What a feature is: the request a user makes, the spec it resolves to, and the fingerprint of the spec.
+
+`FeatureRequest` and `Limits` are the options of a plan (the command line is derived from them); `FeatureSpec` is what a
+plan records. Whatever changes a feature's value is in the spec, whatever changes only speed is in `RunOptions`.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from bottleneck.errors import UsageError
+
+Pooling = Literal["avg", "max", "none"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRequest:
+    """The features a user asks for; all that decides a feature's value, before it is resolved."""
+
+    base: str = "vgg16"
+    """The frozen network: `vgg16`, or `mobilenet_WIDTH` with WIDTH 0.25, 0.5, 0.75 or 1.0."""
+    weights: str = "imagenet"
+    """`imagenet` (Keras' own download or its cache), a file or URI of Keras weights (.h5), or `random:SEED`."""
+    layers: tuple[str, ...] = ()
+    """Where features are taken, as LAYER:POOLING with pooling avg, max or none (none where left out); several in one
+    pass. Default: the base's last convolutional layer, averaged (`block5_pool:avg` for vgg16)."""
+    resize: Literal["squash", "crop"] = "squash"
+    """`squash` to the input size as Keras' load_img does, or `crop` the centre square first."""
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    """Pillow's filter for resizing; antialiased, but for `nearest`, which is what Keras' load_img uses."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Turn images as their EXIF orientation says, or leave them as stored, as Keras does."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the network computes in. `auto`: bfloat16 where the workers have it in hardware and the base is safe in it."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How feature values are stored."""
+
+    def __post_init__(self) -> None:
+        for layer in self.layers:
+            split_layer(layer)
+        names = [canonical_layer(layer) for layer in self.layers]
+        if len(set(names)) < len(names):
+            raise UsageError(f"--layers names a layer twice. Received: {' '.join(self.layers)}. Name each one once.")
+        if self.weights.startswith("random:") and not self.weights.removeprefix("random:").isdigit():
+            raise UsageError(
+                f"--weights random:SEED needs a whole number as its seed. Received: {self.weights}. Try random:0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """What the features of one output are, with nothing left to decide. Made by `base.resolve`."""
+
+    base: str
+    weights: str
+    """What the user asked for, for people to read; the fingerprint holds the sha256 instead."""
+    weights_sha256: str
+    """Of the weight arrays (names, shapes, float32 values), so the file they came in does not matter."""
+    layers: tuple[str, ...]
+    dims: tuple[int, ...]
+    """D of each layer, after pooling."""
+    image_size_px: int
+    resize: str
+    interpolation: str
+    exif: str
+    precision: Precision
+    dtype: str
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON of every field that changes a feature's value; 64 hex digits."""
+        return sha256_json({key: value for key, value in asdict(self).items() if key != "weights"})
+
+    @property
+    def fp8(self) -> str:
+        """The first eight digits of the fingerprint, as they stand in file names."""
+        return self.fingerprint[:8]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "layers": list(self.layers), "dims": list(self.dims)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        known = {field.name for field in fields(cls)}
+        if set(value) != known:
+            odd = ", ".join(sorted(set(value) ^ known))
+            raise UsageError(f"This output's feature spec was written by another version of bottleneck: fields {odd}.")
+        return cls(**{**value, "layers": tuple(value["layers"]), "dims": tuple(value["dims"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Which images a plan accepts; part of the plan, as a resumed run must reject the same ones."""
+
+    max_bytes: int = 100_000_000
+    """Images with more bytes are not fetched but rejected as `too_many_bytes`."""
+    max_pixels: int = 100_000_000
+    """Images whose header says more pixels are not decoded but rejected as `too_many_pixels`."""
+    tiff: bool = False
+    """Accept TIFF as well; its many codecs are a wider surface for hostile files."""
+
+
+def split_layer(layer: str) -> tuple[str, Pooling]:
+    """`block5_pool:avg` -> (`block5_pool`, `avg`); without a pooling `none`. Raises UsageError for another pooling."""
+    name, colon, pooling = layer.rpartition(":")
+    if not colon:
+        return layer, "none"
+    if pooling not in ("avg", "max", "none") or not name:
+        raise UsageError(f"--layers takes LAYER:POOLING with pooling avg, max or none. Received: {layer}.")
+    return name, pooling  # type: ignore[return-value]
+
+
+def canonical_layer(layer: str) -> str:
+    """A layer's full name, which is also its column in the data files: `fc2` -> `fc2:none`."""
+    return ":".join(split_layer(layer))
+
+
+def sha256_json(value: Any) -> str:
+    """sha256 of the canonical JSON of a value: keys sorted, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
