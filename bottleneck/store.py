@@ -185,7 +185,8 @@ class FolderStore:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            os.link(f"/proc/self/fd/{handle}", path, follow_symlinks=True)
+            # Naming a folder handle makes Python call linkat, which follows the link to the unnamed file.
+            os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
 
     def _create_renamed(self, path: str, data: bytes) -> None:
         temporary = self._temporary(path, data)

@@ -24,8 +24,18 @@ import pyarrow.parquet as pq
 from bottleneck.errors import StoreError, UsageError
 
 REASONS = frozenset(
-    ["empty", "not_an_image", "unsupported_format", "truncated", "too_many_pixels", "too_many_bytes"]
-    + ["decoder_crash", "decode_timeout", "missing", "changed"]
+    (
+        "empty",
+        "not_an_image",
+        "unsupported_format",
+        "truncated",
+        "too_many_pixels",
+        "too_many_bytes",
+        "decoder_crash",
+        "decode_timeout",
+        "missing",
+        "changed",
+    )
 )
 """Why an image may be rejected."""
 
@@ -45,7 +55,7 @@ _TAIL_BYTES = 65_536
 """Fetched of every data file for its footer; a footer of ours takes some 5 KB, so one request is enough."""
 _NUM_THREADS = 16
 _NUM_NAMES = 20
-"""Files without an image's worth of news that the JSON line lists by name; the report itself has them all."""
+"""Missing files that the JSON line lists; all of them may be missing, and the report itself names them all."""
 
 Problems = list[tuple[str, str]]
 
@@ -110,7 +120,7 @@ class _Objects:
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         try:
             return bytes(self.fs.cat_file(f"{self.root}/{name}", start=start, end=end))
-        except Exception as error:  # every store has its own kinds; none of them says that the object's content is wrong
+        except Exception as error:  # stores have many kinds; none of them says that the object's content is wrong
             raise StoreError(
                 f"{name} was listed but cannot be read: {type(error).__name__}: {error}. "
                 "Check rights and network, and run verify again."
@@ -144,6 +154,7 @@ class _Run:
     bytes: int
     shards: int
     label_counts: dict[str, int]
+    listing_sha256: str
     parts: tuple[_Part, ...]
 
 
@@ -169,24 +180,6 @@ class _Plan:
         """The `plan_sha256` of the first so many runs."""
         parts = [part.sha256 for run in self.runs[:runs] for part in run.parts]
         return _sha256_json({"fingerprint": self.fingerprint, "parts": parts})
-
-    def schema(self) -> pa.Schema:
-        value = {"float16": pa.float16(), "float32": pa.float32()}[self.spec["dtype"]]
-        layers = zip(self.spec["layers"], self.spec["dims"], strict=True)
-        return pa.schema(
-            [
-                pa.field("key", pa.string(), nullable=False),
-                pa.field("etag", pa.string(), nullable=False),
-                pa.field("label", pa.string()),
-                pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False),
-                pa.field("reason", pa.string()),
-                pa.field("width", pa.int32()),
-                pa.field("height", pa.int32()),
-                pa.field("mode", pa.string()),
-                pa.field("sha256", pa.binary(32)),
-            ]
-            + [pa.field(layer, pa.list_(value, dim)) for layer, dim in layers]
-        )
 
 
 def verify(output: str, full: bool = False, on_shard: Callable[[int, int], None] | None = None) -> Report:
@@ -226,7 +219,7 @@ def _report(
 ) -> Report:
     names = {plan.data_name(shard): shard for shard in range(plan.shards)} if plan else {}
     missing = [name for name in names if name not in objects.sizes_bytes]
-    known = {"plan.json", "_SUCCESS.json", *names}
+    known = {"plan.json", "_SUCCESS.json", "report.html", *names}
     known |= {run.name for run in plan.runs} | {part.name for part in plan.parts} if plan else set()
     others = [name for name in objects.sizes_bytes if name not in known] if plan else []
     totals = sum(statuses.values(), Counter[str]())
@@ -240,7 +233,7 @@ def _report(
         foreign=tuple(sorted(name for name in others if not _PART.fullmatch(name))),
         corrupt=tuple(sorted(corrupt)),
         unused_parts=sum(_PART.fullmatch(name) is not None for name in others),
-        unfinished=unfinished or (f"{len(missing)} shards have no file" if missing else ""),
+        unfinished="; ".join(filter(None, [f"{len(missing)} shards have no file" if missing else "", unfinished])),
     )
 
 
@@ -283,9 +276,10 @@ def _read_plan(objects: _Objects, corrupt: Problems) -> _Plan | None:
                 f"This plan was written by another version of bottleneck: expected format 1. Received: "
                 f"{value.get('format')!r}. Verify it with the version that wrote it."
             )
-        fingerprint, spec = value["fingerprint"], value["spec"]
+        fingerprint, spec, shard_size = value["fingerprint"], value["spec"], _whole(value, "shard_size")
         if _fingerprint(spec) != fingerprint:
             raise _Problem(f"fingerprint is {fingerprint}, but that of its spec is {_fingerprint(spec)}")
+        _schema(spec)
         runs = [_read_run(name, value)]
         extensions = [name for name in objects.sizes_bytes if _EXTENSION.fullmatch(name)]
         for number in range(1, len(extensions) + 1):
@@ -298,9 +292,7 @@ def _read_plan(objects: _Objects, corrupt: Problems) -> _Plan | None:
                 if value.get(field) != wanted:
                     raise _Problem(f"{field} is {value.get(field)!r}, expected {wanted!r}")
             runs.append(_read_run(name, value))
-        name = "plan.json"
-        plan = _Plan(fingerprint, spec, _whole(objects.read_json(name), "shard_size"), tuple(runs))
-        plan.schema()
+        plan = _Plan(fingerprint, spec, shard_size, tuple(runs))
         _check_part_list(plan, corrupt)
         return plan
     except _Problem as problem:
@@ -314,13 +306,16 @@ def _read_run(name: str, value: dict[str, Any]) -> _Run:
     parts = [
         _Part(
             str(part["name"]),
-            *(_whole(part, field) for field in ("first_shard", "shards", "images")),
-            sha256=str(part["sha256"]),
+            _whole(part, "first_shard"),
+            _whole(part, "shards"),
+            _whole(part, "images"),
+            str(part["sha256"]),
         )
         for part in value["parts"]
     ]
-    whole = {field: _whole(value, field) for field in ("images", "bytes", "shards")}
-    return _Run(name=name, label_counts=dict(value["label_counts"]), parts=tuple(parts), **whole)
+    images, num_bytes, shards = (_whole(value, field) for field in ("images", "bytes", "shards"))
+    counts, digest = dict(value["label_counts"]), str(value["listing_sha256"])
+    return _Run(name, images, num_bytes, shards, counts, digest, tuple(parts))
 
 
 def _check_part_list(plan: _Plan, corrupt: Problems) -> None:
@@ -344,22 +339,27 @@ def _check_parts(objects: _Objects, plan: _Plan, corrupt: Problems) -> dict[int,
     """Read every part of the plan. Returns the number of images of each shard, but for those of corrupt parts."""
     images: dict[int, int] = {}
     for run in plan.runs:
-        num_bytes, labels, last_key, whole = 0, Counter[str](), None, True
+        num_bytes, labels, listing = 0, Counter[str](), hashlib.sha256()
+        last_key, whole = None, True
         for part in run.parts:
             try:
                 for shard, table in _part_shards(objects, part, check_sha256=True):
                     _check_part_shard(plan, shard, table, last_key)
                     last_key = table["key"][-1].as_py()
                     images[shard] = table.num_rows
-                    num_bytes += pc.sum(table["size"]).as_py() or 0
-                    labels.update(label for label in table["label"].to_pylist() if label is not None)
+                    columns = (table[name].to_pylist() for name in ("key", "size", "etag", "label"))
+                    for key, size, etag, label in zip(*columns, strict=True):
+                        num_bytes += size
+                        listing.update(f"{key}\0{size}\0{etag}\n".encode())
+                        if label is not None:
+                            labels[label] += 1
             except _Problem as problem:
                 corrupt.append((part.name, str(problem)))
                 whole = False
-        if whole and run.bytes != num_bytes:
-            corrupt.append((run.name, f"bytes is {run.bytes}, but its parts have {num_bytes}"))
-        if whole and Counter(run.label_counts) != labels:
-            corrupt.append((run.name, f"label_counts is {_short(run.label_counts)}, but its parts have {_short(labels)}"))
+        sums = {"bytes": num_bytes, "label_counts": dict(sorted(labels.items())), "listing_sha256": listing.hexdigest()}
+        for field, expected in sums.items():
+            if whole and (received := getattr(run, field)) != expected:
+                corrupt.append((run.name, f"{field} is {_short(received)}, but its parts have {_short(expected)}"))
     return images
 
 
@@ -375,14 +375,14 @@ def _part_shards(objects: _Objects, part: _Part, check_sha256: bool = False) -> 
         columns = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
         tables = (file.read_row_group(group) for group in range(file.num_row_groups))
         if columns != _PART_COLUMNS:
-            raise _Problem(f"has the columns {_short(columns)}, expected {_short(_PART_COLUMNS)}")
+            raise _Problem(f"has the columns {_short(file.schema_arrow.names)}, expected {_short([*_PART_COLUMNS])}")
         if (file.num_row_groups, file.metadata.num_rows) != (part.shards, part.images):
             raise _Problem(
                 f"has {file.num_row_groups} row groups and {file.metadata.num_rows} rows, "
                 f"expected {part.shards} shards and {part.images} images"
             )
         yield from enumerate(tables, part.first_shard)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _Problem(f"is not readable Parquet: {error}") from error
 
 
@@ -392,8 +392,8 @@ def _check_part_shard(plan: _Plan, shard: int, table: pa.Table, last_key: str | 
     if set(table["shard"].to_pylist()) != {shard} or table["index"].to_pylist() != list(range(table.num_rows)):
         raise _Problem(f"the rows of shard {shard} are not numbered as that shard's, from 0 without a gap")
     keys = table["key"].to_pylist()
-    if None in keys:
-        raise _Problem(f"shard {shard} has an image without a key")
+    if any(table[name].null_count for name in ("key", "size", "etag")):
+        raise _Problem(f"shard {shard} has an image without key, size or etag")
     for before, after in pairwise(keys if last_key is None else [last_key, *keys]):
         if before >= after:  # code points, which is the order of the UTF-8 bytes
             raise _Problem(f"shard {shard}: key {after!r} follows {before!r}; expected each key once, in order")
@@ -412,10 +412,27 @@ def _check_keys_unique(objects: _Objects, plan: _Plan, corrupt: Problems) -> Non
 
     for (key, first), (other, second) in pairwise(heapq.merge(*map(keys, plan.runs))):
         if key == other:
-            corrupt.append((max(first, second), f"plans {key!r}, which {min(first, second)} planned before"))
+            corrupt.append((second, f"plans {key!r}, which {first} planned before"))
 
 
 # The data files
+
+
+def _schema(spec: dict[str, Any]) -> pa.Schema:
+    value = {"float16": pa.float16(), "float32": pa.float32()}[spec["dtype"]]
+    columns = [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("mode", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+    ]
+    layers = zip(spec["layers"], spec["dims"], strict=True)
+    return pa.schema(columns + [pa.field(layer, pa.list_(value, dim)) for layer, dim in layers])
 
 
 def _check_footers(
@@ -483,7 +500,7 @@ def _read_footer(objects: _Objects, name: str) -> pq.FileMetaData:
         tail = objects.read(name, size - needed, size)
     try:
         return pq.read_metadata(pa.BufferReader(tail[-needed:]))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _Problem(f"its Parquet footer is not readable: {error}") from error
 
 
@@ -496,7 +513,7 @@ def _check_all_rows(
 ) -> None:
     """Compare every good file with the plan, row by row, one shard in memory at a time."""
     broken = {name for name, _ in corrupt}
-    schema, done = plan.schema(), 0
+    schema, done = _schema(plan.spec), 0
     for part in plan.parts:
         if part.name in broken:
             continue
@@ -526,14 +543,14 @@ def _read_table(objects: _Objects, name: str, schema: pa.Schema) -> pa.Table:
         table = file.read()
         table.validate(full=True)
         return table
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _Problem(f"cannot be read whole: {error}") from error
 
 
 def _check_rows(table: pa.Table, expected: pa.Table, statuses: Counter[str]) -> None:
     counts = Counter[str]()
     images = expected.select(["key", "etag", "label"]).to_pylist()
-    rows = table.drop_columns(table.column_names[9:]).to_pylist()
+    rows = table.select(table.column_names[:9]).to_pylist()
     for number, (row, image) in enumerate(zip(rows, images, strict=True)):
         status, reason = row["status"], row["reason"]
         # A rejected image may have been gone or another one when it was read, so its etag is not the plan's.
@@ -652,6 +669,6 @@ def _field(field: pa.Field | None) -> str:
     return "not there" if field is None else f"{field.name} {field.type}" + (" not null" if not field.nullable else "")
 
 
-def _short(value: dict[str, Any]) -> str:
-    text = ", ".join(f"{name} {count}" for name, count in value.items())
-    return "none" if not text else text if len(text) < 300 else text[:300] + "..."
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 300 else text[:300] + "..."

@@ -158,8 +158,11 @@ class S3Server(ABC):
         """The environment of a second user who may list and read `bucket` but not write; None where not enforced."""
         return None
 
+    def _runs(self, name: str) -> bool:
+        return name in self._processes and self._processes[name].poll() is None
+
     def _launch(self, name: str, *command: str | Path) -> None:
-        if name in self._processes and self._processes[name].poll() is None:
+        if self._runs(name):
             return
         log = self.folder / f"{name}.out"
 
@@ -226,7 +229,7 @@ class CephServer(S3Server):
         self._launch("monitor", "ceph-mon", "-c", self._configuration, "-i", "a", "-f")
         if first:
             self._make_storage()
-        elif "storage" not in self._processes:
+        elif not self._runs("storage"):
             self._ceph("osd", "down", "0")  # forget the address it had before it was killed
         self._launch("storage", "ceph-osd", "-c", self._configuration, "-i", "0", "-f")
         self._wait_for("the storage daemon", lambda: " 1 up" in self._ceph("osd", "stat"))

@@ -1,0 +1,300 @@
+"""Decode the bytes of one image into RGB pixels at the base's input size, or say why that cannot be done.
+
+Shapes: S x S pixels of the base's input, H x W pixels as stored, C = 3 channels in the order R, G, B.
+
+Bytes from a bucket are not trusted. They meet no other reader than the six named here, each chosen by the bytes it is
+made for, and the size in the header is compared with the cap before a pixel is decoded. What Pillow shows but has not
+read whole is not used.
+
+Colours are taken as stored: ICC profiles are not applied, as Keras does not apply them either.
+"""
+
+import io
+import re
+import struct
+import threading
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from bottleneck.rows import Reason
+from bottleneck.spec import FeatureSpec, Limits
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """An image the base can take."""
+
+    pixels_HWC: npt.NDArray[np.uint8]
+    """uint8 [S, S, 3], RGB, values in the range [0, 255]."""
+    width: int
+    """Pixels as stored, before EXIF turns the image (a TIFF is turned by Pillow itself on opening)."""
+    height: int
+    mode: str
+    """Pillow's name for the pixels as stored: `RGB`, `L`, `P`, `CMYK`, `I;16`, ..."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An image the base cannot take; what its header says of it is None where that could not be read."""
+
+    reason: Reason
+    width: int | None = None
+    height: int | None = None
+    mode: str | None = None
+
+
+def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
+    """Decode one image: the first frame, turned as `spec.exif` says, as RGB, resized to a square.
+
+    Reasons: `truncated` is an image in an accepted format that cannot be read whole, be it cut, damaged or of a kind
+    its reader does not know. Only what is missing or damaged behind the pixels (later frames, end marks, metadata)
+    is forgiven. PNG has checksums; in the other formats a changed byte inside the data may go unnoticed.
+    `unsupported_format` is an image in a format outside the list, or one with pixels that have no colours (TIFF with
+    floating point numbers).
+
+    Args:
+        data: the whole file.
+        spec: `image_size_px`, `resize`, `interpolation` and `exif` are used. With `squash` the pixels equal those of
+            `keras.utils.load_img(target_size=(S, S))`, with `crop` those of the same with `keep_aspect_ratio=True`,
+            for the same interpolation, `exif="ignore"` and 8-bit images.
+        limits: `max_bytes`, `max_pixels`, `tiff`. Pillow's own hard limit for WebP and TIFF, 179 million pixels,
+            holds for them where `max_pixels` is higher.
+
+    Returns:
+        `Decoded` or `Rejected`; no bytes make it raise, only a lack of memory does.
+    """
+    if not data:
+        return Rejected("empty")
+    if len(data) > limits.max_bytes:
+        return Rejected("too_many_bytes")
+    plugin = _plugin(data, limits)
+    if plugin is None:
+        return Rejected("unsupported_format" if _is_other_image(data) else "not_an_image")
+    if plugin is WebPImageFile:
+        width, height = _webp_size(data)
+        if width * height > limits.max_pixels:
+            return Rejected("too_many_pixels", width, height)
+    header: tuple[int, int, str] | tuple[()] = ()
+    with _PILLOW_IS_SILENT:
+        try:
+            image = _open_png(data) if plugin is PngImageFile else plugin(io.BytesIO(data))
+            header = (*image.size, image.mode)
+            if image.width * image.height > limits.max_pixels:
+                return Rejected("too_many_pixels", *header)
+            image.load()
+        except MemoryError:
+            raise
+        except Image.DecompressionBombError:
+            return Rejected("too_many_pixels", *header)
+        except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files
+            if "out of memory" in str(error):  # how its decoders report that; no property of the image
+                raise MemoryError(str(error)) from error
+            return Rejected("truncated", *header)
+        upright = _upright(image) if spec.exif == "apply" else image
+        rgb = _to_rgb(upright)
+    if rgb is None:
+        return Rejected("unsupported_format", *header)
+    return Decoded(np.asarray(_resize(rgb, spec)), *header)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
+
+_OTHER_IMAGES = (
+    *_TIFF,
+    *(b"\0\0\1\0", b"\0\0\2\0"),  # ICO, CUR
+    *(b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51"),  # JPEG 2000
+    *(b"\0\0\0\x0cJXL \r\n", b"\xff\x0a"),  # JPEG XL
+    *(b"II\xbc\1", b"8BPS", b"gimp xcf", b"qoif", b"icns", b"DDS ", b"v/1\1", b"#?RADIANCE", b"\x8aMNG", b"AT&TFORM"),
+    *(b"IIRO", b"IIRS", b"IIU\0", b"FUJIFILMCCD-RAW"),  # cameras' raw files; most others are TIFF
+)
+_OTHER_PATTERNS = re.compile(
+    rb"....ftyp(avi[fs]|he[iv][cxms]|mif[12]|msf1|crx )"  # AVIF, HEIC, CR3
+    rb"|P[1-7]\s[\s#]*\d"  # PBM, PGM, PPM
+    rb"|(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--[^>]*-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]",
+    re.DOTALL,
+)
+
+
+def _plugin(data: bytes, limits: Limits) -> type[ImageFile] | None:
+    """The one class of Pillow that may see these bytes.
+
+    Called directly, as Image.open would first warn of and then refuse what Pillow finds large, whatever the cap here.
+    An MPO is read as the JPEG it begins with, which is its first frame.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile
+    if data.startswith(_PNG):
+        return PngImageFile
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return GifImageFile
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return WebPImageFile
+    # Two letters may also begin a text, so the next thing known of a BMP must be there too.
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
+        return BmpImageFile
+    if limits.tiff and data.startswith(_TIFF):
+        return TiffImageFile
+    return None
+
+
+def _is_other_image(data: bytes) -> bool:
+    return data.startswith(_OTHER_IMAGES) or _OTHER_PATTERNS.match(data[:1024]) is not None
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height from a WebP's header; Pillow's reader reserves memory for all pixels when it opens one.
+
+    https://developers.google.com/speed/webp/docs/riff_container
+    """
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT")
+_PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+
+
+def _open_png(data: bytes) -> ImageFile:
+    """Open a PNG with nothing left of it but its pixels, up to the first damage, and its orientation.
+
+    Pillow by itself shows pixel data whose checksum is wrong; and it refuses whole pictures for a damaged colour profile
+    or a text that unpacks to gigabytes, of which nothing is needed here. Where pixels are missing, it says so on loading.
+    """
+    pixels: list[memoryview] = []
+    orientation: list[memoryview] = []
+    position, previous, kind = len(_PNG), b"", b""
+    while position + 12 <= len(data) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunk = memoryview(data)[position : position + length + 12]
+        whole = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind in _PNG_PIXELS:
+            again = kind != previous and kind in {bytes(seen[4:8]) for seen in pixels}  # against the standard
+            if again or not whole:
+                break
+            pixels.append(chunk)
+        elif whole and (kind == b"eXIf" or bytes(chunk[8:40]).startswith(_PNG_ORIENTATION)):
+            orientation.append(chunk)
+        position, previous = position + length + 12, kind
+    if orientation:
+        try:
+            return PngImageFile(io.BytesIO(b"".join([_PNG, *pixels[:1], *orientation, *pixels[1:], _PNG_END])))
+        except (ValueError, SyntaxError):
+            pass  # the text that may hold an orientation is broken: then there is none
+    return PngImageFile(io.BytesIO(b"".join([_PNG, *pixels, _PNG_END])))
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn as `ImageOps.exif_transpose` does, without its copy where nothing turns; broken EXIF turns nothing.
+
+    Done before the resize: that rounds between its two passes, so turning afterwards would change values.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - Pillow's EXIF parser raises as many kinds as its readers
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image | None:
+    """Convert as Keras' load_img does (alpha is dropped, palettes looked up), but scale deep greys where it clips.
+
+    None where the pixels have no colours.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        return None
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_to_8_bits(image))
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        return None
+
+
+def _to_8_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The highest 8 of 16 bits (PNG), or of the 9 to 32 a TIFF says; what is below zero is black."""
+    values_HW = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    bits = int(tags.get(BITSPERSAMPLE, (16,))[0])
+    if tags.get(SAMPLEFORMAT, (1,))[0] == 2:  # signed: half of the range is below zero
+        values_HW, bits = np.maximum(values_HW, 0), bits - 1
+    elif image.mode == "I":  # Pillow's 32 bits are signed
+        values_HW = values_HW.view(np.uint32)
+    return np.asarray(values_HW >> (bits - 8), np.uint8)
+
+
+def _resize(rgb: Image.Image, spec: FeatureSpec) -> Image.Image:
+    """Resize to S x S in one call: the whole image, or with `crop` its centre square, cut at whole pixels.
+
+    Neither `draft` nor `reducing_gap` is used: both are faster and change values.
+    """
+    box = None
+    if spec.resize == "crop":
+        side = min(rgb.size)
+        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+        box = (left, top, left + side, top + side)
+    target = (spec.image_size_px, spec.image_size_px)
+    return rgb.resize(target, Image.Resampling[spec.interpolation.upper()], box=box)
+
+
+class _Silence:
+    """Ignore Pillow's warnings while any thread decodes: a bad image is a row, not a warning.
+
+    `warnings.catch_warnings` alone would not do: the filters are the process's, and of two threads that overlap the
+    last one out would put back what the first one set. libtiff still writes to stderr; that comes with `--tiff`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_PILLOW_IS_SILENT = _Silence()

@@ -1,0 +1,413 @@
+"""From a shard of the plan to its data file: read, decode, extract, commit. Plain Python that does not know where it runs.
+
+Legend: N images, H x W pixels, C channels, D features of a layer.
+"""
+
+import contextlib
+import faulthandler
+import hashlib
+import logging
+import multiprocessing
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bottleneck import base as base_module
+from bottleneck.base import Base, choose_precision, requested_layers, resolve_apart
+from bottleneck.decode import Decoded, Rejected, decode
+from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
+from bottleneck.features import Receipt, finish, finished, write_shard
+from bottleneck.plan import Extended, Plan, Shard, differences, extend_plan, load_plan, make_plan, read_images
+from bottleneck.rows import IMAGE_FIELDS, data_schema
+from bottleneck.sources import Image, Labels
+from bottleneck.spec import FeatureRequest, FeatureSpec, Limits
+from bottleneck.store import ObjectChangedError, ObjectGoneError, Wanted, normal_uri, open_store
+
+log = logging.getLogger(__name__)
+
+DECODE_SECONDS = 30
+"""A decoder that takes longer hangs: a 100-megapixel JPEG takes about 2 s."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker needs to know beside the shard: small, and without secrets."""
+
+    source: str
+    output: str
+    spec: FeatureSpec
+    limits: Limits
+    run_id: str
+    data_names: str
+    """Format of a data file's name, for a shard's number."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Work":
+        names = f"data/s{{:08d}}-{plan.spec.fp8}.parquet"
+        return cls(plan.source, plan.output, plan.spec, plan.limits, uuid.uuid4().hex[:12], names)
+
+    def is_committed(self, shard: int) -> bool:
+        return open_store(self.output).exists(self.data_names.format(shard))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A shard after its CPU half: every image has a row, the accepted ones have pixels."""
+
+    shard: int
+    rows: pa.Table
+    """`IMAGE_FIELDS`, in the plan's order."""
+    pixels_NHWC: np.ndarray
+    """uint8 RGB of the rows whose status is ok, in their order."""
+    read_seconds: float = 0.0
+    """Waited for the source."""
+    decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did and what there is now; a job prints it as JSON."""
+
+    output: str
+    images: int
+    ok: int
+    rejected: dict[str, int]
+    shards: int
+    done_before: int
+    """Shards that were committed before this run."""
+    done_now: int
+    seconds: float
+    fingerprint: str
+    extended: Extended | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+Decoder = Callable[[bytes, FeatureSpec, Limits], Decoded | Rejected]
+
+
+def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepared:
+    """Read and decode a shard's images: the half of the work that needs no network.
+
+    Args:
+        decoder: `decode`, or a guarded form of it where a hostile image must not take this process along.
+    """
+    images = read_images(open_store(work.output), shard)
+    size = work.spec.image_size_px
+    pixels_NHWC = np.empty((len(images), size, size, 3), np.uint8)
+    rows: list[tuple[Any, ...]] = []
+    num_ok = 0
+    read_seconds = decode_seconds = 0.0
+    outcomes = _read(work, images)
+    while True:
+        started = time.perf_counter()
+        image_data = next(outcomes, None)
+        read = time.perf_counter()
+        if image_data is None:
+            break
+        image, data = image_data
+        if isinstance(data, Rejected):
+            rows.append(_row(image, data, None))
+        else:
+            decoded = decoder(data, work.spec, work.limits)
+            rows.append(_row(image, decoded, hashlib.sha256(data).digest()))
+            if isinstance(decoded, Decoded):
+                pixels_NHWC[num_ok] = decoded.pixels_HWC
+                num_ok += 1
+        read_seconds += read - started
+        decode_seconds += time.perf_counter() - read
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(column, one.type) for column, one in zip(columns, IMAGE_FIELDS, strict=True)]
+    table = pa.table(arrays, schema=pa.schema(IMAGE_FIELDS))
+    return Prepared(shard.number, table, pixels_NHWC[:num_ok], read_seconds, decode_seconds)
+
+
+def extract_prepared(work: Work, base: Base, prepared: Prepared, on_batch: Callable[[int], None] | None = None) -> Receipt:
+    """Compute a prepared shard's features and commit its data file.
+
+    Args:
+        on_batch: called with the number of images of the shard done so far.
+    """
+    features: list[list[np.ndarray]] = [[] for _ in work.spec.layers]
+    for start in range(0, len(prepared.pixels_NHWC), base.batch_size):
+        batch_NHWC = prepared.pixels_NHWC[start : start + base.batch_size]
+        for parts, features_ND in zip(features, base(batch_NHWC), strict=True):
+            parts.append(features_ND)
+        if on_batch:
+            on_batch(start + len(batch_NHWC))
+    is_ok = np.array([reason is None for reason in prepared.rows.column("reason").to_pylist()])
+    columns = [_column(parts, is_ok, dim, work.spec.dtype) for parts, dim in zip(features, work.spec.dims, strict=True)]
+    table = pa.table([*prepared.rows.columns, *columns], schema=data_schema(work.spec))
+    name = work.data_names.format(prepared.shard)
+    return write_shard(
+        open_store(work.output), name, work.spec, prepared.shard, table, run_id=work.run_id, device=base.device
+    )
+
+
+def extract_shard(work: Work, base: Base, shard: Shard) -> Receipt:
+    """Both halves, one after the other."""
+    return extract_prepared(work, base, prepare_shard(work, shard))
+
+
+def extract_local(
+    source: str,
+    output: str,
+    request: FeatureRequest | None = None,
+    *,
+    limits: Limits | None = None,
+    labels: Labels = "folder",
+    shard_size: int | None = None,
+    max_rejected: float = 0.05,
+    batch_size: int = 32,
+) -> Summary:
+    """Do a small job in this process, without Ray: plan if there is no plan, extract what is missing, finish.
+
+    An image that crashes the decoder takes this process with it; the job `extract` survives that.
+
+    Args:
+        source, output: folders or s3://bucket/prefix.
+        request: which features; VGG16's averaged block5_pool with ImageNet weights where left out.
+        max_rejected: share of planned images that may be rejected before the run stops.
+
+    Raises:
+        BottleneckError: any kind, see `errors`.
+    """
+    started = time.monotonic()
+    request = request or FeatureRequest()
+    plan = open_or_make_plan(
+        source, output, request, limits=limits or Limits(), labels=labels, shard_size=shard_size
+    )
+    done = plan.committed()
+    tally = Tally(plan, max_rejected)
+    if finished(plan) is None:
+        work = Work.of(plan)
+        base = None
+        for shard in pending_shards(plan, done):
+            if work.is_committed(shard.number):
+                continue
+            base = base or Base(plan.spec, batch_size)
+            tally.add(extract_shard(work, base, shard))
+    return summarize(plan, tally, done, started)
+
+
+def open_or_make_plan(
+    source: str,
+    output: str,
+    request: FeatureRequest,
+    *,
+    limits: Limits,
+    labels: Labels = "folder",
+    shard_size: int | None = None,
+    has_bfloat16: Callable[[], bool] = base_module.has_bfloat16,
+) -> Plan:
+    """The output's plan, if it agrees with what is asked for; a new one where there is none.
+
+    Args:
+        shard_size: images of a shard in a new plan; None takes the default, and whatever an old plan has.
+        has_bfloat16: asked once, for a new plan with precision `auto`: have the workers bfloat16 in hardware?
+
+    Raises:
+        FingerprintError: if the plan was made with other settings; it names them.
+    """
+    plan = load_plan(output)
+    if plan is None:
+        auto = request.precision == "auto"
+        precision = choose_precision(request, has_bfloat16=auto and has_bfloat16())
+        spec = resolve_apart(request, precision)
+        kwargs: dict[str, Any] = {} if shard_size is None else {"shard_size": shard_size}
+        return make_plan(source, output, spec, limits=limits, labels=labels, **kwargs)
+    check_request(plan, source, request, limits=limits, labels=labels, shard_size=shard_size)
+    return plan
+
+
+def check_request(
+    plan: Plan, source: str, request: FeatureRequest, *, limits: Limits, labels: Labels, shard_size: int | None
+) -> None:
+    """Raise FingerprintError, naming each differing field, unless a plan is what was asked for."""
+    asked: dict[str, Any] = {
+        "base": request.base,
+        "layers": list(requested_layers(request)),
+        "resize": request.resize,
+        "interpolation": request.interpolation,
+        "exif": request.exif,
+        "dtype": request.dtype,
+    }
+    if request.precision != "auto":
+        asked["precision"] = request.precision
+    requested: dict[str, Any] = {
+        "spec": asked,
+        "limits": vars(limits),
+        "labels": labels,
+        "source": normal_uri(source),
+    }
+    if shard_size is not None:
+        requested["shard_size"] = shard_size
+    # Other words for the weights may mean the same ones: load them to see, unless the run is refused anyhow.
+    message = differences(plan, requested)
+    if message is None and request.weights != plan.spec.weights:
+        asked["weights_sha256"] = resolve_apart(request, plan.spec.precision).weights_sha256
+        message = differences(plan, requested)
+    if message is not None:
+        raise FingerprintError(message)
+
+
+def pending_shards(plan: Plan, done: dict[int, int]) -> list[Shard]:
+    """The shards without a data file, in an order of this run's own, so that several runs share the work."""
+    pending = [shard for shard in plan.shards() if shard.number not in done]
+    random.shuffle(pending)
+    return pending
+
+
+class Tally:
+    """Counts the outcomes of a run as receipts arrive and stops it when too many images are rejected."""
+
+    def __init__(self, plan: Plan, max_rejected: float) -> None:
+        if not 0 <= max_rejected <= 1:
+            raise UsageError(f"--max-rejected takes a share from 0 to 1. Received: {max_rejected}.")
+        self.allowed = max_rejected * plan.num_images
+        self.max_rejected = max_rejected
+        self.receipts: dict[int, Receipt] = {}
+        self.images = 0
+        self.reasons: dict[str, int] = {}
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.reasons.values())
+
+    def add(self, receipt: Receipt) -> None:
+        self.receipts[receipt.shard] = receipt
+        self.images += receipt.images
+        for reason, count in receipt.rejected.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        self.check(self.reasons)
+
+    def check(self, reasons: dict[str, int]) -> None:
+        if sum(reasons.values()) > self.allowed:
+            named = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items()))
+            raise TooManyRejectedError(
+                f"{sum(reasons.values())} images were rejected ({named}), more than the {self.max_rejected:.0%} of the "
+                "plan that --max-rejected allows. Look at the rows' `reason`; run again with a higher --max-rejected "
+                "to go on from here."
+            )
+
+
+def summarize(
+    plan: Plan, tally: Tally, done_before: dict[int, int], started: float, extended: Extended | None = None
+) -> Summary:
+    """Finish the output (unless it is finished) and say what was done."""
+    document = finished(plan) or finish(plan, tally.receipts)
+    tally.check(document["rejected"])
+    return Summary(
+        output=plan.output,
+        images=document["images"],
+        ok=document["ok"],
+        rejected=document["rejected"],
+        shards=plan.num_shards,
+        done_before=len(done_before),
+        done_now=sum(receipt.created for receipt in tally.receipts.values()),
+        seconds=round(time.monotonic() - started, 2),
+        fingerprint=plan.spec.fingerprint,
+        extended=extended,
+    )
+
+
+def guarded_by_exit(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
+    """Decode, ending this process if the decoder hangs: for worker processes, whose tasks are then run again apart."""
+    faulthandler.dump_traceback_later(DECODE_SECONDS, exit=True)
+    try:
+        return decode(data, spec, limits)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class GuardedByProcess:
+    """Decode in a child process: an image that kills or hangs it is rejected as `decoder_crash` or `decode_timeout`.
+
+    For the shards whose task crashed; starting the child takes a fraction of a second, each image a little more.
+    """
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._child: Any = None
+        self._pipe: Any = None
+
+    def __call__(self, data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
+        if self._child is None:
+            self._pipe, far_end = self._context.Pipe()
+            self._child = self._context.Process(target=_decode_for_parent, args=(far_end,), daemon=True)
+            self._child.start()
+            far_end.close()
+            self._pipe.recv()  # ready: importing is not the image's time
+        try:
+            self._pipe.send((data, spec, limits))
+            if not self._pipe.poll(DECODE_SECONDS):
+                self.close()
+                return Rejected("decode_timeout")
+            decoded: Decoded | Rejected = self._pipe.recv()
+            return decoded
+        except (EOFError, OSError):
+            self.close()
+            return Rejected("decoder_crash")
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.join()
+            self._pipe.close()
+            self._child = None
+
+
+def _decode_for_parent(pipe: Any) -> None:
+    pipe.send("ready")
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            pipe.send(decode(*pipe.recv()))
+
+
+def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Rejected]]:
+    """Each image with its bytes, in order, many requests in flight; one that cannot be read is rejected for what it is."""
+    fetched = open_store(work.source).get_many(
+        [Wanted(image.key, image.size, image.etag, image.offset, image.length) for image in images if _fits(image, work)]
+    )
+    for image in images:
+        if not _fits(image, work):
+            yield image, Rejected("too_many_bytes")
+            continue
+        data = next(fetched)
+        if isinstance(data, ObjectGoneError):
+            yield image, Rejected("missing")
+        elif isinstance(data, ObjectChangedError):
+            yield image, Rejected("changed")
+        else:
+            yield image, data
+
+
+def _fits(image: Image, work: Work) -> bool:
+    return image.size <= work.limits.max_bytes
+
+
+def _row(image: Image, outcome: Decoded | Rejected, sha256: bytes | None) -> tuple[Any, ...]:
+    rejected = isinstance(outcome, Rejected)
+    return (
+        image.key,
+        image.etag,
+        image.label,
+        "rejected" if rejected else "ok",
+        outcome.reason if isinstance(outcome, Rejected) else None,
+        outcome.width,
+        outcome.height,
+        outcome.mode,
+        sha256,
+    )
+
+
+def _column(parts: list[np.ndarray], is_ok: np.ndarray, dim: int, dtype: str) -> pa.Array:
+    """Features of the ok rows as fixed-size lists, null for the others."""
+    values_ND = np.zeros((len(is_ok), dim), dtype)
+    values_ND[is_ok] = np.concatenate([np.empty((0, dim), dtype), *parts])
+    return pa.FixedSizeListArray.from_arrays(pa.array(values_ND.reshape(-1)), dim, mask=pa.array(~is_ok))

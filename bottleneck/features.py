@@ -1,0 +1,276 @@
+"""Data files: written whole once, read by anyone; and the dataset of an output as (features, labels).
+
+Legend: N images, D features of a layer.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bottleneck.errors import CorruptError, IncompleteError, UsageError
+from bottleneck.plan import FORMAT, Plan, json_bytes, load_plan, versions
+from bottleneck.rows import data_schema
+from bottleneck.spec import FeatureSpec, canonical_layer
+from bottleneck.store import ObjectGoneError, Store, Wanted, open_store
+
+SUCCESS = "_SUCCESS.json"
+TAIL_BYTES = 65_536
+"""What is read of a data file to see its footer; the footer of one file is a few thousand bytes."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The small proof that a shard is committed."""
+
+    shard: int
+    statuses: dict[str, int]
+    """Rows by outcome: `ok`, or the reason of a rejection."""
+    bytes: int
+    """Of the data file."""
+    created: bool = True
+    """False where another attempt had committed it first."""
+
+    @property
+    def images(self) -> int:
+        return sum(self.statuses.values())
+
+    @property
+    def ok(self) -> int:
+        return self.statuses.get("ok", 0)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        return {reason: count for reason, count in sorted(self.statuses.items()) if reason != "ok"}
+
+
+def write_shard(
+    store: Store, name: str, spec: FeatureSpec, shard: int, rows: pa.Table, *, run_id: str, device: str
+) -> Receipt:
+    """Encode a shard's rows and create its data file, whole or not at all.
+
+    Args:
+        rows: in the schema `rows.data_schema(spec)`, in the plan's order.
+        device: what the features were computed on, for the footer.
+
+    Returns:
+        The receipt; of the file that was there first, if another attempt was faster.
+    """
+    statuses = outcomes(rows)
+    data = encode(rows, spec, shard, statuses, run_id=run_id, device=device)
+    if store.create(name, data):
+        return Receipt(shard, statuses, len(data))
+    return Receipt(shard, statuses, len(data), created=False)
+
+
+def outcomes(rows: pa.Table) -> dict[str, int]:
+    """Count rows by outcome: `ok`, or the reason of a rejection."""
+    counts = Counter("ok" if reason is None else reason for reason in rows.column("reason").to_pylist())
+    return dict(sorted(counts.items()))
+
+
+def encode(
+    rows: pa.Table, spec: FeatureSpec, shard: int, statuses: dict[str, int], *, run_id: str, device: str
+) -> bytes:
+    """The bytes of a data file."""
+    footer = {
+        "format": FORMAT,
+        "fingerprint": spec.fingerprint,
+        "spec": spec.to_json(),
+        "shard": shard,
+        "images": rows.num_rows,
+        "statuses": statuses,
+        "run_id": run_id,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device,
+    }
+    buffer = io.BytesIO()
+    # Measured on features of VGG16: splitting the bytes of floats into streams before zstd beats zstd alone in size.
+    layers = {f"{layer}.list.element": "BYTE_STREAM_SPLIT" for layer in spec.layers}
+    with pq.ParquetWriter(
+        buffer,
+        data_schema(spec),
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=["label", "status", "reason", "mode"],
+        column_encoding=layers,
+        write_statistics=["key", "label", "status", "reason"],
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(rows, row_group_size=max(1, rows.num_rows))
+        writer.add_key_value_metadata({"bottleneck": json.dumps(footer, ensure_ascii=False)})
+    return buffer.getvalue()
+
+
+def read_footer(store: Store, name: str, size: int) -> dict[str, Any]:
+    """What a data file says of itself, from its last bytes. Raises CorruptError."""
+    num_tail_bytes = min(size, TAIL_BYTES)
+    while True:
+        try:
+            tail = store.get(Wanted(name, size, "", size - num_tail_bytes, num_tail_bytes))
+        except ObjectGoneError:
+            raise CorruptError(f"{store.uri}/{name} is gone since it was listed.") from None
+        needed = int.from_bytes(tail[-8:-4], "little") + 8
+        if num_tail_bytes >= min(needed, size):
+            break
+        num_tail_bytes = needed
+    try:
+        # Metadata alone needs no more of the file than its closing part behind the opening magic.
+        metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail[-needed:])).metadata or {}
+        footer: dict[str, Any] = json.loads(metadata[b"bottleneck"])
+        return footer
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise CorruptError(
+            f"{store.uri}/{name} is no data file of bottleneck: {error}. Look at it with `bottleneck verify`; delete it "
+            "to have it done again."
+        ) from error
+
+
+def finish(plan: Plan, receipts: dict[int, Receipt] | None = None) -> dict[str, Any]:
+    """Account for every shard and write `_SUCCESS.json`; its content is returned.
+
+    Args:
+        receipts: those of this run by shard; the footers of all other shards are read.
+
+    Raises:
+        IncompleteError: if shards are missing.
+    """
+    store = open_store(plan.output)
+    committed = plan.committed()
+    missing = [shard for shard in range(plan.num_shards) if shard not in committed]
+    if missing:
+        raise IncompleteError(
+            f"{len(missing)} of {plan.num_shards} shards of {plan.output} are not done, the first is {missing[0]}. Run "
+            "the same command again: it does only these."
+        )
+    ours = {shard: receipt for shard, receipt in (receipts or {}).items() if receipt.created}
+
+    def account(shard: int) -> Receipt:
+        if shard in ours:
+            return ours[shard]
+        footer = read_footer(store, plan.data_name(shard), committed[shard])
+        return Receipt(shard, footer["statuses"], committed[shard], created=False)
+
+    with ThreadPoolExecutor(16) as pool:
+        accounts = list(pool.map(account, range(plan.num_shards)))
+    totals = sum((Counter(receipt.statuses) for receipt in accounts), Counter())
+    document = {
+        "format": FORMAT,
+        "fingerprint": plan.spec.fingerprint,
+        "plan_sha256": plan.sha256,
+        "images": plan.num_images,
+        "ok": totals.pop("ok", 0),
+        "rejected": dict(sorted(totals.items())),
+        "shards": [
+            {"shard": one.shard, "images": one.images, "ok": one.ok, "rejected": one.rejected, "bytes": one.bytes}
+            for one in accounts
+        ],
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    store.replace(SUCCESS, json_bytes(document))
+    return document
+
+
+def finished(plan: Plan) -> dict[str, Any] | None:
+    """`_SUCCESS.json`, if it speaks of this plan and every data file is there in the size it says; else None."""
+    store = open_store(plan.output)
+    try:
+        document: dict[str, Any] = json.loads(store.get(Wanted(SUCCESS, 0, "")))
+        sizes = {line["shard"]: line["bytes"] for line in document["shards"]}
+        return document if document["plan_sha256"] == plan.sha256 and sizes == plan.committed() else None
+    except (ObjectGoneError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Features:
+    """The rows of an output whose images are ok. Made by `open_features`."""
+
+    def __init__(self, plan: Plan, files: list[str]) -> None:
+        self.plan = plan
+        self.spec = plan.spec
+        self.files = files
+        """Names of the data files below the output, in shard order."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.spec.layers
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield one table a shard, rejected rows included, with these columns or all."""
+        store = open_store(self.plan.output)
+        for name in self.files:
+            with pq.ParquetFile(io.BytesIO(store.get(Wanted(name, 0, ""))), page_checksum_verification=True) as file:
+                yield file.read(columns=columns)
+
+    def batches(self, layer: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the ok rows of one shard after the other.
+
+        Args:
+            layer: as in the spec (`fc2` for `fc2:none`); may be left out where there is only one.
+
+        Yields:
+            features_ND in the stored dtype, labels_N (str, or None without labels).
+        """
+        for features_ND, labels_N, _ in self._batches(layer):
+            yield features_ND, labels_N
+
+    def arrays(self, layer: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All ok rows at once: features_ND in the stored dtype, labels_N, keys_N."""
+        dim = self.spec.dims[self.spec.layers.index(self._column(layer))]
+        parts = [(np.empty((0, dim), self.spec.dtype), np.empty(0, object), np.empty(0, object)), *self._batches(layer)]
+        features, labels, keys = zip(*parts, strict=True)
+        return np.concatenate(features), np.concatenate(labels), np.concatenate(keys)
+
+    def _batches(self, layer: str | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        column = self._column(layer)
+        dim = self.spec.dims[self.spec.layers.index(column)]
+        for table in self.tables(["key", "label", "status", column]):
+            ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok")).combine_chunks()
+            values = ok.column(column).combine_chunks()
+            features_ND = values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), dim)
+            yield features_ND, _objects(ok.column("label")), _objects(ok.column("key"))
+
+    def _column(self, layer: str | None) -> str:
+        if layer is None and len(self.layers) == 1:
+            return self.layers[0]
+        if layer is None or canonical_layer(layer) not in self.layers:
+            raise UsageError(f"Expected one of the layers {', '.join(self.layers)}. Received: {layer}.")
+        return canonical_layer(layer)
+
+
+def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
+    """Open the features of an output.
+
+    Args:
+        allow_incomplete: also open an output whose extraction is not finished, with the shards it has.
+
+    Raises:
+        UsageError: if there is no plan.
+        IncompleteError: if shards are missing, unless allowed.
+    """
+    plan = load_plan(output)
+    if plan is None:
+        raise UsageError(f"{output} holds no features: it has no plan.json. Make some with `bottleneck extract`.")
+    if not allow_incomplete and finished(plan) is None:
+        done = len(plan.committed())
+        raise IncompleteError(
+            f"{output} is not finished: {done} of {plan.num_shards} shards are there. Run its `bottleneck extract` "
+            "command again, or open what there is with allow_incomplete=True."
+        )
+    return Features(plan, [plan.data_name(shard) for shard in sorted(plan.committed())])
+
+
+def _objects(column: pa.ChunkedArray) -> np.ndarray:
+    values = np.empty(len(column), object)
+    values[:] = column.to_pylist()
+    return values

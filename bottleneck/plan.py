@@ -1,0 +1,468 @@
+"""The frozen list of images, cut into shards; made once, resumed for ever, extended when the source grows.
+
+A plan is `plan.json` and its parts, Parquet files of 32 shards each with one row group a shard. Parts are named by their
+content and written first; creating `plan.json` is the commit. An extension is `plan/extension-00001.json` and its parts.
+"""
+
+import hashlib
+import heapq
+import io
+import itertools
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
+from bottleneck.sources import Image, Labels, list_images
+from bottleneck.spec import FeatureSpec, Limits, sha256_json
+from bottleneck.store import ObjectGoneError, Store, Wanted, open_store
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+SHARD_SIZE = 512
+"""Images of a shard: about 77 MB of pixels, some seconds of work, one Parquet file."""
+SHARDS_PER_PART = 32
+"""A part is read whole for each of its shards: 16 thousand images are about 1 MB."""
+NUM_NAMED = 10
+"""Changed and gone images an extension names; it counts them all."""
+
+PART_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+    ]
+)
+_KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet|report\.html")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of a plan."""
+
+    name: str
+    first_shard: int
+    shards: int
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of the plan, the unit of work; it becomes one data file."""
+
+    number: int
+    part: str
+    row_group: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What one look at the source froze: the plan itself, or an extension."""
+
+    images: int
+    bytes: int
+    shards: int
+    label_counts: dict[str, int]
+    skipped: dict[str, int]
+    """Objects that are no images by their names, by suffix."""
+    listing_sha256: str
+    parts: list[Part]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images of an output and how their features are made; `listings` are the plan's own and its extensions'."""
+
+    source: str
+    output: str
+    spec: FeatureSpec
+    limits: Limits
+    labels: Labels
+    shard_size: int
+    listings: list[Listing]
+
+    @property
+    def num_images(self) -> int:
+        return sum(listing.images for listing in self.listings)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(listing.bytes for listing in self.listings)
+
+    @property
+    def num_shards(self) -> int:
+        return sum(listing.shards for listing in self.listings)
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for listing in self.listings for part in listing.parts]
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        return dict(sorted(sum((Counter(listing.label_counts) for listing in self.listings), Counter()).items()))
+
+    @property
+    def sha256(self) -> str:
+        """The plan's digest, which `_SUCCESS.json` repeats: it changes with every extension."""
+        return sha256_json({"fingerprint": self.spec.fingerprint, "parts": [part.sha256 for part in self.parts]})
+
+    def shards(self) -> Iterator[Shard]:
+        for part in self.parts:
+            for row_group in range(part.shards):
+                yield Shard(part.first_shard + row_group, part.name, row_group)
+
+    def data_name(self, shard: int) -> str:
+        return f"data/s{shard:08d}-{self.spec.fp8}.parquet"
+
+    def committed(self) -> dict[int, int]:
+        """The shards whose data files are there, by number, with the files' sizes in bytes: the truth about progress."""
+        names = re.compile(rf"data/s(\d{{8}})-{self.spec.fp8}\.parquet")
+        found = ((names.fullmatch(entry.key), entry.size) for entry in open_store(self.output).list("data/"))
+        return {int(match[1]): size for match, size in found if match}
+
+    def images(self) -> Iterator[Image]:
+        """Every image in key order, with flat memory."""
+        store = open_store(self.output)
+        runs = [_images_of(store, listing.parts) for listing in self.listings]
+        return heapq.merge(*runs, key=lambda image: image.key.encode())
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What looking at the source again found."""
+
+    added: int
+    changed: int
+    gone: int
+    changed_keys: list[str] = field(default_factory=list)
+    """The first of them."""
+    gone_keys: list[str] = field(default_factory=list)
+
+
+def load_plan(output: str) -> Plan | None:
+    """Read an output's plan with all its extensions; None where there is none.
+
+    Raises:
+        UsageError: if the plan was written by a version whose format this one does not know.
+        CorruptError: if it is no readable plan.
+    """
+    store = open_store(output)
+    document = _read_json(store, "plan.json")
+    if document is None:
+        return None
+    if document.get("format") != FORMAT:
+        raise UsageError(f"{output} has format {document.get('format')}; this version reads format {FORMAT}.")
+    listings = [_listing(document)]
+    while (extension := _read_json(store, _extension_name(len(listings)))) is not None:
+        listings.append(_listing(extension))
+    try:
+        return Plan(
+            source=document["source"],
+            output=store.uri,
+            spec=FeatureSpec.from_json(document["spec"]),
+            limits=Limits(**document["limits"]),
+            labels=document["labels"],
+            shard_size=document["shard_size"],
+            listings=listings,
+        )
+    except (KeyError, TypeError) as error:
+        raise CorruptError(f"{output}/plan.json is damaged: {error!r}.") from error
+
+
+def make_plan(
+    source: str,
+    output: str,
+    spec: FeatureSpec,
+    *,
+    limits: Limits | None = None,
+    labels: Labels = "folder",
+    shard_size: int = SHARD_SIZE,
+) -> Plan:
+    """List the source and freeze it as the plan of a new output. If another run was first, its plan is returned.
+
+    Raises:
+        UsageError: for an empty or missing source, or an output that holds something else.
+        StoreError: if source or output cannot be used.
+    """
+    if shard_size < 1:
+        raise UsageError(f"--shard-size takes a number of images from 1 up. Received: {shard_size}.")
+    source_store, output_store = open_store(source), open_store(output)
+    check_output_is_ours(output)
+    skipped: Counter[str] = Counter()
+    images = list_images(source_store, labels, skipped)
+    listing = _freeze(output_store, spec, _in_order(images), skipped, first_shard=0, shard_size=shard_size)
+    if not listing.images:
+        raise UsageError(_nothing_found(source_store, listing))
+    document = {
+        **_header(spec),
+        "spec": spec.to_json(),
+        "limits": asdict(limits or Limits()),
+        "labels": labels,
+        "shard_size": shard_size,
+        "source": source_store.uri,
+        **asdict(listing),
+    }
+    output_store.create("plan.json", json_bytes(document))
+    plan = load_plan(output)
+    if plan is None:
+        raise StoreError(f"{output}/plan.json was written and is gone again.")
+    if plan.spec.fingerprint != spec.fingerprint:
+        raise FingerprintError(f"Another run planned {output} first. {differences(plan, {'spec': spec.to_json()})}")
+    return plan
+
+
+def extend_plan(plan: Plan) -> tuple[Plan, Extended]:
+    """Look at the source again and append shards for the images the plan does not have; both lists are streamed."""
+    source_store, output_store = open_store(plan.source), open_store(plan.output)
+    while True:
+        skipped: Counter[str] = Counter()
+        seen = _Comparison(plan.images(), _in_order(list_images(source_store, plan.labels, skipped)))
+        listing = _freeze(
+            output_store,
+            plan.spec,
+            seen.new_images(),
+            skipped,
+            first_shard=plan.num_shards,
+            shard_size=plan.shard_size,
+        )
+        extended = Extended(listing.images, seen.changed, seen.gone, seen.changed_keys, seen.gone_keys)
+        if not listing.images:
+            return plan, extended
+        number = len(plan.listings)
+        document = {**_header(plan.spec), "extension": number, **asdict(listing)}
+        created = output_store.create(_extension_name(number), json_bytes(document))
+        newer = load_plan(plan.output)
+        if newer is None:
+            raise StoreError(f"{plan.output}/plan.json is gone.")
+        if created:
+            return newer, extended
+        plan = newer  # another run extended first: compare again, with its images planned
+
+
+def read_images(store: Store, shard: Shard) -> list[Image]:
+    """The images of one shard, in order."""
+    table = _part(store, shard.part).read_row_group(shard.row_group)
+    columns = [table.column(name).to_pylist() for name in Image._fields]
+    return list(itertools.starmap(Image, zip(*columns, strict=True)))
+
+
+def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
+    """The message of a refused run: each differing field with its planned and its requested value; None if none differs."""
+    planned: dict[str, Any] = {
+        "spec": plan.spec.to_json(),
+        "limits": asdict(plan.limits),
+        "labels": plan.labels,
+        "source": plan.source,
+        "shard_size": plan.shard_size,
+    }
+    lines = []
+    for name, value in requested.items():
+        pairs = [(key, planned[name][key], value[key]) for key in value] if isinstance(value, dict) else None
+        for key, old, new in pairs or [(name, planned[name], value)]:
+            if old != new and key != "weights":
+                lines.append(f"{key}: planned {_shown(old)}, requested {_shown(new)}")
+    if not lines:
+        return None
+    return (
+        f"{plan.output} was planned with other settings, so this run would mix features. Differing: "
+        + "; ".join(lines)
+        + ". Give the planned values, or another output."
+    )
+
+
+def check_output_is_ours(output: str) -> None:
+    """Refuse an output that holds anything but what a plan and its data leave there. Raises UsageError."""
+    for entry in itertools.islice(open_store(output).list(), 100):
+        if not _KNOWN_OBJECT.fullmatch(entry.key):
+            raise UsageError(f"The output {output} holds something else: {entry.key}. Give an empty or new place.")
+
+
+def json_bytes(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+class _Comparison:
+    """Two sorted streams side by side: what is planned and what is there."""
+
+    def __init__(self, planned: Iterator[Image], found: Iterator[Image]) -> None:
+        self.planned, self.found = planned, found
+        self.changed = self.gone = 0
+        self.changed_keys: list[str] = []
+        self.gone_keys: list[str] = []
+
+    def new_images(self) -> Iterator[Image]:
+        old = next(self.planned, None)
+        for image in self.found:
+            while old is not None and old.key.encode() < image.key.encode():
+                self._gone(old)
+                old = next(self.planned, None)
+            if old is None or old.key != image.key:
+                yield image
+                continue
+            if (old.size, old.etag) != (image.size, image.etag):
+                self.changed += 1
+                self.changed_keys += [image.key] if len(self.changed_keys) < NUM_NAMED else []
+            old = next(self.planned, None)
+        while old is not None:
+            self._gone(old)
+            old = next(self.planned, None)
+
+    def _gone(self, image: Image) -> None:
+        self.gone += 1
+        self.gone_keys += [image.key] if len(self.gone_keys) < NUM_NAMED else []
+
+
+def _freeze(
+    store: Store, spec: FeatureSpec, images: Iterable[Image], skipped: Counter[str], *, first_shard: int, shard_size: int
+) -> Listing:
+    """Write images as parts, holding one part in memory."""
+    parts: list[Part] = []
+    label_counts: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    num_images = num_bytes = 0
+    shard = first_shard
+    images = iter(images)
+    while batch := list(itertools.islice(images, shard_size * SHARDS_PER_PART)):
+        part = _write_part(store, spec, batch, shard, shard_size)
+        parts.append(part)
+        shard += part.shards
+        for image in batch:
+            num_images += 1
+            num_bytes += image.size
+            digest.update(f"{image.key}\0{image.size}\0{image.etag}\n".encode())
+            if image.label is not None:
+                label_counts[image.label] += 1
+    return Listing(
+        num_images,
+        num_bytes,
+        shard - first_shard,
+        dict(sorted(label_counts.items())),
+        dict(sorted(skipped.items())),
+        digest.hexdigest(),
+        parts,
+    )
+
+
+def _write_part(store: Store, spec: FeatureSpec, images: list[Image], first_shard: int, shard_size: int) -> Part:
+    buffer = io.BytesIO()
+    shards = range(0, len(images), shard_size)
+    with pq.ParquetWriter(buffer, PART_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        for number, start in enumerate(shards, first_shard):
+            rows = images[start : start + shard_size]
+            columns = [[number] * len(rows), list(range(len(rows))), *map(list, zip(*rows, strict=True))]
+            writer.write_table(
+                pa.table([pa.array(c, f.type) for c, f in zip(columns, PART_SCHEMA, strict=True)], schema=PART_SCHEMA)
+            )
+    data = buffer.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
+    # Named by content: a planning that was killed leaves at most equal or unused parts, never wrong ones.
+    name = f"plan/{spec.fp8}-{first_shard:08d}-{sha256[:8]}.parquet"
+    store.create(name, data)
+    return Part(name, first_shard, len(shards), len(images), sha256)
+
+
+def _images_of(store: Store, parts: list[Part]) -> Iterator[Image]:
+    for part in parts:
+        for row_group in range(part.shards):
+            yield from read_images(store, Shard(part.first_shard + row_group, part.name, row_group))
+
+
+@lru_cache(maxsize=4)
+def _part(store: Store, name: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(io.BytesIO(store.get(Wanted(name, 0, ""))))
+    except ObjectGoneError:
+        raise CorruptError(f"{store.uri}/{name}, a part of the plan, is gone. Restore it, or plan a new output.") from None
+    except pa.ArrowException as error:
+        raise CorruptError(f"{store.uri}/{name}, a part of the plan, is damaged: {error}.") from error
+
+
+def _in_order(images: Iterator[Image]) -> Iterator[Image]:
+    """Pass images on, and stop the run where the store lists them out of order: merging relies on it."""
+    last = b""
+    for image in images:
+        key = image.key.encode()
+        if key <= last and last:
+            raise StoreError(
+                f"The source lists its objects out of order ({image.key!r} after {last.decode()!r}). Expected the "
+                "order of their UTF-8 bytes, as S3 has it; directory buckets (S3 Express) do not."
+            )
+        last = key
+        yield image
+
+
+def _nothing_found(source: Store, listing: Listing) -> str:
+    if listing.skipped:
+        kinds = ", ".join(f"{count} x {suffix}" for suffix, count in listing.skipped.items())
+        return f"No images in {source.uri}, only other files: {kinds}. Expected .jpg, .png, .webp and the like."
+    return f"The source {source.uri} is empty or does not exist. Expected a folder or prefix with images."
+
+
+def _header(spec: FeatureSpec) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "fingerprint": spec.fingerprint,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Versions of what can change a feature, without importing it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from bottleneck import __version__
+
+    found = {"bottleneck": __version__}
+    for name in ("keras", "tensorflow-cpu", "tensorflow", "torch", "jax", "pillow", "pyarrow", "ray"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _listing(document: dict[str, Any]) -> Listing:
+    try:
+        parts = [Part(**part) for part in document["parts"]]
+        names = ("images", "bytes", "shards", "label_counts", "skipped", "listing_sha256")
+        return Listing(**{name: document[name] for name in names}, parts=parts)
+    except (KeyError, TypeError) as error:
+        raise CorruptError(f"The plan is damaged: {error!r}. Restore plan.json and plan/, or plan a new output.") from error
+
+
+def _extension_name(number: int) -> str:
+    return f"plan/extension-{number:05d}.json"
+
+
+def _read_json(store: Store, name: str) -> dict[str, Any] | None:
+    try:
+        document = json.loads(store.get(Wanted(name, 0, "")))
+    except ObjectGoneError:
+        return None
+    except ValueError as error:
+        raise CorruptError(f"{store.uri}/{name} is no JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise CorruptError(f"{store.uri}/{name} is no JSON object.")
+    return document
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
