@@ -3,8 +3,9 @@
 Shapes: S x S pixels of the base's input, H x W pixels as stored, C = 3 channels in the order R, G, B.
 
 Bytes from a bucket are not trusted. They meet no other reader than the six named here, each chosen by the bytes it is
-made for, and the size in the header is compared with the cap before a pixel is decoded. What Pillow shows but has not
-read whole is not used.
+made for, and the size in the header is compared with the cap before a pixel is decoded. Memory peaks at 7 to 16 bytes a
+pixel as stored: at the default cap of 100 million pixels 0.7 GB for 16-bit PNG, 1.0 GB for progressive JPEG and 1.6 GB
+for WebP (measured).
 
 Colours are taken as stored: ICC profiles are not applied, as Keras does not apply them either.
 """
@@ -69,8 +70,8 @@ def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected
         spec: `image_size_px`, `resize`, `interpolation` and `exif` are used. With `squash` the pixels equal those of
             `keras.utils.load_img(target_size=(S, S))`, with `crop` those of the same with `keep_aspect_ratio=True`,
             for the same interpolation, `exif="ignore"` and 8-bit images.
-        limits: `max_bytes`, `max_pixels`, `tiff`. Pillow's own hard limit for WebP and TIFF, 179 million pixels,
-            holds for them where `max_pixels` is higher.
+        limits: `max_bytes`, `max_pixels`, `tiff`. Where `max_pixels` is above 179 million, that limit of Pillow's own
+            still holds for WebP, TIFF, and GIF frames larger than their screen.
 
     Returns:
         `Decoded` or `Rejected`; no bytes make it raise, only a lack of memory does.
@@ -181,19 +182,21 @@ def _open_png(data: bytes) -> ImageFile:
     """
     pixels: list[memoryview] = []
     orientation: list[memoryview] = []
-    position, previous, kind = len(_PNG), b"", b""
-    while position + 12 <= len(data) and kind != b"IEND":
+    position, kinds = len(_PNG), [b""]
+    while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         chunk = memoryview(data)[position : position + length + 12]
         whole = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        if kind in _PNG_PIXELS:
-            again = kind != previous and kind in {bytes(seen[4:8]) for seen in pixels}  # against the standard
-            if again or not whole:
+        if kind[:1].isupper():  # needed, says the standard, which also wants all IDAT in one row
+            if kind not in _PNG_PIXELS or not whole or (kind in kinds and kind != kinds[-1]):
                 break
             pixels.append(chunk)
         elif whole and (kind == b"eXIf" or bytes(chunk[8:40]).startswith(_PNG_ORIENTATION)):
             orientation.append(chunk)
-        position, previous = position + length + 12, kind
+        position += length + 12
+        kinds.append(kind)
+    if pixels and len(pixels[0]) > 17 and pixels[0][17] == 3 and b"PLTE" not in kinds:
+        raise OSError("the palette is missing, for which Pillow would take black")
     if orientation:
         try:
             return PngImageFile(io.BytesIO(b"".join([_PNG, *pixels[:1], *orientation, *pixels[1:], _PNG_END])))

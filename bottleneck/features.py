@@ -207,10 +207,14 @@ class Features:
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield one table a shard, rejected rows included, with these columns or all."""
-        store = open_store(self.plan.output)
         for name in self.files:
-            with pq.ParquetFile(io.BytesIO(store.get(Wanted(name, 0, ""))), page_checksum_verification=True) as file:
-                yield file.read(columns=columns)
+            yield self.table(name, columns)
+
+    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One data file's rows, with these columns or all."""
+        data = open_store(self.plan.output).get(Wanted(name, 0, ""))
+        with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
+            return file.read(columns=columns)
 
     def batches(self, layer: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the ok rows of one shard after the other.

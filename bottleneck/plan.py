@@ -48,7 +48,7 @@ PART_SCHEMA = pa.schema(
         pa.field("length", pa.int64()),
     ]
 )
-_KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet|report\.html")
+_KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,15 @@ class Plan:
         for part in self.parts:
             for row_group in range(part.shards):
                 yield Shard(part.first_shard + row_group, part.name, row_group)
+
+    def images_in(self, shard: int) -> int:
+        """Images of one shard; all but the last of a listing are full."""
+        for listing in self.listings:
+            if shard < listing.shards:
+                is_last = shard == listing.shards - 1
+                return listing.images - shard * self.shard_size if is_last else self.shard_size
+            shard -= listing.shards
+        raise IndexError(shard)
 
     def data_name(self, shard: int) -> str:
         return f"data/s{shard:08d}-{self.spec.fp8}.parquet"

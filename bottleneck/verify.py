@@ -219,7 +219,7 @@ def _report(
 ) -> Report:
     names = {plan.data_name(shard): shard for shard in range(plan.shards)} if plan else {}
     missing = [name for name in names if name not in objects.sizes_bytes]
-    known = {"plan.json", "_SUCCESS.json", "report.html", *names}
+    known = {"plan.json", "_SUCCESS.json", *names}
     known |= {run.name for run in plan.runs} | {part.name for part in plan.parts} if plan else set()
     others = [name for name in objects.sizes_bytes if name not in known] if plan else []
     totals = sum(statuses.values(), Counter[str]())
@@ -538,7 +538,7 @@ def _read_table(objects: _Objects, name: str, schema: pa.Schema) -> pa.Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         for number, (received, expected) in enumerate(zip_longest(file.schema_arrow, schema)):
-            if received != expected:
+            if received is None or expected is None or received != expected:
                 raise _Problem(f"its column {number} is {_field(received)}, expected {_field(expected)}")
         table = file.read()
         table.validate(full=True)

@@ -51,10 +51,10 @@ def check(
         "other statuses than expected",
         [f"{key}: {received[key]} for {truth[key]}" for key in rows if received[key] != truth[key]],
     )
-    odd = {("ok", False), ("rejected", True)}
+    allowed = {("ok", False), ("rejected", True)}
     _none(
         "statuses without their reason",
-        [k for k, row in rows.items() if (row["status"], bool(row["reason"])) not in odd],
+        [k for k, row in rows.items() if (row["status"], bool(row["reason"])) not in allowed],
     )
     for key, row in rows.items():
         for layer, values in row["features"].items():

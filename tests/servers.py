@@ -28,6 +28,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -54,7 +55,7 @@ class S3Server(ABC):
     kind: ClassVar[str]
     region = "us-east-1"
     access_key = "testkey"
-    secret_key = "testsecret"
+    secret_key = "testsecret"  # noqa: S105
 
     def __init__(self) -> None:
         _remove_left_over_folders()
@@ -115,6 +116,7 @@ class S3Server(ABC):
             "NO_PROXY": "127.0.0.1,localhost",
         }
 
+    @cached_property
     def client(self) -> Any:
         """A botocore client with the owner's credentials, whatever this process' environment says."""
         return botocore.session.Session().create_client(
@@ -126,20 +128,23 @@ class S3Server(ABC):
             config=botocore.config.Config(s3={"addressing_style": "path"}, proxies={}),
         )
 
-    def create_bucket(self, bucket: str) -> None:
-        """Create an empty bucket."""
-        self.client().create_bucket(Bucket=bucket)
-
-    def upload(self, bucket: str, objects: Mapping[str, bytes]) -> None:
-        """Store key -> bytes, many requests at a time."""
-        filesystem = s3fs.S3FileSystem(
+    @cached_property
+    def _filesystem(self) -> s3fs.S3FileSystem:
+        return s3fs.S3FileSystem(
             key=self.access_key,
             secret=self.secret_key,
             endpoint_url=self.endpoint_url,
             client_kwargs={"region_name": self.region},
             skip_instance_cache=True,
         )
-        filesystem.pipe({f"{bucket}/{key}": data for key, data in objects.items()}, batch_size=32)
+
+    def create_bucket(self, bucket: str) -> None:
+        """Create an empty bucket."""
+        self.client.create_bucket(Bucket=bucket)
+
+    def upload(self, bucket: str, objects: Mapping[str, bytes]) -> None:
+        """Store key -> bytes, many requests at a time."""
+        self._filesystem.pipe({f"{bucket}/{key}": data for key, data in objects.items()}, batch_size=32)
 
     def upload_folder(self, folder: Path, bucket: str, prefix: str = "") -> int:
         """Store every file below `folder` as `prefix` + its relative path; returns how many."""
@@ -151,7 +156,7 @@ class S3Server(ABC):
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         """Every key, in the order the server lists them; asked of botocore, so it also checks what s3fs wrote."""
-        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def read_only_environment(self, bucket: str) -> dict[str, str] | None:
@@ -252,7 +257,7 @@ class CephServer(S3Server):
             "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"],
         }
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-        self.client().put_bucket_policy(Bucket=bucket, Policy=policy)
+        self.client.put_bucket_policy(Bucket=bucket, Policy=policy)
         return self.environment | {"AWS_ACCESS_KEY_ID": user}
 
     def _create_user(self, name: str, access_key: str, secret_key: str) -> None:
@@ -330,7 +335,7 @@ bluestore_fsck_on_mount = false
 osd_memory_target = 1073741824
 osd_class_update_on_start = false
 osd_crush_update_on_start = false
-# A killed gateway stays registered this long, and whatever changes a bucket or user waits for its answer (default 30 s).
+# A killed gateway stays registered this long, and whatever changes a bucket or user waits for it (default 30 s).
 osd_client_watch_timeout = 2
 [client.rgw.a]
 rgw_frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1

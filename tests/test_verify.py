@@ -1,22 +1,899 @@
-"""Every kind of tampering is named, and a good output is called good.
+"""A good output is called good, and every kind of tampering is named.
 
-`write_output` writes the format of an output with nothing but pyarrow and json: it is the format's golden example.
+`write_output` writes an output with nothing but pyarrow and json: it is the golden example of the format.
 """
 
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
-from itertools import batched
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import fsspec
+import oracle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
+import servers
 
-from bottleneck import rows, spec, verify
+from bottleneck import rows
 from bottleneck.errors import StoreError, UsageError
-from tests import oracle
+from bottleneck.spec import FeatureSpec
+from bottleneck.verify import REASONS, Report, verify
+
+# The golden example
+
+SHARD_SIZE = 4
+SHARDS_PER_PART = 3
+SPEC: dict[str, Any] = {
+    "base": "vgg16",
+    "weights": "random:0",
+    "weights_sha256": "ab" * 32,
+    "layers": ["block5_pool:avg", "fc1:none"],
+    "dims": [3, 2],
+    "image_size_px": 224,
+    "resize": "squash",
+    "interpolation": "bilinear",
+    "exif": "apply",
+    "precision": "float32",
+    "dtype": "float16",
+}
+PART_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+    ]
+)
+DATA_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("mode", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("block5_pool:avg", pa.list_(pa.float16(), 3)),
+        pa.field("fc1:none", pa.list_(pa.float16(), 2)),
+    ]
+)
+
+
+class Image(NamedTuple):
+    key: str
+    size: int
+    etag: str
+    label: str | None
+    outcome: str
+    """ok, or the reason it is rejected for."""
+
+
+def image(key: str, outcome: str = "ok") -> Image:
+    label = key.rpartition("/")[0] or None
+    return Image(key, 100 + len(key), f"etag of {key}", label, outcome)
+
+
+IMAGES = [
+    *(image(f"cats/{n:02d}.jpg") for n in range(5)),
+    image("cats/a b+%2F#?.jpg"),
+    image("cats/cut.jpg", "truncated"),
+    image("cats/replaced.jpg", "changed"),
+    *(image(f"dogs/{n:02d}.jpg") for n in range(3)),
+    image("dogs/gone.jpg", "missing"),
+    image("dogs/\u00fc \U0001f415.jpg"),
+    image("loose.jpg"),
+]
+"""14 images: shards of 4, 4, 4 and 2, in parts of 3 shards and 1."""
+LATER = [image("cats/00b.jpg"), image("cats/99.jpg", "truncated"), image("dogs/00b.jpg"), image("a.jpg")]
+TRUTH = {found.key: found.outcome for found in IMAGES}
+
+
+def write_output(folder: Path, images: list[Image] = IMAGES) -> None:
+    """A finished output: plan, data files, _SUCCESS.json."""
+    (folder / "plan").mkdir(parents=True)
+    (folder / "data").mkdir()
+    plan = {
+        "format": 1,
+        "fingerprint": sha256_json({key: value for key, value in SPEC.items() if key != "weights"}),
+        "spec": SPEC,
+        "limits": {"max_bytes": 100_000_000, "max_pixels": 100_000_000, "tiff": False},
+        "labels": "folder",
+        "shard_size": SHARD_SIZE,
+        "source": "file:///images",
+        "created": "2026-01-01T00:00:00+00:00",
+        "versions": {"bottleneck": "0.1.0"},
+        **write_parts(folder, images, first_shard=0),
+    }
+    write_json(folder / "plan.json", plan)
+    write_shards(folder, images, first_shard=0)
+    write_success(folder)
+
+
+def extend(folder: Path, images: list[Image], number: int = 1) -> None:
+    """What planning again leaves: an extension that nobody has extracted yet."""
+    first_shard = sum(run["shards"] for run in read_runs(folder))
+    document = {
+        "format": 1,
+        "fingerprint": fingerprint(folder),
+        "extension": number,
+        "created": "2026-01-02T00:00:00+00:00",
+        "versions": {"bottleneck": "0.1.0"},
+        **write_parts(folder, sorted(images, key=lambda found: found.key.encode()), first_shard),
+    }
+    write_json(folder / f"plan/extension-{number:05d}.json", document)
+
+
+def write_parts(folder: Path, images: list[Image], first_shard: int) -> dict[str, Any]:
+    shards = in_shards(images)
+    parts = []
+    for start in range(0, len(shards), SHARDS_PER_PART):
+        batch = shards[start : start + SHARDS_PER_PART]
+        path = folder / "plan/part"
+        with pq.ParquetWriter(path, PART_SCHEMA) as writer:
+            for number, shard in enumerate(batch, first_shard + start):
+                writer.write_table(
+                    pa.Table.from_pylist(
+                        [
+                            {
+                                "shard": number,
+                                "index": index,
+                                "key": i.key,
+                                "size": i.size,
+                                "etag": i.etag,
+                                "label": i.label,
+                            }
+                            for index, i in enumerate(shard)
+                        ],
+                        schema=PART_SCHEMA,
+                    )
+                )
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        name = f"plan/{fp8()}-{first_shard + start:08d}-{sha256[:8]}.parquet"
+        path.rename(folder / name)
+        part = {"name": name, "first_shard": first_shard + start, "shards": len(batch), "images": sum(map(len, batch))}
+        parts.append({**part, "sha256": sha256})
+    return {
+        "images": len(images),
+        "bytes": sum(i.size for i in images),
+        "shards": len(shards),
+        "label_counts": Counter(i.label for i in images if i.label is not None),
+        "skipped": {".txt": 1},
+        "listing_sha256": hashlib.sha256(
+            "".join(f"{i.key}\0{i.size}\0{i.etag}\n" for i in images).encode()
+        ).hexdigest(),
+        "parts": parts,
+    }
+
+
+def write_shards(folder: Path, images: list[Image], first_shard: int) -> None:
+    for number, shard in enumerate(in_shards(images), first_shard):
+        footer = {
+            "format": 1,
+            "fingerprint": fingerprint(folder),
+            "spec": SPEC,
+            "shard": number,
+            "images": len(shard),
+            "statuses": Counter(i.outcome for i in shard),
+            "run_id": "golden",
+            "written": "2026-01-01T00:00:00+00:00",
+            "versions": {"bottleneck": "0.1.0"},
+            "device": "cpu",
+        }
+        write_data(data_path(folder, number), pa.Table.from_pylist([data_row(i) for i in shard], DATA_SCHEMA), footer)
+
+
+def data_row(found: Image) -> dict[str, Any]:
+    row: dict[str, Any] = {"key": found.key, "etag": found.etag, "label": found.label}
+    if found.outcome == "changed":
+        row["etag"] = "that of another image"
+    if found.outcome != "ok":
+        return {**row, "status": "rejected", "reason": found.outcome}
+    digest = hashlib.sha256(found.key.encode()).digest()
+    features = {
+        "block5_pool:avg": [value / 16 for value in digest[:3]],
+        "fc1:none": [value / 16 for value in digest[3:5]],
+    }
+    return {**row, "status": "ok", "width": 640, "height": 480, "mode": "RGB", "sha256": digest, **features}
+
+
+def write_data(path: Path, table: pa.Table, footer: dict[str, Any]) -> None:
+    table = table.replace_schema_metadata({"bottleneck": json.dumps(footer)})
+    pq.write_table(table, path, write_page_checksum=True)
+
+
+def write_success(folder: Path) -> None:
+    """Count what the data files' footers say."""
+    lines = []
+    for path in sorted((folder / "data").iterdir()):
+        footer = read_footer(path)
+        rejected = {status: count for status, count in footer["statuses"].items() if status != "ok"}
+        line = {"shard": footer["shard"], "images": footer["images"], "ok": footer["statuses"].get("ok", 0)}
+        lines.append({**line, "rejected": rejected, "bytes": path.stat().st_size})
+    parts = [part["sha256"] for run in read_runs(folder) for part in run["parts"]]
+    success = {
+        "format": 1,
+        "fingerprint": fingerprint(folder),
+        "plan_sha256": sha256_json({"fingerprint": fingerprint(folder), "parts": parts}),
+        "images": sum(line["images"] for line in lines),
+        "ok": sum(line["ok"] for line in lines),
+        "rejected": sum((Counter(line["rejected"]) for line in lines), Counter()),
+        "shards": lines,
+        "finished": "2026-01-01T01:00:00+00:00",
+    }
+    write_json(folder / "_SUCCESS.json", success)
+
+
+def in_shards(images: list[Image]) -> list[list[Image]]:
+    return [images[start : start + SHARD_SIZE] for start in range(0, len(images), SHARD_SIZE)]
+
+
+def fp8() -> str:
+    return sha256_json({key: value for key, value in SPEC.items() if key != "weights"})[:8]
+
+
+def data_path(folder: Path, shard: int) -> Path:
+    return folder / f"data/s{shard:08d}-{fp8()}.parquet"
+
+
+def fingerprint(folder: Path) -> str:
+    return str(read_json(folder / "plan.json")["fingerprint"])
+
+
+def read_runs(folder: Path) -> list[Any]:
+    return [read_json(folder / "plan.json"), *map(read_json, sorted(folder.glob("plan/extension-*.json")))]
+
+
+def read_footer(path: Path) -> Any:
+    return json.loads(pq.read_metadata(path).metadata[b"bottleneck"])
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def sha256_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    write_output(tmp_path / "out")
+    return tmp_path / "out"
+
+
+# Good and unfinished outputs
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_finished_output_is_good(output: Path, full: bool) -> None:
+    report = verify(str(output), full)
+    assert report == Report(
+        level="full" if full else "footers",
+        planned=14,
+        ok=11,
+        rejected={"changed": 1, "missing": 1, "truncated": 1},
+        missing=0,
+        missing_files=(),
+        foreign=(),
+        corrupt=(),
+        unused_parts=0,
+        unfinished="",
+    )
+    assert report.finished
+    assert report.exit_code == 0
+
+
+def test_the_golden_example_has_the_spec_and_schema_of_the_library() -> None:
+    spec = FeatureSpec.from_json(SPEC)
+    assert spec.fp8 == fp8()
+    assert rows.data_schema(spec) == DATA_SCHEMA
+    assert set(get_args(rows.Reason)) == REASONS
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_unfinished_output_is_incomplete_but_sound(output: Path, full: bool) -> None:
+    (output / "_SUCCESS.json").unlink()
+    assert_incomplete(verify(str(output), full), missing=0, unfinished="there is no _SUCCESS.json")
+    data_path(output, 1).unlink()
+    data_path(output, 3).unlink()
+    report = verify(str(output), full)
+    assert_incomplete(report, missing=6, unfinished="2 shards have no file")
+    assert report.missing_files == (f"data/s00000001-{fp8()}.parquet", f"data/s00000003-{fp8()}.parquet")
+    assert report.planned == report.ok + sum(report.rejected.values()) + report.missing
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_success_older_than_the_extension_is_incomplete_until_it_is_written_again(output: Path, full: bool) -> None:
+    extend(output, LATER)
+    assert_incomplete(verify(str(output), full), missing=4, unfinished="written before plan/extension-00001.json")
+    write_shards(output, sorted(LATER), first_shard=4)
+    assert_incomplete(verify(str(output), full), missing=0, unfinished="written before plan/extension-00001.json")
+    write_success(output)
+    report = verify(str(output), full)
+    assert (report.exit_code, report.planned, report.ok) == (0, 18, 14)
+
+
+def assert_incomplete(report: Report, missing: int, unfinished: str) -> None:
+    assert (report.exit_code, report.missing, report.finished) == (3, missing, False)
+    assert (report.corrupt, report.foreign) == ((), ())
+    assert unfinished in report.unfinished
+
+
+def test_a_footer_of_any_length_is_read(output: Path) -> None:
+    rewrite(output, 1, versions={"many": "x" * 100_000})
+    assert verify(str(output)).exit_code == 0
+
+
+def test_parts_of_a_killed_planning_are_counted_and_harmless(output: Path) -> None:
+    (output / "plan/01234567-00000000-89abcdef.parquet").write_bytes(b"")
+    report = verify(str(output))
+    assert (report.unused_parts, report.exit_code) == (1, 0)
+
+
+def test_the_report_becomes_one_line_of_json(output: Path) -> None:
+    data_path(output, 1).unlink()
+    data_path(output, 2).write_bytes(b"no Parquet")
+    line = json.loads(json.dumps(verify(str(output)).to_json()))
+    assert line["missing_files"] == [f"data/s00000001-{fp8()}.parquet"]
+    assert line["corrupt"][0]["name"] == f"data/s00000002-{fp8()}.parquet"
+    assert line["finished"] is False
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_progress_is_told_for_every_data_file(output: Path, full: bool) -> None:
+    calls: list[tuple[int, int]] = []
+    verify(str(output), full, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+# Other stores
+
+
+def test_an_output_in_another_file_system_is_read(output: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.put(f"{output}/", "/verify/out", recursive=True)
+    try:
+        assert verify("memory://verify/out/", full=True).exit_code == 0
+        fs.rm("/verify/out" + str(data_path(output, 1)).removeprefix(str(output)))
+        assert verify("memory://verify/out").missing == 4
+    finally:
+        fs.rm("/verify", recursive=True)
+
+
+def test_an_output_in_a_bucket_is_read(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with servers.make_server("moto") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # they keep the endpoint they were made with
+        server.create_bucket("features")
+        server.upload_folder(output, "features", "some/out/")
+        assert verify("s3://features/some/out", full=True).exit_code == 0
+        server.client().delete_object(Bucket="features", Key=f"some/out/data/s00000001-{fp8()}.parquet")
+        server.client().put_object(Bucket="features", Key="some/out/data/x", Body=b"")
+        report = verify("s3://features/some/out/")
+        assert (report.missing, report.foreign) == (4, ("data/x",))
+        with pytest.raises(UsageError, match="Received: nothing"):
+            verify("s3://no-such-bucket/out")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_place_without_a_plan_is_a_wrong_argument(tmp_path: Path, output: Path) -> None:
+    with pytest.raises(UsageError, match="Received: nothing"):
+        verify(str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="Received: 4 other objects"):
+        verify(str(output / "data"))
+    with pytest.raises(UsageError, match="Cannot read outputs like"):
+        verify("nosuchprotocol://x")
+
+
+def test_a_plan_of_a_newer_version_is_refused(output: Path) -> None:
+    edit(output / "plan.json", format=2)
+    with pytest.raises(UsageError, match="expected format 1"):
+        verify(str(output))
+
+
+def test_what_cannot_be_fetched_is_not_called_corrupt(output: Path) -> None:
+    data_path(output, 2).unlink()
+    data_path(output, 2).symlink_to(output / "nowhere")
+    with pytest.raises(StoreError, match="s00000002"):
+        verify(str(output))
+
+
+# Tampering
+
+Tamper = Callable[[Path], object]
+"""What is done to a good output."""
+
+
+def edit(path: Path, **fields: Any) -> None:
+    write_json(path, {**read_json(path), **fields})
+
+
+def edit_line(folder: Path, shard: int, **fields: Any) -> None:
+    lines = read_json(folder / "_SUCCESS.json")["shards"]
+    lines[shard] |= fields
+    edit(folder / "_SUCCESS.json", shards=lines)
+
+
+def rewrite(
+    folder: Path, shard: int, change: Callable[[pa.Table], pa.Table] = lambda table: table, **fields: Any
+) -> None:
+    """Write a data file again, as faulty code would have: `_SUCCESS.json` knows its new size."""
+    path = data_path(folder, shard)
+    footer = {**read_footer(path), **fields}
+    write_data(path, change(pq.read_table(path)), footer)
+    edit_line(folder, shard, bytes=path.stat().st_size)
+
+
+def with_rows(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[pa.Table], pa.Table]:
+    def changed(table: pa.Table) -> pa.Table:
+        found = table.to_pylist()
+        change(found)
+        return pa.Table.from_pylist(found, DATA_SCHEMA)
+
+    return changed
+
+
+def set_in_row(number: int, **fields: Any) -> Callable[[pa.Table], pa.Table]:
+    return with_rows(lambda found: found[number].update(fields))
+
+
+def replan(folder: Path, images: list[Image]) -> None:
+    """Another plan, as faulty code would have cut it, with all its data."""
+    shutil.rmtree(folder / "plan")
+    (folder / "plan").mkdir()
+    edit(folder / "plan.json", **write_parts(folder, images, first_shard=0))
+    write_shards(folder, images, first_shard=0)
+    write_success(folder)
+
+
+def rewrite_part(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Another last part (of shard 3), and a plan that names it."""
+    path = part_path(folder, 1)
+    table = change(pq.read_table(path))
+    path.unlink()
+    pq.write_table(table, folder / "part")
+    name_part(folder)
+
+
+def name_part(folder: Path) -> None:
+    """Make the file `part` the plan's last part."""
+    sha256 = hashlib.sha256((folder / "part").read_bytes()).hexdigest()
+    edit_part(folder, name=f"plan/{fp8()}-00000003-{sha256[:8]}.parquet", sha256=sha256)
+    (folder / "part").rename(part_path(folder, 1))
+    write_success(folder)
+
+
+def no_parquet_part(folder: Path) -> None:
+    part_path(folder, 1).unlink()
+    (folder / "part").write_bytes(b"no Parquet")
+    name_part(folder)
+
+
+def cut(path: Path, num_bytes: int) -> None:
+    path.write_bytes(path.read_bytes()[:-num_bytes])
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def flip_a_feature(folder: Path) -> None:
+    column = pq.read_metadata(data_path(folder, 1)).row_group(0).column(9)
+    start = column.dictionary_page_offset or column.data_page_offset
+    flip(data_path(folder, 1), start + column.total_compressed_size - 1)
+
+
+def part_path(folder: Path, number: int) -> Path:
+    return folder / str(read_json(folder / "plan.json")["parts"][number]["name"])
+
+
+def edit_part(folder: Path, **fields: Any) -> None:
+    parts = read_json(folder / "plan.json")["parts"]
+    parts[1] |= fields
+    edit(folder / "plan.json", parts=parts)
+
+
+def extended(folder: Path, images: list[Image], number: int = 1) -> None:
+    extend(folder, images, number)
+    write_shards(folder, sorted(images), first_shard=4)
+    write_success(folder)
+
+
+def add_a_folder(folder: Path) -> None:
+    (folder / "old").mkdir()
+    (folder / "old/plan.json").write_text("x")
+
+
+def edit_line_and_total(folder: Path) -> None:
+    edit_line(folder, 0, ok=3, rejected={"empty": 1})
+    edit(folder / "_SUCCESS.json", ok=10, rejected={"empty": 1, "changed": 1, "missing": 1, "truncated": 1})
+
+
+def renumber_extension(folder: Path) -> None:
+    extended(folder, LATER)
+    (folder / "plan/extension-00001.json").rename(folder / "plan/extension-00002.json")
+
+
+def edit_extension(folder: Path) -> None:
+    extended(folder, LATER)
+    edit(folder / "plan/extension-00001.json", fingerprint=FP)
+
+
+def infinity_after_rejected_rows(folder: Path) -> None:
+    """Rows of nulls have no values of their own, so the fourth row's are the second ones."""
+    replan(
+        folder,
+        [
+            *IMAGES[:8],
+            *(i._replace(outcome=o) for i, o in zip(IMAGES[8:12], REJECTED_FIRST, strict=True)),
+            *IMAGES[12:],
+        ],
+    )
+    rewrite(folder, 2, set_in_row(3, **{"fc1:none": [float("inf"), 1.0]}))
+
+
+DATA_1, DATA_2, DATA_3 = (f"data/s{shard:08d}-{fp8()}.parquet" for shard in (1, 2, 3))
+FP = "0" * 64
+REJECTED_FIRST = ["empty", "ok", "truncated", "ok"]
+
+FOREIGN: dict[str, tuple[Tamper, str]] = {
+    "duplicate": (
+        lambda out: shutil.copy(data_path(out, 3), out / f"data/s00000003-{fp8()} copy.parquet"),
+        f"data/s00000003-{fp8()} copy.parquet",
+    ),
+    "rename": (lambda out: data_path(out, 3).rename(out / "data/s00000003.parquet"), "data/s00000003.parquet"),
+    "shard beyond the plan": (
+        lambda out: shutil.copy(data_path(out, 3), data_path(out, 4)),
+        f"data/s00000004-{fp8()}.parquet",
+    ),
+    "file of another fingerprint": (
+        lambda out: shutil.copy(data_path(out, 3), out / "data/s00000003-01234567.parquet"),
+        "data/s00000003-01234567.parquet",
+    ),
+    "object in data": (lambda out: (out / "data/notes.txt").write_text("x"), "data/notes.txt"),
+    "object at the top": (lambda out: (out / "notes.txt").write_text("x"), "notes.txt"),
+    "temporary file": (lambda out: (out / "data/.s00000003.tmp").write_text("x"), "data/.s00000003.tmp"),
+    "folder": (add_a_folder, "old/plan.json"),
+}
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_objects_are_named(output: Path, kind: str, full: bool) -> None:
+    tamper, name = FOREIGN[kind]
+    tamper(output)
+    report = verify(str(output), full)
+    assert (report.foreign, report.exit_code, report.corrupt) == ((name,), 1, ())
+    assert report.missing_files == ((DATA_3,) if kind == "rename" else ())
+
+
+CORRUPT: dict[str, tuple[Tamper, str, str]] = {
+    "truncate": (lambda out: cut(data_path(out, 1), 100), DATA_1, "without a Parquet footer"),
+    "empty": (lambda out: data_path(out, 1).write_bytes(b""), DATA_1, "without a Parquet footer"),
+    "truncate in the footer": (
+        lambda out: data_path(out, 1).write_bytes(data_path(out, 1).read_bytes()[-300:]),
+        DATA_1,
+        "has 300 bytes, but its footer alone",
+    ),
+    "swap": (
+        lambda out: shutil.copy(data_path(out, 1), data_path(out, 2)),
+        DATA_2,
+        "shard in its footer is 1, expected 2",
+    ),
+    "another size": (
+        lambda out: data_path(out, 1).write_bytes(b"PAR1" + data_path(out, 1).read_bytes()),
+        DATA_1,
+        "_SUCCESS.json says",
+    ),
+    "flip a byte in the footer": (
+        lambda out: flip(data_path(out, 1), data_path(out, 1).stat().st_size - 20),
+        DATA_1,
+        "footer",
+    ),
+    "no footer of ours": (
+        lambda out: pq.write_table(pq.read_table(data_path(out, 1)).replace_schema_metadata(), data_path(out, 1)),
+        DATA_1,
+        "does not have our fields",
+    ),
+    "fingerprint in a footer": (
+        lambda out: rewrite(out, 1, fingerprint=FP),
+        DATA_1,
+        f"fingerprint in its footer is '{FP}', expected",
+    ),
+    "spec in a footer": (
+        lambda out: rewrite(out, 1, spec={**SPEC, "exif": "ignore"}),
+        DATA_1,
+        "the spec in its footer has fingerprint",
+    ),
+    "drop a row": (
+        lambda out: rewrite(out, 1, lambda table: table[:3]),
+        DATA_1,
+        "images in its footer is 4, expected 3",
+    ),
+    "drop a row everywhere": (
+        lambda out: rewrite(out, 2, lambda table: table[:3], images=3, statuses={"ok": 3}),
+        DATA_2,
+        "has 3 rows, expected the 4 images of the plan",
+    ),
+    "statuses in a footer": (lambda out: rewrite(out, 1, statuses={"ok": 5}), DATA_1, "add up to 5"),
+    "unknown reason in a footer": (lambda out: rewrite(out, 1, statuses={"ok": 3, "ugly": 1}), DATA_1, "'ugly'"),
+    "total in _SUCCESS": (lambda out: edit(out / "_SUCCESS.json", ok=12, images=15), "_SUCCESS.json", "add up to"),
+    "images in _SUCCESS": (lambda out: edit(out / "_SUCCESS.json", images=13), "_SUCCESS.json", "images is 13"),
+    "line and total in _SUCCESS": (
+        edit_line_and_total,
+        "_SUCCESS.json",
+        "shard 0: {'empty': 1, 'ok': 3}, but the footer",
+    ),
+    "line missing in _SUCCESS": (
+        lambda out: edit(out / "_SUCCESS.json", shards=read_json(out / "_SUCCESS.json")["shards"][:3]),
+        "_SUCCESS.json",
+        "3 lines",
+    ),
+    "digest in _SUCCESS": (lambda out: edit(out / "_SUCCESS.json", plan_sha256=FP), "_SUCCESS.json", "plan_sha256"),
+    "fingerprint in _SUCCESS": (
+        lambda out: edit(out / "_SUCCESS.json", fingerprint=FP),
+        "_SUCCESS.json",
+        "fingerprint",
+    ),
+    "_SUCCESS cut": (lambda out: cut(out / "_SUCCESS.json", 9), "_SUCCESS.json", "not JSON"),
+    "_SUCCESS without fields": (
+        lambda out: write_json(out / "_SUCCESS.json", {"format": 1}),
+        "_SUCCESS.json",
+        "fields",
+    ),
+    "plan cut": (lambda out: cut(out / "plan.json", 9), "plan.json", "not JSON"),
+    "fingerprint in plan": (lambda out: edit(out / "plan.json", fingerprint=FP), "plan.json", "that of its spec is"),
+    "spec in plan": (lambda out: edit(out / "plan.json", spec={**SPEC, "dims": [3, 4]}), "plan.json", "of its spec"),
+    "images in plan": (
+        lambda out: edit(out / "plan.json", images=13),
+        "plan.json",
+        "images is 13, but its parts have 14",
+    ),
+    "bytes in plan": (lambda out: edit(out / "plan.json", bytes=13), "plan.json", "bytes is 13, but its parts"),
+    "shards in plan": (lambda out: edit(out / "plan.json", shards="4"), "plan.json", "expected a whole number"),
+    "labels in plan": (lambda out: edit(out / "plan.json", label_counts={"cats": 14}), "plan.json", "label_counts"),
+    "listing in plan": (lambda out: edit(out / "plan.json", listing_sha256=FP), "plan.json", "listing_sha256"),
+    "part not listed": (lambda out: edit(out / "plan.json", parts=None), "plan.json", "fields of a plan"),
+    "part deleted": (lambda out: part_path(out, 1).unlink(), f"plan/{fp8()}-00000003", "is not there"),
+    "part changed": (lambda out: flip(part_path(out, 1), 40), f"plan/{fp8()}-00000003", "sha256 of its bytes"),
+    "extension renumbered": (
+        renumber_extension,
+        "plan/extension-00001.json",
+        "is not there, though plan/extension-00002.json is",
+    ),
+    "part is no Parquet": (no_parquet_part, f"plan/{fp8()}-00000003", "is not readable Parquet"),
+    "part without a column": (
+        lambda out: rewrite_part(out, lambda table: table.drop_columns("etag")),
+        f"plan/{fp8()}-00000003",
+        "has the columns",
+    ),
+    "part without a row": (
+        lambda out: rewrite_part(out, lambda table: table[:1]),
+        f"plan/{fp8()}-00000003",
+        "1 row groups and 1 rows, expected 1 shards and 2 images",
+    ),
+    "part not numbered in order": (
+        lambda out: rewrite_part(
+            out, lambda table: table.set_column(1, PART_SCHEMA.field(1), pa.array([1, 0], pa.int32()))
+        ),
+        f"plan/{fp8()}-00000003",
+        "not numbered",
+    ),
+    "shard larger than planned": (
+        lambda out: edit(out / "plan.json", shard_size=3),
+        f"plan/{fp8()}-00000000",
+        "1 to 3",
+    ),
+    "extension numbered wrongly": (lambda out: extended(out, LATER, 2), "plan/extension-00001.json", "is not there"),
+    "fingerprint in extension": (edit_extension, "plan/extension-00001.json", "fingerprint is"),
+    "key twice in the plan": (
+        lambda out: replan(out, [IMAGES[0], *IMAGES[:-1]]),
+        f"plan/{fp8()}-00000000",
+        "expected each key once",
+    ),
+    "keys out of order over parts": (
+        lambda out: replan(out, [*IMAGES[1:], IMAGES[0]]),
+        f"plan/{fp8()}-00000003",
+        "follows",
+    ),
+}
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("kind", CORRUPT)
+def test_corruption_is_named_from_listing_and_footers(output: Path, kind: str, full: bool) -> None:
+    tamper, name, problem = CORRUPT[kind]
+    tamper(output)
+    report = verify(str(output), full)
+    assert report.exit_code == 1
+    assert {found[: len(name)] for found, _ in report.corrupt} == {name}, report.corrupt
+    assert any(problem in words for _, words in report.corrupt), report.corrupt
+    assert report.foreign == ()
+
+
+def nan_in(folder: Path) -> None:
+    rewrite(folder, 0, set_in_row(2, **{"fc1:none": [1.0, float("nan")]}))
+
+
+CORRUPT_INSIDE: dict[str, tuple[Tamper, str, str]] = {
+    "flip a byte in a page": (flip_a_feature, DATA_1, "cannot be read whole"),
+    "reorder rows": (
+        lambda out: rewrite(out, 1, with_rows(lambda found: found.reverse())),
+        DATA_1,
+        "row 0: key is 'cats/replaced.jpg', expected 'cats/04.jpg'",
+    ),
+    "another key": (
+        lambda out: rewrite(out, 1, set_in_row(1, key="x")),
+        DATA_1,
+        "row 1: key is 'x', expected 'cats/a b",
+    ),
+    "a row twice": (
+        lambda out: rewrite(out, 2, with_rows(lambda found: found.__setitem__(1, found[0]))),
+        DATA_2,
+        "row 1: key is 'dogs/00.jpg'",
+    ),
+    "another etag": (lambda out: rewrite(out, 1, set_in_row(0, etag="x")), DATA_1, "row 0: etag is 'x'"),
+    "another label": (lambda out: rewrite(out, 3, set_in_row(1, label="x")), DATA_3, "label is 'x', expected None"),
+    "unknown status": (lambda out: rewrite(out, 1, set_in_row(0, status="fine")), DATA_1, "status 'fine'"),
+    "unknown reason": (lambda out: rewrite(out, 1, set_in_row(2, reason="ugly")), DATA_1, "reason 'ugly'"),
+    "ok with a reason": (lambda out: rewrite(out, 1, set_in_row(0, reason="empty")), DATA_1, "reason 'empty'"),
+    "another reason than the footer": (
+        lambda out: rewrite(out, 1, set_in_row(2, reason="empty")),
+        DATA_1,
+        "its rows are {'ok': 2, 'empty': 1, 'changed': 1}, but its footer says",
+    ),
+    "ok without sha256": (lambda out: rewrite(out, 1, set_in_row(0, sha256=None)), DATA_1, "ok, but without sha256"),
+    "NaN": (nan_in, f"data/s00000000-{fp8()}.parquet", "row 2: value 1 of fc1:none is NaN"),
+    "infinity after rejected rows": (
+        infinity_after_rejected_rows,
+        DATA_2,
+        "row 3: value 0 of fc1:none",
+    ),
+    "no features": (
+        lambda out: rewrite(out, 1, set_in_row(0, **{"fc1:none": None})),
+        DATA_1,
+        "row 0 is ok, but has no features in fc1:none",
+    ),
+    "features of a rejected row": (
+        lambda out: rewrite(out, 1, set_in_row(2, **{"fc1:none": [1.0, 2.0]})),
+        DATA_1,
+        "row 2 is rejected, but has features in fc1:none",
+    ),
+    "another D": (
+        lambda out: rewrite(
+            out, 3, lambda t: t.set_column(10, "fc1:none", pa.array([[1, 2, 3]] * 2, pa.list_(pa.float16(), 3)))
+        ),
+        DATA_3,
+        "its column 10 is fc1:none fixed_size_list",
+    ),
+    "a column less": (
+        lambda out: rewrite(out, 3, lambda t: t.drop_columns("fc1:none")),
+        DATA_3,
+        "column 10 is not there",
+    ),
+    "a column more": (
+        lambda out: rewrite(out, 3, lambda t: t.append_column("x", pa.array([1, 2]))),
+        DATA_3,
+        "column 11 is x int64, expected not there",
+    ),
+    "a key planned again": (
+        lambda out: extended(out, [*LATER, IMAGES[7]._replace(outcome="ok")]),
+        "plan/extension-00001.json",
+        "plans 'cats/replaced.jpg', which plan.json planned before",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CORRUPT_INSIDE)
+def test_corruption_of_values_is_named_by_the_full_level(output: Path, kind: str) -> None:
+    tamper, name, problem = CORRUPT_INSIDE[kind]
+    tamper(output)
+    assert verify(str(output)).exit_code == 0
+    report = verify(str(output), full=True)
+    assert report.exit_code == 1
+    assert [found for found, _ in report.corrupt] == [name], report.corrupt
+    assert problem in report.corrupt[0][1]
+    assert report.planned == report.ok + sum(report.rejected.values())
+
+
+def test_parts_that_do_not_follow_each_other_are_named(output: Path) -> None:
+    edit_part(output, first_shard=4)
+    problems = [problem for name, problem in verify(str(output)).corrupt if name == "plan.json"]
+    assert any("begins at shard 4, expected 3" in problem for problem in problems)
+
+
+def test_several_faults_are_all_named(output: Path) -> None:
+    data_path(output, 0).unlink()
+    cut(data_path(output, 1), 8)
+    shutil.copy(data_path(output, 3), data_path(output, 2))
+    edit(output / "_SUCCESS.json", ok=0)
+    (output / "x").touch()
+    report = verify(str(output), full=True)
+    assert report.missing_files == (f"data/s00000000-{fp8()}.parquet",)
+    assert [name for name, _ in report.corrupt] == ["_SUCCESS.json", DATA_1, DATA_2]
+    assert report.foreign == ("x",)
+
+
+# The oracle of the fault tests must itself be able to fail.
+
+
+def test_the_oracle_passes_a_good_output(output: Path, tmp_path: Path) -> None:
+    write_output(tmp_path / "clean")
+    oracle.check(str(output), TRUTH, features_of=str(tmp_path / "clean"))
+    (output / "_SUCCESS.json").unlink()
+    data_path(output, 1).unlink()
+    oracle.check(str(output), TRUTH, features_of=str(tmp_path / "clean"), finished=False)
+
+
+ORACLE: dict[str, tuple[Tamper, str]] = {
+    "lost": (lambda out: data_path(out, 2).unlink(), "4 keys lost: 'dogs/00.jpg'"),
+    "twice": (lambda out: shutil.copy(data_path(out, 3), data_path(out, 4)), "2 keys twice: 'dogs/"),
+    "of no image": (lambda out: rewrite(out, 3, set_in_row(0, key="x")), "1 keys of no image: 'x'"),
+    "other status": (
+        lambda out: rewrite(out, 1, set_in_row(2, reason="empty")),
+        "1 other statuses than expected: 'cats/cut.jpg: empty for truncated'",
+    ),
+    "features changed": (
+        lambda out: rewrite(out, 3, set_in_row(0, **{"fc1:none": [1.0, 2.0]})),
+        "1 features unlike the reference's: 'dogs/",
+    ),
+    "features of a rejected image": (
+        lambda out: rewrite(out, 1, set_in_row(2, **{"fc1:none": [1.0, 2.0]})),
+        "cats/cut.jpg: rejected, features in fc1:none",
+    ),
+    "unknown object": (lambda out: (out / "data/.tmp").touch(), "1 unknown objects: 'data/.tmp'"),
+    "partial file": (lambda out: cut(data_path(out, 2), 50), f"{DATA_2} cannot be read whole"),
+    "no _SUCCESS.json": (lambda out: (out / "_SUCCESS.json").unlink(), "_SUCCESS.json is there: False"),
+}
+
+
+@pytest.mark.parametrize("kind", ORACLE)
+def test_the_oracle_names_what_is_wrong(output: Path, tmp_path: Path, kind: str) -> None:
+    write_output(tmp_path / "clean")
+    tamper, message = ORACLE[kind]
+    tamper(output)
+    with pytest.raises(AssertionError) as failed:
+        oracle.check(str(output), TRUTH, features_of=str(tmp_path / "clean"))
+    assert message in str(failed.value)
+
+
+def test_the_oracle_compares_features_within_a_tolerance(output: Path, tmp_path: Path) -> None:
+    write_output(tmp_path / "clean")
+    first = pq.read_table(data_path(output, 3))["fc1:none"][0].as_py()
+    rewrite(output, 3, set_in_row(0, **{"fc1:none": [first[0] + 0.05, first[1]]}))
+    oracle.check(str(output), TRUTH, features_of=str(tmp_path / "clean"), tolerance=0.1)
+    with pytest.raises(AssertionError, match="1 features unlike"):
+        oracle.check(str(output), TRUTH, features_of=str(tmp_path / "clean"), tolerance=0.01)
+
+
+def test_the_oracle_is_a_command(output: Path, tmp_path: Path) -> None:
+    truth = tmp_path / "truth.json"
+    write_json(truth, TRUTH)
+    command = [sys.executable, "-m", "tests.oracle", str(output), str(truth)]
+    root = Path(__file__).parents[1]
+    assert subprocess.run(command, cwd=root, check=False).returncode == 0
+    write_json(truth, {**TRUTH, "cats/cut.jpg": "ok"})
+    failed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "cats/cut.jpg: truncated for ok" in failed.stderr

@@ -1,0 +1,105 @@
+"""What a person sees while a job runs: one live line on a terminal, plain lines anywhere else. All on stderr."""
+
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+PLAIN_SECONDS = 10.0
+"""Between plain lines, which end up in log files."""
+RATE_SECONDS = 30.0
+"""The rate shown is that of the last half minute, so that it follows a cluster that grows."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    images: int
+    """Done, of `planned`, earlier runs included."""
+    planned: int
+    rejected: int
+    limiting: str
+    """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image."""
+
+
+class Display:
+    """Shows `Progress` as it changes. A context manager, so that the last state stays on the screen."""
+
+    def __init__(self, title: str, images_before: int = 0) -> None:
+        self.title = title
+        self._before = images_before
+        self._history: deque[tuple[float, int]] = deque()
+        self._last: Progress | None = None
+        self._printed_at = 0.0
+        self._live: Any = None
+
+    def __enter__(self) -> "Display":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        elif self._last is not None and self._printed_at < time.monotonic() - 0.5:
+            self._print(self._last)
+
+    def show(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self._last is None or progress.images > self._last.images or not self._history:
+            self._history.append((now, progress.images))
+        while len(self._history) > 2 and now - self._history[0][0] > RATE_SECONDS:
+            self._history.popleft()
+        self._last = progress
+        if self._live is not None:
+            self._live.update(self._drawn(progress), refresh=True)
+        elif now - self._printed_at >= PLAIN_SECONDS:
+            self._print(progress)
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second, once two states differ."""
+        (first_time, first), (last_time, last) = self._history[0], self._history[-1]
+        return (last - first) / (last_time - first_time) if last > first else None
+
+    def line(self, progress: Progress) -> str:
+        """One line of words and numbers."""
+        parts = [f"{progress.images:,} of {progress.planned:,} images"]
+        if self.rate:
+            parts.append(f"{self.rate:.1f} images/s")
+            left = (progress.planned - progress.images) / self.rate
+            parts.append(f"ETA {duration(left)}" if left else "done")
+        if progress.rejected:
+            parts.append(f"{progress.rejected:,} rejected")
+        if progress.limiting != "start":
+            parts.append(f"limited by {progress.limiting}")
+        elif progress.images < progress.planned:
+            parts.append("starting")
+        return " · ".join(parts)
+
+    def _print(self, progress: Progress) -> None:
+        self._printed_at = time.monotonic()
+        print(f"{self.title}: {self.line(progress)}", file=sys.stderr, flush=True)
+
+    def _drawn(self, progress: Progress) -> Any:
+        from rich.columns import Columns
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        bar = ProgressBar(total=max(1, progress.planned), completed=progress.images, width=24)
+        return Columns([Text(self.title, style="bold"), bar, Text(self.line(progress))], padding=(0, 1))
+
+
+def duration(seconds: float) -> str:
+    """3725 -> `1 h 2 min`, 65 -> `1 min 5 s`, 9.2 -> `9 s`."""
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole} s" if minutes else f"{whole} s"

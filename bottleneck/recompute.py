@@ -1,0 +1,87 @@
+"""Features of random images computed again from the source, to compare with what the data files hold.
+
+Legend: N images, D features of a layer.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bottleneck.base import Base
+from bottleneck.decode import Decoded, decode
+from bottleneck.features import open_features
+from bottleneck.plan import Plan
+from bottleneck.store import ObjectChangedError, ObjectGoneError, Wanted, open_store
+
+MIN_COSINE = 0.999
+"""Below it features differ: bfloat16 on other hardware stays above 0.9999, another image is far below."""
+
+
+@dataclass
+class Comparison:
+    """What recomputing found."""
+
+    num_images: int = 0
+    min_cosine: float = 1.0
+    different: list[tuple[str, float]] = field(default_factory=list)
+    """Keys whose features are not those of their images, with the cosine."""
+    unreadable: list[str] = field(default_factory=list)
+    """Keys whose images have changed or gone since."""
+
+
+def recompute(output: str, num_images: int, seed: int | None = None, batch_size: int = 8) -> Comparison:
+    """Extract up to `num_images` random ok images of an output again, in this process.
+
+    Raises:
+        BottleneckError: any kind, see `errors`; UsageError without a plan.
+    """
+    features = open_features(output, allow_incomplete=True)
+    plan = features.plan
+    rng = random.Random(seed)  # noqa: S311
+    # One image a shard at a time, so that a sample of a large output reads few files.
+    files = list(features.files)
+    rng.shuffle(files)
+    per_file = -(-num_images // max(1, len(files)))
+    result = Comparison()
+    base = Base(plan.spec, batch_size)
+    for name in files:
+        wanted = min(per_file, num_images - result.num_images)
+        if wanted <= 0:
+            break
+        _compare_file(plan, features.table(name), wanted, rng, base, result)
+    return result
+
+
+def _compare_file(plan: Plan, table: object, wanted: int, rng: random.Random, base: Base, result: Comparison) -> None:
+    rows = [row for row in table.to_pylist() if row["status"] == "ok"]  # type: ignore[attr-defined]
+    chosen = rng.sample(rows, min(wanted, len(rows)))
+    source = open_store(plan.source)
+    pixels, kept = [], []
+    for row in chosen:
+        try:
+            decoded = decode(source.get(Wanted(row["key"], 0, row["etag"])), plan.spec, plan.limits)
+        except (ObjectGoneError, ObjectChangedError):
+            result.unreadable.append(row["key"])
+            continue
+        if isinstance(decoded, Decoded):
+            pixels.append(decoded.pixels_HWC)
+            kept.append(row)
+        else:
+            result.different.append((row["key"], 0.0))
+    if not kept:
+        return
+    for layer, features_ND in zip(plan.spec.layers, base(np.stack(pixels)), strict=True):
+        stored_ND = np.array([row[layer] for row in kept], np.float64)
+        for row, cosine in zip(kept, _cosines(stored_ND, features_ND.astype(np.float64)), strict=True):
+            result.min_cosine = min(result.min_cosine, cosine)
+            if cosine < MIN_COSINE:
+                result.different.append((row["key"], cosine))
+    result.num_images += len(kept)
+
+
+def _cosines(a_ND: np.ndarray, b_ND: np.ndarray) -> list[float]:
+    norms = np.linalg.norm(a_ND, axis=1) * np.linalg.norm(b_ND, axis=1)
+    same = (a_ND == b_ND).all(axis=1)
+    cosines = np.where(same, 1.0, (a_ND * b_ND).sum(axis=1) / np.where(norms > 0, norms, 1.0))
+    return [float(value) for value in cosines]

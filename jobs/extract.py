@@ -1,0 +1,141 @@
+"""Extract features of every image of a source into a Parquet dataset.
+
+    bottleneck extract photos/ features/
+    bottleneck extract s3://bucket/photos s3://bucket/features --layers block5_pool:avg fc2
+
+Plans if there is no plan, extracts what is missing on Ray, finishes. Kill it anywhere and run it again. VGG16 does 11
+images a second on two cores with AVX512-BF16, 60 with AMX. The JSON line says what was done and what there is.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+
+import tyro
+
+from bottleneck import base
+from bottleneck.extract import Summary, open_or_make_plan
+from bottleneck.features import finished
+from bottleneck.pipeline import RunOptions, extract_on_ray, start_ray, workers_have_bfloat16
+from bottleneck.plan import Extended, Plan, extend_plan, load_plan
+from bottleneck.progress import Display, duration
+from bottleneck.sources import Labels
+from bottleneck.spec import FeatureRequest, Limits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    source: tyro.conf.Positional[str]
+    """A folder or s3://bucket/prefix with images."""
+    output: tyro.conf.Positional[str]
+    """A folder or s3://bucket/prefix for the features; a new one, or one to go on with."""
+    extend: bool = False
+    """Look at the source again and add the images the plan does not have."""
+    labels: Labels = "folder"
+    """`folder`: an image's label is the name of the folder that holds it."""
+    shard_size: int | None = None
+    """Images of a shard, the unit of work and of loss, in a new plan (512)."""
+    max_rejected: float = 0.05
+    """Share of the planned images that may be rejected before the run stops."""
+    features: FeatureRequest = field(default_factory=FeatureRequest)
+    limits: Limits = field(default_factory=Limits)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(config: Config) -> int:
+    started = time.monotonic()
+    summary = extract(config)
+    report(summary, time.monotonic() - started)
+    print(json.dumps(asdict(summary)))
+    return 0
+
+
+def extract(config: Config) -> Summary:
+    """The whole job, without its printing of the result."""
+    plan = load_plan(config.output)
+    starting: threading.Thread | None = None
+    try:
+        if plan is None or finished(plan) is None:
+            # Ray takes seconds to start, the network as long to look at; neither waits for the other.
+            starting = threading.Thread(target=_start_ray_quietly, daemon=True)
+            starting.start()
+        plan = open_or_make_plan(
+            config.source,
+            config.output,
+            config.features,
+            limits=config.limits,
+            labels=config.labels,
+            shard_size=config.shard_size,
+            has_bfloat16=workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16,
+        )
+        extended: Extended | None = None
+        if config.extend:
+            plan, extended = extend_plan(plan)
+            _tell_extended(extended)
+        _tell_plan(plan)
+        if starting:
+            starting.join()
+        with Display("extract") as display:
+            return extract_on_ray(plan, config.run, config.max_rejected, display.show, extended)
+    finally:
+        if "ray" in sys.modules:
+            if starting:
+                starting.join()
+            sys.modules["ray"].shutdown()
+
+
+def _start_ray_quietly() -> None:
+    try:
+        start_ray()
+    except Exception as error:
+        log.debug("Ray did not start ahead: %s", error)  # extract_on_ray tries again and says so
+
+
+def _tell_plan(plan: Plan) -> None:
+    spec = plan.spec
+    log.info(
+        "%s images in %s shards -> %s: %s, weights %s, %s, %s",
+        f"{plan.num_images:,}",
+        f"{plan.num_shards:,}",
+        plan.output,
+        spec.base,
+        spec.weights,
+        " ".join(spec.layers),
+        spec.precision,
+    )
+    if spec.weights.startswith("random:"):
+        log.warning("The weights are %s, not trained ones: right for tests and timing, not for accuracy.", spec.weights)
+
+
+def _tell_extended(extended: Extended) -> None:
+    log.info("extended by %s images", f"{extended.added:,}")
+    for count, keys, what in (
+        (extended.changed, extended.changed_keys, "planned images have changed since"),
+        (extended.gone, extended.gone_keys, "planned images are gone from the source"),
+    ):
+        if count:
+            more = ", ..." if count > len(keys) else ""
+            log.warning("%s %s (their rows stay as they are): %s%s", f"{count:,}", what, ", ".join(keys), more)
+
+
+def report(summary: Summary, seconds: float) -> None:
+    """What a person wants to know at the end, on stderr."""
+    rejected = sum(summary.rejected.values())
+    log.info(
+        "%s: %s images, %s ok, %s rejected; %s of %s shards done by this run in %s",
+        summary.output,
+        f"{summary.images:,}",
+        f"{summary.ok:,}",
+        f"{rejected:,}",
+        summary.done_now,
+        summary.shards,
+        duration(seconds),
+    )
+    for reason, count in sorted(summary.rejected.items(), key=lambda pair: -pair[1]):
+        log.info("  rejected: %s x %s", f"{count:,}", reason)

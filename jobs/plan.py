@@ -1,0 +1,93 @@
+"""List a source and freeze it as the plan of an output, without extracting anything.
+
+    bottleneck plan s3://bucket/photos s3://bucket/features
+
+Prints images, bytes, labels, shards and the size of the output to expect. Seconds for a few thousand images; one S3
+listing reads about ten thousand keys a second. `bottleneck extract` with the same options goes on from there.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import tyro
+
+from bottleneck import base
+from bottleneck.extract import open_or_make_plan
+from bottleneck.pipeline import workers_have_bfloat16
+from bottleneck.plan import Plan
+from bottleneck.sources import Labels
+from bottleneck.spec import FeatureRequest, Limits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    source: tyro.conf.Positional[str]
+    """A folder or s3://bucket/prefix with images."""
+    output: tyro.conf.Positional[str]
+    """A folder or s3://bucket/prefix for the features."""
+    labels: Labels = "folder"
+    """`folder`: an image's label is the name of the folder that holds it."""
+    shard_size: int | None = None
+    """Images of a shard, the unit of work and of loss, in a new plan (512)."""
+    features: FeatureRequest = field(default_factory=FeatureRequest)
+    limits: Limits = field(default_factory=Limits)
+
+
+def main(config: Config) -> int:
+    plan = open_or_make_plan(
+        config.source,
+        config.output,
+        config.features,
+        limits=config.limits,
+        labels=config.labels,
+        shard_size=config.shard_size,
+        has_bfloat16=workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16,
+    )
+    for line in describe(plan):
+        log.info("%s", line)
+    print(
+        json.dumps(
+            {
+                "output": plan.output,
+                "images": plan.num_images,
+                "bytes": plan.num_bytes,
+                "labels": len(plan.label_counts),
+                "shards": plan.num_shards,
+                "done": len(plan.committed()),
+                "expected_output_bytes": expected_bytes(plan),
+                "fingerprint": plan.spec.fingerprint,
+            }
+        )
+    )
+    return 0
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan for a person to read, a fact a line."""
+    spec = plan.spec
+    labels = list(plan.label_counts.items())
+    shown = ", ".join(f"{label} ({count:,})" for label, count in labels[:8]) + (", ..." if len(labels) > 8 else "")
+    skipped = {}
+    for listing in plan.listings[-1:]:
+        skipped = listing.skipped
+    columns = ", ".join(f"{layer} ({dim:,})" for layer, dim in zip(spec.layers, spec.dims, strict=True))
+    return [
+        f"source       {plan.source}",
+        f"images       {plan.num_images:,} ({plan.num_bytes / 1e6:,.1f} MB)",
+        f"labels       {len(labels):,}: {shown}" if labels else "labels       none",
+        f"not images   {', '.join(f'{count:,} x {suffix}' for suffix, count in skipped.items()) or 'none'}",
+        f"shards       {plan.num_shards:,} of up to {plan.shard_size:,} images, {len(plan.committed()):,} done",
+        f"features     {spec.base}, weights {spec.weights}: {columns}; {spec.precision}, stored as {spec.dtype}",
+        f"output       {plan.output}, at most about {expected_bytes(plan) / 1e6:,.1f} MB",
+        f"fingerprint  {spec.fingerprint}",
+    ]
+
+
+def expected_bytes(plan: Plan) -> int:
+    """Features as they are plus 150 bytes a row for the rest; compression makes it less, by how much no plan knows."""
+    return plan.num_images * (sum(plan.spec.dims) * np.dtype(plan.spec.dtype).itemsize + 150)

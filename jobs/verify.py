@@ -1,0 +1,57 @@
+"""Check an output against its plan, with a reader that shares no code with the writer.
+
+    bottleneck verify features/
+    bottleneck verify features/ --full --recompute 20
+
+Every data file's footer by default; `--full` reads every value; `--recompute N` extracts N random images again. Exit
+code 0 if all is well, 3 if shards are missing, 1 if anything is corrupt or foreign; each such object is named.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+
+import tyro
+
+from bottleneck.errors import CorruptError, UsageError
+from bottleneck.recompute import recompute
+from bottleneck.verify import verify
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    output: tyro.conf.Positional[str]
+    """The output of `bottleneck extract`."""
+    full: bool = False
+    """Read every row and value as well, not only the footers."""
+    recompute: int = 0
+    """Extract this many random images again from the source and compare."""
+
+
+def main(config: Config) -> int:
+    if config.recompute < 0:
+        raise UsageError(f"--recompute takes a number of images from 0 up. Received: {config.recompute}.")
+    report = verify(config.output, full=config.full)
+    result = report.to_json()
+    exit_code = report.exit_code
+    for name, problem in report.corrupt:
+        log.error("corrupt: %s: %s", name, problem)
+    for name in report.foreign:
+        log.error("foreign: %s does not belong here", name)
+    if report.missing:
+        log.warning("missing: %s images, whose shards are not done; run the same extract command again", report.missing)
+    if config.recompute and exit_code != CorruptError.exit_code:
+        compared = recompute(config.output, config.recompute)
+        result["recomputed"] = compared.num_images
+        result["recompute_min_cosine"] = compared.min_cosine
+        for key, cosine in compared.different:
+            log.error("different: %s has a cosine of %.6f to its features computed again", key, cosine)
+        for key in compared.unreadable:
+            log.warning("not compared: %s has changed or gone in the source", key)
+        if compared.different:
+            exit_code = CorruptError.exit_code
+    log.info("%s", {0: "good", 1: "CORRUPT", 3: "incomplete"}[exit_code])
+    print(json.dumps({**result, "exit_code": exit_code}))
+    return exit_code
