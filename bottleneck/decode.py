@@ -225,7 +225,7 @@ def _upright(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - Pillow's EXIF parser raises as many kinds as its readers
+    except Exception:
         return image
     return image if turn is None else image.transpose(turn)
 

@@ -3,11 +3,8 @@
 Legend: N images, H x W pixels, C channels, D features of a layer.
 """
 
-import contextlib
-import faulthandler
 import hashlib
 import logging
-import multiprocessing
 import random
 import time
 import uuid
@@ -23,16 +20,13 @@ from bottleneck.base import Base, choose_precision, requested_layers, resolve_ap
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.features import Receipt, finish, finished, write_shard
-from bottleneck.plan import Extended, Plan, Shard, differences, extend_plan, load_plan, make_plan, read_images
+from bottleneck.plan import Extended, Plan, Shard, differences, load_plan, make_plan, read_images
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.sources import Image, Labels
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits
 from bottleneck.store import ObjectChangedError, ObjectGoneError, Wanted, normal_uri, open_store
 
 log = logging.getLogger(__name__)
-
-DECODE_SECONDS = 30
-"""A decoder that takes longer hangs: a 100-megapixel JPEG takes about 2 s."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +121,9 @@ def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepar
     return Prepared(shard.number, table, pixels_NHWC[:num_ok], read_seconds, decode_seconds)
 
 
-def extract_prepared(work: Work, base: Base, prepared: Prepared, on_batch: Callable[[int], None] | None = None) -> Receipt:
+def extract_prepared(
+    work: Work, base: Base, prepared: Prepared, on_batch: Callable[[int], None] | None = None
+) -> Receipt:
     """Compute a prepared shard's features and commit its data file.
 
     Args:
@@ -179,9 +175,7 @@ def extract_local(
     """
     started = time.monotonic()
     request = request or FeatureRequest()
-    plan = open_or_make_plan(
-        source, output, request, limits=limits or Limits(), labels=labels, shard_size=shard_size
-    )
+    plan = open_or_make_plan(source, output, request, limits=limits or Limits(), labels=labels, shard_size=shard_size)
     done = plan.committed()
     tally = Tally(plan, max_rejected)
     if finished(plan) is None:
@@ -316,63 +310,14 @@ def summarize(
     )
 
 
-def guarded_by_exit(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
-    """Decode, ending this process if the decoder hangs: for worker processes, whose tasks are then run again apart."""
-    faulthandler.dump_traceback_later(DECODE_SECONDS, exit=True)
-    try:
-        return decode(data, spec, limits)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-class GuardedByProcess:
-    """Decode in a child process: an image that kills or hangs it is rejected as `decoder_crash` or `decode_timeout`.
-
-    For the shards whose task crashed; starting the child takes a fraction of a second, each image a little more.
-    """
-
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._child: Any = None
-        self._pipe: Any = None
-
-    def __call__(self, data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
-        if self._child is None:
-            self._pipe, far_end = self._context.Pipe()
-            self._child = self._context.Process(target=_decode_for_parent, args=(far_end,), daemon=True)
-            self._child.start()
-            far_end.close()
-            self._pipe.recv()  # ready: importing is not the image's time
-        try:
-            self._pipe.send((data, spec, limits))
-            if not self._pipe.poll(DECODE_SECONDS):
-                self.close()
-                return Rejected("decode_timeout")
-            decoded: Decoded | Rejected = self._pipe.recv()
-            return decoded
-        except (EOFError, OSError):
-            self.close()
-            return Rejected("decoder_crash")
-
-    def close(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.join()
-            self._pipe.close()
-            self._child = None
-
-
-def _decode_for_parent(pipe: Any) -> None:
-    pipe.send("ready")
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
-            pipe.send(decode(*pipe.recv()))
-
-
 def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Rejected]]:
     """Each image with its bytes, in order, many requests in flight; one that cannot be read is rejected for what it is."""
     fetched = open_store(work.source).get_many(
-        [Wanted(image.key, image.size, image.etag, image.offset, image.length) for image in images if _fits(image, work)]
+        [
+            Wanted(image.key, image.size, image.etag, image.offset, image.length)
+            for image in images
+            if _fits(image, work)
+        ]
     )
     for image in images:
         if not _fits(image, work):

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,18 +21,17 @@ from bottleneck import errors
 from bottleneck.base import Base, has_bfloat16
 from bottleneck.errors import BottleneckError, IncompleteError, StoreError
 from bottleneck.extract import (
-    GuardedByProcess,
     Prepared,
     Summary,
     Tally,
     Work,
     extract_prepared,
-    guarded_by_exit,
     pending_shards,
     prepare_shard,
     summarize,
 )
 from bottleneck.features import Receipt, finished
+from bottleneck.guard import GuardedByProcess, guarded_by_exit
 from bottleneck.plan import Extended, Plan, Shard
 from bottleneck.progress import Progress
 
@@ -78,6 +78,7 @@ def start_ray() -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address=os.environ["RAY_ADDRESS"], **options)
         else:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -87,8 +88,9 @@ def start_ray() -> None:
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "local")
-        raise StoreError(f"Ray did not start or answer at {address}: {error}. Look at RAY_ADDRESS and at /tmp/ray.") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+        raise StoreError(
+            f"Ray did not start or answer at {address}: {error}. Look at RAY_ADDRESS and at /tmp/ray."
+        ) from error
 
 
 def workers_have_bfloat16() -> bool:
@@ -175,6 +177,8 @@ class _Run:
         import ray
         from ray.data import ActorPoolStrategy
 
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")  # the only way to bound retries
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = -1

@@ -212,12 +212,10 @@ def make_plan(
     if shard_size < 1:
         raise UsageError(f"--shard-size takes a number of images from 1 up. Received: {shard_size}.")
     source_store, output_store = open_store(source), open_store(output)
-    check_output_is_ours(output)
+    preflight(source, output)
     skipped: Counter[str] = Counter()
     images = list_images(source_store, labels, skipped)
     listing = _freeze(output_store, spec, _in_order(images), skipped, first_shard=0, shard_size=shard_size)
-    if not listing.images:
-        raise UsageError(_nothing_found(source_store, listing))
     document = {
         **_header(spec),
         "spec": spec.to_json(),
@@ -295,11 +293,18 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
     )
 
 
-def check_output_is_ours(output: str) -> None:
-    """Refuse an output that holds anything but what a plan and its data leave there. Raises UsageError."""
+def preflight(source: str, output: str) -> None:
+    """Refuse a source without images and an output that holds anything but a plan and its data. Raises UsageError."""
     for entry in itertools.islice(open_store(output).list(), 100):
         if not _KNOWN_OBJECT.fullmatch(entry.key):
             raise UsageError(f"The output {output} holds something else: {entry.key}. Give an empty or new place.")
+    store = open_store(source)
+    skipped: Counter[str] = Counter()
+    if next(list_images(store, "none", skipped), None) is None:
+        if skipped:
+            kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
+            raise UsageError(f"No images in {store.uri}, only other files: {kinds}. Expected .jpg, .png and the like.")
+        raise UsageError(f"The source {store.uri} is empty or does not exist. Expected a folder or prefix with images.")
 
 
 def json_bytes(document: dict[str, Any]) -> bytes:
@@ -338,7 +343,13 @@ class _Comparison:
 
 
 def _freeze(
-    store: Store, spec: FeatureSpec, images: Iterable[Image], skipped: Counter[str], *, first_shard: int, shard_size: int
+    store: Store,
+    spec: FeatureSpec,
+    images: Iterable[Image],
+    skipped: Counter[str],
+    *,
+    first_shard: int,
+    shard_size: int,
 ) -> Listing:
     """Write images as parts, holding one part in memory."""
     parts: list[Part] = []
@@ -397,7 +408,9 @@ def _part(store: Store, name: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(io.BytesIO(store.get(Wanted(name, 0, ""))))
     except ObjectGoneError:
-        raise CorruptError(f"{store.uri}/{name}, a part of the plan, is gone. Restore it, or plan a new output.") from None
+        raise CorruptError(
+            f"{store.uri}/{name}, a part of the plan, is gone. Restore it, or plan a new output."
+        ) from None
     except pa.ArrowException as error:
         raise CorruptError(f"{store.uri}/{name}, a part of the plan, is damaged: {error}.") from error
 
@@ -414,13 +427,6 @@ def _in_order(images: Iterator[Image]) -> Iterator[Image]:
             )
         last = key
         yield image
-
-
-def _nothing_found(source: Store, listing: Listing) -> str:
-    if listing.skipped:
-        kinds = ", ".join(f"{count} x {suffix}" for suffix, count in listing.skipped.items())
-        return f"No images in {source.uri}, only other files: {kinds}. Expected .jpg, .png, .webp and the like."
-    return f"The source {source.uri} is empty or does not exist. Expected a folder or prefix with images."
 
 
 def _header(spec: FeatureSpec) -> dict[str, Any]:
@@ -454,7 +460,9 @@ def _listing(document: dict[str, Any]) -> Listing:
         names = ("images", "bytes", "shards", "label_counts", "skipped", "listing_sha256")
         return Listing(**{name: document[name] for name in names}, parts=parts)
     except (KeyError, TypeError) as error:
-        raise CorruptError(f"The plan is damaged: {error!r}. Restore plan.json and plan/, or plan a new output.") from error
+        raise CorruptError(
+            f"The plan is damaged: {error!r}. Restore plan.json and plan/, or plan a new output."
+        ) from error
 
 
 def _extension_name(number: int) -> str:

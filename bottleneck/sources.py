@@ -9,8 +9,7 @@ from bottleneck.store import Store
 Labels = Literal["folder", "none"]
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .heic .heif .avif .jp2 .j2k .jpx .jxl .ico "
-    ".psd .svg .tga .ppm .pgm .pbm .pnm .raw .dng .cr2 .nef .arw".split()
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".ico", ".psd", ".svg", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".raw", ".dng", ".cr2", ".nef", ".arw"]
 )
 """Names that say image, also of formats that are rejected later: such a file is accounted for, not passed over."""
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 90.0
-"""How long a request that fails in passing is tried again. Longer than S3's usual throttling, shorter than a person's wait."""
+"""How long a request that fails in passing is tried again: longer than S3's throttling, shorter than a person's wait."""
 FIRST_PATIENCE_SECONDS = 8.0
 """The same until a store has answered once: a wrong endpoint should be told in seconds."""
 IN_FLIGHT = 32
@@ -174,7 +174,7 @@ class FolderStore:
             return True
 
     def _create_linked(self, folder: str, path: str, data: bytes) -> None:
-        """Write a file without a name, then link it in: it is whole when it appears, and a kill leaves nothing behind."""
+        """Write a file without a name, then link it in: it is whole when it appears, and a kill leaves nothing."""
         try:
             handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
         except (OSError, AttributeError) as error:
@@ -201,7 +201,9 @@ class FolderStore:
             os.replace(self._temporary(self._path(key), data), self._path(key))
 
     def _temporary(self, path: str, data: bytes) -> str:
-        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}-{random.getrandbits(32):08x}")  # noqa: S311
+        temporary = os.path.join(
+            os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}-{random.getrandbits(32):08x}"
+        )
         try:
             with open(temporary, "xb") as file:
                 file.write(data)

@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import tyro
@@ -21,7 +21,7 @@ from bottleneck import base
 from bottleneck.extract import Summary, open_or_make_plan
 from bottleneck.features import finished
 from bottleneck.pipeline import RunOptions, extract_on_ray, start_ray, workers_have_bfloat16
-from bottleneck.plan import Extended, Plan, extend_plan, load_plan
+from bottleneck.plan import Extended, Plan, extend_plan, load_plan, preflight
 from bottleneck.progress import Display, duration
 from bottleneck.sources import Labels
 from bottleneck.spec import FeatureRequest, Limits
@@ -59,42 +59,38 @@ def main(config: Config) -> int:
 def extract(config: Config) -> Summary:
     """The whole job, without its printing of the result."""
     plan = load_plan(config.output)
-    starting: threading.Thread | None = None
+    if plan is None:
+        preflight(config.source, config.output)
     try:
-        if plan is None or finished(plan) is None:
-            # Ray takes seconds to start, the network as long to look at; neither waits for the other.
-            starting = threading.Thread(target=_start_ray_quietly, daemon=True)
-            starting.start()
-        plan = open_or_make_plan(
-            config.source,
-            config.output,
-            config.features,
-            limits=config.limits,
-            labels=config.labels,
-            shard_size=config.shard_size,
-            has_bfloat16=workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16,
-        )
+        # The network takes seconds to look at, Ray as long to start; neither waits for the other. Ray starts in this
+        # thread, as its processes end with the thread that started them.
+        with ThreadPoolExecutor(1) as pool:
+            planning = pool.submit(_plan, config)
+            if plan is None or finished(plan) is None:
+                start_ray()
+            plan = planning.result()
         extended: Extended | None = None
         if config.extend:
             plan, extended = extend_plan(plan)
             _tell_extended(extended)
         _tell_plan(plan)
-        if starting:
-            starting.join()
         with Display("extract") as display:
             return extract_on_ray(plan, config.run, config.max_rejected, display.show, extended)
     finally:
         if "ray" in sys.modules:
-            if starting:
-                starting.join()
             sys.modules["ray"].shutdown()
 
 
-def _start_ray_quietly() -> None:
-    try:
-        start_ray()
-    except Exception as error:
-        log.debug("Ray did not start ahead: %s", error)  # extract_on_ray tries again and says so
+def _plan(config: Config) -> Plan:
+    return open_or_make_plan(
+        config.source,
+        config.output,
+        config.features,
+        limits=config.limits,
+        labels=config.labels,
+        shard_size=config.shard_size,
+        has_bfloat16=workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16,
+    )
 
 
 def _tell_plan(plan: Plan) -> None:

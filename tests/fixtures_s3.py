@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 import s3fs
-
 from servers import CephServer, S3Server, make_server
 
 

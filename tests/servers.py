@@ -55,7 +55,7 @@ class S3Server(ABC):
     kind: ClassVar[str]
     region = "us-east-1"
     access_key = "testkey"
-    secret_key = "testsecret"  # noqa: S105
+    secret_key = "testsecret"
 
     def __init__(self) -> None:
         _remove_left_over_folders()

@@ -1,0 +1,146 @@
+"""The weights of a network: by name, from a file or store, or random; known by the sha256 of their values."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+
+from bottleneck.errors import UsageError, WeightsError
+from bottleneck.networks import build_network, find_network, import_keras, layer_names, nearest_first
+from bottleneck.spec import split_layer
+from bottleneck.store import ObjectGoneError, Wanted, open_store
+
+
+def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:
+    """The network with its weights in float32, with its top only where a layer or the weights' file needs it."""
+    names = [split_layer(layer)[0] for layer in layers]
+    network = build_network(base, with_top=False)
+    body = layer_names(network)
+    needs_top = not set(names) <= set(body)
+    if needs_top:
+        network = build_network(base, with_top=True)
+        for name in names:
+            if name not in layer_names(network):
+                raise UsageError(
+                    f"{base} has no layer of this name. Expected one of {nearest_first(name, layer_names(network))}. "
+                    f"Received: {name}."
+                )
+    if weights.startswith("random:"):
+        _set_random(network, int(weights.removeprefix("random:")))
+        return network
+    if weights == "imagenet":
+        return _load_imagenet(base, needs_top)
+    with _local_copy(weights) as path:
+        whole = needs_top or _file_has_top(path, network)
+        loaded = build_network(base, with_top=True) if whole and not needs_top else network
+        _load_file(loaded, base, weights, path, needs_top)
+    if loaded is not network:  # the top is dropped, so that files with and without it give one fingerprint
+        for layer in filter(lambda layer: layer.weights, network.layers):
+            layer.set_weights(loaded.get_layer(layer.name).get_weights())
+    return network
+
+
+def _load_imagenet(base: str, with_top: bool) -> Any:
+    keras = import_keras()
+    network, width = find_network(base)
+    size = network.image_size_px
+    arguments: dict[str, Any] = {"include_top": with_top, "input_shape": (size, size, 3)}
+    if width is not None:
+        arguments["alpha"] = width
+    try:
+        return getattr(getattr(keras.applications, network.module), network.constructor)(
+            weights="imagenet", **arguments
+        )
+    except Exception as error:  # Keras raises a bare Exception where the download fails
+        raise WeightsError(
+            f"The ImageNet weights of {base} are not in Keras' cache (~/.keras/models) and cannot be downloaded: "
+            f"{error}. Put Keras' file there, or give --weights FILE; --weights random:0 tries the job without them."
+        ) from error
+
+
+def _load_file(network: Any, base: str, weights: str, path: str, needs_top: bool) -> None:
+    try:
+        network.load_weights(path)
+    except Exception as error:
+        top = "with" if needs_top else "with or without"
+        raise WeightsError(
+            f"These weights do not fit {base} {top} its top. Expected a Keras weights file (.h5 or .weights.h5) of "
+            f"this network. Received: {weights}: {error}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _local_copy(weights: str) -> Iterator[str]:
+    """The path of a weights file; one from a store is copied to a temporary file for as long."""
+    if not weights.endswith(".h5"):
+        raise WeightsError(
+            f"Expected imagenet, random:SEED or a Keras weights file ending in .h5. Received: {weights}."
+        )
+    if "://" not in weights:
+        path = os.path.abspath(os.path.expanduser(weights))
+        if not os.path.isfile(path):
+            raise WeightsError(f"No such weights. Expected imagenet, random:SEED, a file or URI. Received: {weights}.")
+        yield path
+        return
+    prefix, _, name = weights.rpartition("/")
+    try:
+        data = open_store(prefix).get(Wanted(name, 0, ""))
+    except ObjectGoneError:
+        raise WeightsError(f"No such weights. Expected an object. Received: {weights}.") from None
+    with tempfile.TemporaryDirectory(prefix="bottleneck-weights-") as folder:
+        # Keras tells its two layouts apart by the name.
+        path = os.path.join(folder, "network.weights.h5" if name.endswith(".weights.h5") else "network.h5")
+        with open(path, "wb") as file:
+            file.write(data)
+        yield path
+
+
+def _file_has_top(path: str, body: Any) -> bool:
+    """Whether a Keras HDF5 file holds layers with weights that the network without its top lacks."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            group = file.get("model_weights", file)
+            names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs["layer_names"]]
+            held = {name for name in names if len(group[name].attrs["weight_names"])}
+    except (OSError, KeyError, AttributeError):
+        return False  # no HDF5 of this layout: loading it says what is wrong with it
+    return not held <= {layer.name for layer in body.layers}
+
+
+def _set_random(network: Any, seed: int) -> None:
+    """Weights by He's rule (uniform, variance 2 / fan-in) from PCG64's raw stream, which NumPy keeps stable for good.
+
+    The same seed gives the same weights on every Keras version, backend and machine.
+    """
+    stream = np.random.PCG64(seed)
+    values = []
+    for variable in network.weights:
+        shape = tuple(variable.shape)
+        if len(shape) >= 2:
+            count = int(np.prod(shape))
+            raw = cast(np.ndarray, stream.random_raw((count + 1) // 2)).view(np.uint32)[:count]
+            uniform = (raw >> np.uint32(8)).astype(np.float32) * np.float32(2**-23) - np.float32(1)
+            fan_in = int(np.prod(shape[:-1])) if "depthwise" not in variable.path else int(np.prod(shape[:2]))
+            values.append((uniform * np.float32(np.sqrt(6 / fan_in))).reshape(shape))
+        elif variable.name in ("gamma", "moving_variance"):
+            values.append(np.ones(shape, np.float32))
+        else:
+            values.append(np.zeros(shape, np.float32))
+    network.set_weights(values)
+
+
+def sha256_weights(network: Any) -> str:
+    """Of every weight's path, shape and float32 values, in the network's order."""
+    digest = hashlib.sha256()
+    for variable, value in zip(network.weights, network.get_weights(), strict=True):
+        # Keras numbers repeated names ("vgg16_1/..."): only the part inside the layer is the network's own.
+        name = "/".join(variable.path.split("/")[-2:])
+        digest.update(f"{name} {value.shape}\n".encode())
+        digest.update(np.ascontiguousarray(value, np.float32))
+    return digest.hexdigest()
