@@ -7,6 +7,7 @@ Keras is imported inside the functions, on the backend KERAS_BACKEND names (tens
 
 import os
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,22 +35,7 @@ def resolve(request: FeatureRequest, precision: Precision) -> FeatureSpec:
         UsageError: for an unknown base or layer, or a pooling that does not fit the layer.
         WeightsError: for weights that cannot be had or do not fit.
     """
-    layers = requested_layers(request)
-    network = load_network(request.base, request.weights, layers)
-    model = _feature_model(network, request.base, layers)
-    return FeatureSpec(
-        base=request.base,
-        weights=request.weights,
-        weights_sha256=sha256_weights(network),
-        layers=layers,
-        dims=tuple(int(shape[-1]) for shape in _output_shapes(model)),
-        image_size_px=find_network(request.base)[0].image_size_px,
-        resize=request.resize,
-        interpolation=request.interpolation,
-        exif=request.exif,
-        precision=precision,
-        dtype=request.dtype,
-    )
+    return _load(request, precision)[2]
 
 
 def resolve_apart(request: FeatureRequest, precision: Precision) -> FeatureSpec:
@@ -70,15 +56,19 @@ def resolve_apart(request: FeatureRequest, precision: Precision) -> FeatureSpec:
             ) from None
 
 
-def choose_precision(request: FeatureRequest, *, has_bfloat16: bool) -> Precision:
-    """The precision a plan records: the requested one, or for `auto` the fastest that is safe for the base."""
+def choose_precision(request: FeatureRequest, has_bfloat16: Callable[[], bool]) -> Precision:
+    """The precision a plan records: the requested one, or for `auto` the fastest that is safe for the base.
+
+    Args:
+        has_bfloat16: asks a worker like those that will run; only called where the answer matters.
+    """
     if request.precision != "auto":
         return request.precision
-    return "bfloat16" if has_bfloat16 and find_network(request.base)[0].bfloat16_is_safe else "float32"
+    return "bfloat16" if find_network(request.base)[0].bfloat16_is_safe and has_bfloat16() else "float32"
 
 
 def has_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware: a GPU from Ampere up, else a CPU with AMX or AVX512-BF16."""
+    """Whether this machine has bfloat16 in hardware: a GPU from Ampere up, else a CPU with AMX or AVX512-BF16."""
     try:
         found = subprocess.run(
             ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],  # noqa: S607
@@ -101,6 +91,11 @@ def has_bfloat16() -> bool:
 class Base:
     """A frozen network, compiled for one batch shape."""
 
+    spec: FeatureSpec
+    batch_size: int
+    device: str
+    """Backend and device, for the footers."""
+
     def __init__(self, spec: FeatureSpec, batch_size: int, num_threads: int | None = None) -> None:
         """Build the network, load its weights and compile it.
 
@@ -113,21 +108,42 @@ class Base:
             FingerprintError: if the weights are not the planned ones.
             WeightsError: if they cannot be had.
         """
-        self.spec = spec
-        self.batch_size = batch_size
-        keras = import_keras(num_threads)
-        network = load_network(spec.base, spec.weights, spec.layers)
-        found = sha256_weights(network)
-        if found != spec.weights_sha256:
-            raise FingerprintError(
-                f"weights_sha256 differs: the plan was made with {spec.weights_sha256}, and the weights "
-                f"{spec.weights} have {found} now. Bring the old weights back, or give another output."
+        self._build(spec.request, spec.precision, batch_size, num_threads)
+        self.check(spec)
+
+    @classmethod
+    def of(
+        cls, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None = None
+    ) -> "Base":
+        """Build what a request names; `spec` says what that is."""
+        base = cls.__new__(cls)
+        base._build(request, precision, batch_size, num_threads)
+        return base
+
+    def check(self, spec: FeatureSpec) -> None:
+        """Raise FingerprintError unless this base computes what a plan says."""
+        if self.spec.fingerprint != spec.fingerprint:
+            mine, planned = self.spec.to_json(), spec.to_json()
+            differing = "; ".join(
+                f"{name}: planned {planned[name]}, found {mine[name]}"
+                for name in mine
+                if mine[name] != planned[name] and name != "weights"
             )
-        if spec.precision == "bfloat16":
+            raise FingerprintError(
+                f"The network is not the planned one. Differing: {differing}. Bring the old weights back, or give "
+                "another output."
+            )
+
+    def _build(self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None) -> None:
+        keras = import_keras(num_threads)
+        network, model, self.spec = _load(request, precision)
+        if precision == "bfloat16":
             values = network.get_weights()
-            network = build_network(spec.base, has_top(network, spec.base), dtype="bfloat16")
+            network = build_network(request.base, has_top(network, request.base), dtype="bfloat16")
             network.set_weights(values)
-        self._forward = _compile(_feature_model(network, spec.base, spec.layers), batch_size)
+            model = _feature_model(network, request.base, self.spec.layers)
+        self.batch_size = batch_size
+        self._forward = _compile(model, batch_size)
         self.device = _device(keras)
 
     def __call__(self, pixels_NHWC: np.ndarray) -> list[np.ndarray]:
@@ -165,6 +181,27 @@ class Base:
         return [features_ND[:num_images] for features_ND in self._forward(pixels_NHWC)]
 
 
+def _load(request: FeatureRequest, precision: Precision) -> tuple[Any, Any, FeatureSpec]:
+    """The network with its weights, the model that takes its features (both float32), and what they are."""
+    layers = requested_layers(request)
+    network = load_network(request.base, request.weights, layers)
+    model = _feature_model(network, request.base, layers)
+    spec = FeatureSpec(
+        base=request.base,
+        weights=request.weights,
+        weights_sha256=sha256_weights(network),
+        layers=layers,
+        dims=tuple(int(output.shape[-1]) for output in model.outputs),
+        image_size_px=find_network(request.base)[0].image_size_px,
+        resize=request.resize,
+        interpolation=request.interpolation,
+        exif=request.exif,
+        precision=precision,
+        dtype=request.dtype,
+    )
+    return network, model, spec
+
+
 def _feature_model(network: Any, base: str, layers: tuple[str, ...]) -> Any:
     """uint8 [N, H, W, C] -> one float32 [N, D] for each layer; preprocessing happens here and nowhere else."""
     keras = import_keras()
@@ -190,10 +227,6 @@ def _pool(output: Any, layer: str) -> Any:
     if len(output.shape) != 4:
         raise UsageError(f"Layer {name} is a plain vector and cannot be pooled. Expected {name}. Received: {layer}.")
     return ops.mean(output, axis=(1, 2)) if pooling == "avg" else ops.max(output, axis=(1, 2))
-
-
-def _output_shapes(model: Any) -> list[tuple[int | None, ...]]:
-    return [tuple(output.shape) for output in model.outputs]
 
 
 def _compile(model: Any, batch_size: int) -> Any:

@@ -177,8 +177,9 @@ _PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 def _open_png(data: bytes) -> ImageFile:
     """Open a PNG with nothing left of it but its pixels, up to the first damage, and its orientation.
 
-    Pillow by itself shows pixel data whose checksum is wrong; and it refuses whole pictures for a damaged colour profile
-    or a text that unpacks to gigabytes, of which nothing is needed here. Where pixels are missing, it says so on loading.
+    Pillow by itself shows pixel data whose checksum is wrong; and it refuses whole pictures for a damaged colour
+    profile or a text that unpacks to gigabytes, of which nothing is needed here. Where pixels are missing, it says so
+    on loading.
     """
     pixels: list[memoryview] = []
     orientation: list[memoryview] = []

@@ -20,7 +20,7 @@ from bottleneck.base import Base, choose_precision, requested_layers, resolve_ap
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.features import Receipt, finish, finished, write_shard
-from bottleneck.plan import Extended, Plan, Shard, differences, load_plan, make_plan, read_images
+from bottleneck.plan import Extended, Plan, Shard, data_name, differences, load_plan, make_plan, read_images
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.sources import Image, Labels
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits
@@ -38,16 +38,20 @@ class Work:
     spec: FeatureSpec
     limits: Limits
     run_id: str
-    data_names: str
-    """Format of a data file's name, for a shard's number."""
 
     @classmethod
     def of(cls, plan: Plan) -> "Work":
-        names = f"data/s{{:08d}}-{plan.spec.fp8}.parquet"
-        return cls(plan.source, plan.output, plan.spec, plan.limits, uuid.uuid4().hex[:12], names)
+        return cls(plan.source, plan.output, plan.spec, plan.limits, uuid.uuid4().hex[:12])
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "spec": self.spec.to_json(), "limits": vars(self.limits)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Work":
+        return cls(**{**value, "spec": FeatureSpec.from_json(value["spec"]), "limits": Limits(**value["limits"])})
 
     def is_committed(self, shard: int) -> bool:
-        return open_store(self.output).exists(self.data_names.format(shard))
+        return open_store(self.output).exists(data_name(self.spec, shard))
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def extract_prepared(
     is_ok = np.array([reason is None for reason in prepared.rows.column("reason").to_pylist()])
     columns = [_column(parts, is_ok, dim, work.spec.dtype) for parts, dim in zip(features, work.spec.dims, strict=True)]
     table = pa.table([*prepared.rows.columns, *columns], schema=data_schema(work.spec))
-    name = work.data_names.format(prepared.shard)
+    name = data_name(work.spec, prepared.shard)
     return write_shard(
         open_store(work.output), name, work.spec, prepared.shard, table, run_id=work.run_id, device=base.device
     )
@@ -210,11 +214,8 @@ def open_or_make_plan(
     """
     plan = load_plan(output)
     if plan is None:
-        auto = request.precision == "auto"
-        precision = choose_precision(request, has_bfloat16=auto and has_bfloat16())
-        spec = resolve_apart(request, precision)
-        kwargs: dict[str, Any] = {} if shard_size is None else {"shard_size": shard_size}
-        return make_plan(source, output, spec, limits=limits, labels=labels, **kwargs)
+        spec = resolve_apart(request, choose_precision(request, has_bfloat16))
+        return make_plan(source, output, spec, limits=limits, labels=labels, shard_size=shard_size)
     check_request(plan, source, request, limits=limits, labels=labels, shard_size=shard_size)
     return plan
 
@@ -291,7 +292,12 @@ class Tally:
 
 
 def summarize(
-    plan: Plan, tally: Tally, done_before: dict[int, int], started: float, extended: Extended | None = None
+    plan: Plan,
+    tally: Tally,
+    done_before: dict[int, int],
+    started: float,
+    extended: Extended | None = None,
+    details: dict[str, Any] | None = None,
 ) -> Summary:
     """Finish the output (unless it is finished) and say what was done."""
     document = finished(plan) or finish(plan, tally.receipts)
@@ -307,6 +313,7 @@ def summarize(
         seconds=round(time.monotonic() - started, 2),
         fingerprint=plan.spec.fingerprint,
         extended=extended,
+        details=details or {},
     )
 
 

@@ -1,13 +1,12 @@
 """The table of bases, and the networks it names built in code. Keras is imported inside the functions."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from bottleneck.errors import UsageError
+from bottleneck.progress import quiet_start
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def import_keras(num_threads: int | None = None) -> Any:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     backend = os.environ["KERAS_BACKEND"]
     try:
-        with _quiet_start():
+        with quiet_start():
             import keras
     except ImportError as error:
         raise UsageError(
@@ -73,19 +72,6 @@ def import_keras(num_threads: int | None = None) -> Any:
 
         torch.set_num_threads(num_threads)
     return keras
-
-
-@contextlib.contextmanager
-def _quiet_start() -> Iterator[None]:
-    """TensorFlow's libraries greet on file descriptor 2 before any setting reaches them; errors still raise."""
-    with open(os.devnull, "w") as nothing:
-        kept = os.dup(2)
-        os.dup2(nothing.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def build_network(base: str, with_top: bool, dtype: str = "float32") -> Any:

@@ -7,7 +7,10 @@ lost shard, which is prepared again with each image in a guarded child process.
 
 import json
 import logging
+import math
 import os
+import queue
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,10 +33,11 @@ from bottleneck.extract import (
     prepare_shard,
     summarize,
 )
-from bottleneck.features import Receipt, finished
+from bottleneck.features import Receipt
 from bottleneck.guard import GuardedByProcess, guarded_by_exit
-from bottleneck.plan import Extended, Plan, Shard
-from bottleneck.progress import Progress
+from bottleneck.plan import Extended, Plan, Shard, load_plan
+from bottleneck.progress import Progress, quiet_start
+from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +83,14 @@ def start_ray() -> None:
             ray.init(address=os.environ["RAY_ADDRESS"], **options)
         else:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=LOCAL_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                **options,
-            )
+            with quiet_start():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=LOCAL_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    **options,
+                )
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "local")
         raise StoreError(
@@ -102,78 +107,143 @@ def workers_have_bfloat16() -> bool:
     return bool(ray.get(ray.remote(num_cpus=0, num_gpus=num_gpus)(has_bfloat16).remote()))
 
 
-def extract_on_ray(
-    plan: Plan,
-    options: RunOptions,
-    max_rejected: float,
-    on_progress: Callable[[Progress], None],
-    extended: Extended | None = None,
-) -> Summary:
-    """Extract the shards of a plan that are missing, and finish the output.
+class Run:
+    """One run on Ray: the actors start at once, and wait for the plan that says what to extract.
 
-    Args:
-        on_progress: called about twice a second.
+    A context manager:
 
-    Raises:
-        IncompleteError: if shards are left over because their workers kept dying.
-        TooManyRejectedError, FeaturesError, StoreError, WeightsError, FingerprintError: the run stops; nothing is lost.
+        with Run(request, precision, options) as run:
+            plan = make_plan(source, output, run.spec())
+            summary = run.extract(plan, 0.05, show)
     """
-    started = time.monotonic()
-    done_before = plan.committed()
-    tally = Tally(plan, max_rejected)
-    if finished(plan) is None and len(done_before) < plan.num_shards:
-        start_ray()
-        run = _Run(plan, options, tally, on_progress, done_before)
-        run.extract(pending_shards(plan, done_before), guarded=False)
-        lost = [shard for shard in pending_shards(plan, plan.committed()) if shard.number not in tally.receipts]
-        if lost:
-            log.warning("%d shards lost their workers and are prepared again, image by image", len(lost))
-            run.extract(lost, guarded=True)
-            still_lost = [shard.number for shard in lost if shard.number not in plan.committed()]
-            if still_lost:
-                raise IncompleteError(
-                    f"The workers of {len(still_lost)} shards kept dying, the first is {still_lost[0]}: out of memory? "
-                    "What is done is kept; run the same command again, with more memory or a smaller --batch-size."
-                )
-    return summarize(plan, tally, done_before, started, extended)
 
+    def __init__(self, request: FeatureRequest, precision: Precision, options: RunOptions) -> None:
+        """Start Ray, if it is not running, and the actors.
 
-class _Run:
-    """The driver's side of a run."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        options: RunOptions,
-        tally: Tally,
-        on_progress: Callable[[Progress], None],
-        done_before: dict[int, int],
-    ) -> None:
+        Args:
+            request: what to extract; a plan made before must agree with it.
+            precision: the concrete one.
+        """
         import ray
 
-        self.plan, self.options, self.tally, self.on_progress = plan, options, tally, on_progress
-        self.work = Work.of(plan)
-        self.images_of = {shard: plan.images_in(shard) for shard in range(plan.num_shards)}
-        self.images_before = sum(self.images_of[shard] for shard in done_before)
+        start_ray()
+        self.request, self.precision, self.options = request, precision, options
         self.num_gpus = int(ray.cluster_resources().get("GPU", 0))
         self.num_cpus = int(ray.cluster_resources().get("CPU", 1))
         self.num_actors = options.num_actors or self.num_gpus or max(1, self.num_cpus // CORES_PER_ACTOR)
         self.live = ray.remote(num_cpus=0, max_restarts=-1)(_Live).remote()
+        self.order: str | None = None
+        self.forget: list[int] = []
+        self.images_done = 0
+        self.last_receipt_at = 0.0
+        self.results = self._start(guarded=False)
 
-    def extract(self, shards: list[Shard], *, guarded: bool) -> None:
-        """Run shards through the two stages; receipts land in the tally."""
-        # Errors of the stages themselves come as rows; blocks fail only when a worker died more often than it may.
-        for row in self._rows(self._dataset(shards, guarded=guarded)):
-            if row is None:
-                self._show()
-                continue
-            if "error" in row:
-                kind, message = row["error"]
-                raise getattr(errors, kind, BottleneckError)(message)
-            self.tally.add(Receipt(**row["receipt"]))
-            self._show()
+    def __enter__(self) -> "Run":
+        return self
 
-    def _dataset(self, shards: list[Shard], *, guarded: bool) -> Any:
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        ray.shutdown()
+
+    def spec(self) -> FeatureSpec:
+        """The spec the request resolves to, as the first actor to be ready found it.
+
+        Raises:
+            UsageError, WeightsError: what the actor met.
+        """
+        while True:
+            if (resolved := self._snapshot().get("resolved")) is not None:
+                if "error" in resolved:
+                    raise _raised(resolved["error"])
+                return FeatureSpec.from_json(resolved["spec"])
+            self._next_result(POLL_SECONDS / 5)  # raises if Ray gave up
+
+    def extract(
+        self,
+        plan: Plan,
+        max_rejected: float,
+        on_progress: Callable[[Progress], None],
+        extended: Extended | None = None,
+    ) -> Summary:
+        """Extract the shards of a plan that are missing, and finish the output.
+
+        Args:
+            max_rejected: share of the planned images that may be rejected before the run stops.
+            on_progress: called about twice a second.
+
+        Raises:
+            IncompleteError: if shards are left over because their workers kept dying.
+            TooManyRejectedError, FeaturesError, StoreError, WeightsError, FingerprintError: the run stops; nothing is
+                lost.
+        """
+        started = time.monotonic()
+        done_before = plan.committed()
+        tally = Tally(plan, max_rejected)
+        images_before = sum(plan.images_in(shard) for shard in done_before)
+        work = Work.of(plan)
+
+        def lost() -> list[Shard]:
+            return [shard for shard in pending_shards(plan, plan.committed()) if shard.number not in tally.receipts]
+
+        def show() -> None:
+            live = self._snapshot()
+            under_way = sum(images for shard, images in live.get("images", {}).items() if shard not in tally.receipts)
+            images = images_before + self.images_done + under_way
+            on_progress(Progress(images, plan.num_images, tally.rejected, live.get("limiting", "start")))
+
+        self._drain(plan, work, None, tally, show)
+        if left := lost():
+            log.warning("%d shards lost their workers and are prepared again, image by image", len(left))
+            self.results = self._start(guarded=True)
+            self._drain(plan, work, left, tally, show)
+            if left := lost():
+                raise IncompleteError(
+                    f"The workers of {len(left)} shards kept dying, the first is {left[0].number}: out of memory? What "
+                    "is done is kept; run the same command again, with more memory or a smaller --batch-size."
+                )
+        return summarize(plan, tally, done_before, started, extended, self._details(tally))
+
+    def _drain(
+        self, plan: Plan, work: Work, shards: list[Shard] | None, tally: Tally, show: Callable[[], None]
+    ) -> None:
+        """Let the stages run, over these shards or all that are pending, until they are through."""
+        order = {"work": work.to_json(), "shards": None if shards is None else [asdict(shard) for shard in shards]}
+        self.order = json.dumps(order)
+        show()
+        shown_at = time.monotonic()
+        while (result := self._next_result(POLL_SECONDS)) != "end":
+            if result is not None:
+                if "error" in result:
+                    raise _raised(result["error"])
+                receipt = Receipt(**result["receipt"])
+                self.images_done += plan.images_in(receipt.shard)
+                self.last_receipt_at = time.time()
+                self.forget.append(receipt.shard)
+                tally.add(receipt)
+            if result is None or time.monotonic() - shown_at > POLL_SECONDS:
+                show()
+                shown_at = time.monotonic()
+        show()
+
+    def _start(self, *, guarded: bool) -> "queue.Queue[Any]":
+        """Start the two stages; results, then "end" or an exception, arrive in the queue."""
+        results: queue.Queue[Any] = queue.Queue()
+        dataset = self._dataset(guarded=guarded)
+
+        def pull() -> None:
+            try:
+                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    for text in batch.column("result").to_pylist():
+                        results.put(json.loads(text))
+                results.put("end")
+            except BaseException as error:
+                results.put(error)
+
+        threading.Thread(target=pull, name="results", daemon=True).start()
+        return results
+
+    def _dataset(self, *, guarded: bool) -> Any:
         import ray
         from ray.data import ActorPoolStrategy
 
@@ -181,79 +251,82 @@ class _Run:
         warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")  # the only way to bound retries
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        # Errors of the stages themselves come as rows; blocks fail only when a worker died more often than it may.
         context.max_errored_blocks = -1
+        # Every row its own block: a row is a shard, and shards are what runs side by side.
+        context.target_max_block_size = 1
         # With reservation Ray Data keeps a CPU for the actors, which take none: half of a machine of two cores.
         context.op_resource_reservation_enabled = bool(self.num_gpus)
         batch_size = self.options.batch_size or (GPU_BATCH_SIZE if self.num_gpus else CPU_BATCH_SIZE)
         threads = None if self.num_gpus else max(1, self.num_cpus // self.num_actors)
+        blocks: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+        # Different resources for each stage, or Ray Data fuses neighbours and nothing overlaps.
         return (
-            ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
+            ray.data.from_items([{"emit": True}], override_num_blocks=1)
+            .map_batches(
+                _emit,
+                **blocks,
+                fn_kwargs={"live": self.live},
+                num_cpus=0,
+                # Emitting again after a crash could repeat or skip shards; what it did not emit is lost, and done later.
+                ray_remote_args_fn=lambda: {"max_retries": 0},
+            )
             .map_batches(
                 _prepare,
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_kwargs={"work": self.work, "guarded": guarded},
+                **blocks,
+                fn_kwargs={"guarded": guarded},
                 num_cpus=1,
                 ray_remote_args_fn=lambda: {"max_retries": TASK_RETRIES},
             )
             .map_batches(
                 _ExtractFeatures,
-                batch_size=None,
-                batch_format="pyarrow",
+                **blocks,
                 fn_constructor_kwargs={
-                    "work": self.work,
+                    "request": self.request,
+                    "precision": self.precision,
                     "batch_size": batch_size,
                     "num_threads": threads,
                     "live": self.live,
                 },
-                compute=ActorPoolStrategy(size=min(self.num_actors, len(shards))),
-                # Other resources than the tasks have, or Ray Data fuses both stages and nothing overlaps.
+                compute=ActorPoolStrategy(size=self.num_actors),
                 num_gpus=1 if self.num_gpus else 0,
                 num_cpus=0,
                 ray_remote_args_fn=lambda: {"max_restarts": ACTOR_RESTARTS, "max_task_retries": ACTOR_RESTARTS},
             )
         )
 
-    def _rows(self, dataset: Any) -> Iterator[dict[str, Any] | None]:
-        """Result rows as they come, and None whenever none came for a while."""
-        import queue
-        import threading
+    def _next_result(self, seconds: float) -> Any:
+        """The next result row, "end", or None if none came in time. Raises what Ray Data raised."""
+        try:
+            result = self.results.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(result, BaseException):
+            raise StoreError(f"Ray gave up: {type(result).__name__}: {result}") from result
+        return result
 
-        results: queue.Queue[Any] = queue.Queue()
-
-        def pull() -> None:
-            try:
-                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    for text in batch.column("result").to_pylist():
-                        results.put(json.loads(text))
-                results.put(StopIteration())
-            except BaseException as error:
-                results.put(error)
-
-        threading.Thread(target=pull, name="results", daemon=True).start()
-        while True:
-            try:
-                result = results.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                yield None
-                continue
-            if isinstance(result, StopIteration):
-                return
-            if isinstance(result, BaseException):
-                raise result
-            yield result
-
-    def _show(self) -> None:
+    def _snapshot(self) -> dict[str, Any]:
         import ray
 
         try:
-            live = ray.get(self.live.snapshot.remote(), timeout=POLL_SECONDS)
+            forget, self.forget = self.forget, []
+            # The order goes along each time, as a counter that was restarted has forgotten it.
+            live: dict[str, Any] = ray.get(self.live.snapshot.remote(forget, self.order), timeout=POLL_SECONDS)
         except Exception:
-            live = {}  # the counter restarts, or the cluster is busy: receipts still count
-        receipts = self.tally.receipts
-        under_way = sum(images for shard, images in live.get("images", {}).items() if shard not in receipts)
-        images = self.images_before + sum(self.images_of[shard] for shard in receipts) + under_way
-        self.on_progress(Progress(images, self.plan.num_images, self.tally.rejected, live.get("limiting", "start")))
+            return {}  # the counter restarts, or the cluster is busy: receipts still count
+        return live
+
+    def _details(self, tally: Tally) -> dict[str, Any]:
+        """Measured by the run itself: how long the first batch took to arrive, and the rate from there to the end."""
+        live = self._snapshot()
+        if "first_batch_at" not in live:
+            return {}
+        images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
+        return {
+            "first_batch_seconds": round(live["first_batch_at"] - _process_started_at(), 2),
+            "images_per_second": round(images / max(1e-9, self.last_receipt_at - live["first_batch_at"]), 2),
+            "limiting": live["limiting"],
+        }
 
 
 class _Live:
@@ -263,27 +336,58 @@ class _Live:
         self.images: dict[int, int] = {}
         self.seconds = {"network": 0.0, "decode": 0.0, "read": 0.0}
         self.idle_seconds = 0.0
+        self.first_batch_at = math.inf
+        self.resolved: dict[str, Any] | None = None
+        self.order: str | None = None
+
+    def report_resolved(self, resolved: dict[str, Any]) -> None:
+        self.resolved = resolved
+
+    def what_to_do(self) -> str | None:
+        return self.order
 
     def report(self, shard: int, images: int, network: float, idle: float, decode: float, read: float) -> None:
+        self.first_batch_at = min(self.first_batch_at, time.time() - network)
         self.images[shard] = images
         for name, seconds in (("network", network), ("decode", decode), ("read", read)):
             self.seconds[name] += seconds
         self.idle_seconds += idle
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self, forget: list[int], order: str | None) -> dict[str, Any]:
+        self.order = order
+        for shard in forget:
+            self.images.pop(shard, None)
+        result: dict[str, Any] = {"images": self.images, "limiting": "start", "resolved": self.resolved}
         seconds = self.seconds
-        if not seconds["network"]:
-            return {"images": self.images, "limiting": "start"}
-        # Where the networks hardly wait they are the limit, else what they wait for.
-        waiting = self.idle_seconds > 0.15 * (seconds["network"] + self.idle_seconds)
-        slower = "decode" if seconds["decode"] > seconds["read"] else "read"
-        return {"images": self.images, "limiting": slower if waiting else "network"}
+        if seconds["network"]:
+            # Where the networks hardly wait they are the limit, else what they wait for.
+            waiting = self.idle_seconds > 0.15 * (seconds["network"] + self.idle_seconds)
+            slower = "decode" if seconds["decode"] > seconds["read"] else "read"
+            result |= {"limiting": slower if waiting else "network", "first_batch_at": self.first_batch_at}
+        return result
 
 
-def _prepare(table: pa.Table, work: Work, guarded: bool) -> pa.Table:
+def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
+    """Before the stages: one row a shard, as fast as they take them, once the driver has a plan."""
+    import ray
+
+    while (order := ray.get(live.what_to_do.remote())) is None:
+        time.sleep(POLL_SECONDS / 10)
+    wanted = json.loads(order)
+    work = Work.from_json(wanted["work"])
+    if wanted["shards"] is None:
+        plan = load_plan(work.output)
+        shards = pending_shards(plan, plan.committed()) if plan else []
+    else:
+        shards = [Shard(**shard) for shard in wanted["shards"]]
+    for shard in shards:
+        yield pa.table({"work": [json.dumps(wanted["work"])], "shard": [json.dumps(asdict(shard))]})
+
+
+def _prepare(table: pa.Table, guarded: bool) -> pa.Table:
     """First stage: a shard's number -> its rows and pixels."""
-    [row] = table.to_pylist()
-    shard = Shard(**row)
+    work = Work.from_json(json.loads(table.column("work")[0].as_py()))
+    shard = Shard(**json.loads(table.column("shard")[0].as_py()))
     decoder = GuardedByProcess() if guarded else None
     try:
         if work.is_committed(shard.number):
@@ -294,29 +398,34 @@ def _prepare(table: pa.Table, work: Work, guarded: bool) -> pa.Table:
     finally:
         if decoder:
             decoder.close()
-    note = {"read": prepared.read_seconds, "decode": prepared.decode_seconds}
+    note = {"work": work.to_json(), "read": prepared.read_seconds, "decode": prepared.decode_seconds}
     return _message(shard.number, prepared.rows, prepared.pixels_NHWC, note)
 
 
 class _ExtractFeatures:
     """Second stage, one actor a network: rows and pixels -> the committed data file's receipt."""
 
-    def __init__(self, work: Work, batch_size: int, num_threads: int | None, live: Any) -> None:
-        self.work, self.live = work, live
+    def __init__(
+        self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None, live: Any
+    ) -> None:
+        self.live = live
         self.error: dict[str, Any] | None = None
         self.idle_since: float | None = None
         try:
-            self.base = Base(work.spec, batch_size, num_threads)
+            self.base = Base.of(request, precision, batch_size, num_threads)
+            live.report_resolved.remote({"spec": self.base.spec.to_json()})
         except Exception as error:
             self.error = _error(error)  # raised here, it would only restart the actor
+            live.report_resolved.remote(self.error)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        shard = table.column("shard")[0].as_py()
         note = json.loads(table.column("note")[0].as_py())
-        result = note if "error" in note or "receipt" in note else self.error or self._extract(shard, table, note)
+        result = note if "error" in note or "receipt" in note else self.error or self._extract(table, note)
         return pa.table({"result": [json.dumps(result)]})
 
-    def _extract(self, shard: int, table: pa.Table, note: dict[str, Any]) -> dict[str, Any]:
+    def _extract(self, table: pa.Table, note: dict[str, Any]) -> dict[str, Any]:
+        shard = table.column("shard")[0].as_py()
+        work = Work.from_json(note.pop("work"))
         now = time.monotonic()
         idle = now - self.idle_since if self.idle_since else 0.0
         timings = {"idle": idle, **note}
@@ -328,11 +437,12 @@ class _ExtractFeatures:
             timings.update(idle=0.0, read=0.0, decode=0.0)
 
         try:
-            size = self.work.spec.image_size_px
+            self.base.check(work.spec)
+            size = work.spec.image_size_px
             pixels = table.column("pixels").chunk(0)
             pixels_NHWC = np.frombuffer(pixels[0].as_buffer(), np.uint8).reshape(-1, size, size, 3)
             rows = pa.ipc.open_stream(table.column("rows")[0].as_buffer()).read_all()
-            receipt = extract_prepared(self.work, self.base, Prepared(shard, rows, pixels_NHWC), report)
+            receipt = extract_prepared(work, self.base, Prepared(shard, rows, pixels_NHWC), report)
             return {"receipt": asdict(receipt)}
         except Exception as error:
             return _error(error)
@@ -361,8 +471,22 @@ def _message(
     )
 
 
+def _raised(error: list[str]) -> BottleneckError:
+    """A stage's error as an exception of the driver."""
+    kind, message = error
+    made: BottleneckError = getattr(errors, kind, BottleneckError)(message)
+    return made
+
+
 def _error(error: BaseException) -> dict[str, Any]:
     if isinstance(error, BottleneckError):
         return {"error": [type(error).__name__, str(error)]}
     log.exception("a stage failed")
     return {"error": ["BottleneckError", f"A worker failed with {type(error).__name__}: {error}."]}
+
+
+def _process_started_at() -> float:
+    """When this process was started, in seconds since the epoch, so that importing counts as start-up."""
+    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+        ticks = int(stat.read().rpartition(")")[2].split()[19])
+        return time.time() - (float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))

@@ -1,7 +1,8 @@
 """The frozen list of images, cut into shards; made once, resumed for ever, extended when the source grows.
 
-A plan is `plan.json` and its parts, Parquet files of 32 shards each with one row group a shard. Parts are named by their
-content and written first; creating `plan.json` is the commit. An extension is `plan/extension-00001.json` and its parts.
+A plan is `plan.json` and its parts, Parquet files of 32 shards each with one row group a shard. Parts are named by
+their content and written first; creating `plan.json` is the commit. An extension is `plan/extension-00001.json` and its
+parts.
 """
 
 import hashlib
@@ -137,10 +138,10 @@ class Plan:
         raise IndexError(shard)
 
     def data_name(self, shard: int) -> str:
-        return f"data/s{shard:08d}-{self.spec.fp8}.parquet"
+        return data_name(self.spec, shard)
 
     def committed(self) -> dict[int, int]:
-        """The shards whose data files are there, by number, with the files' sizes in bytes: the truth about progress."""
+        """The shards whose data files are there, by number, with their sizes in bytes: the truth about progress."""
         names = re.compile(rf"data/s(\d{{8}})-{self.spec.fp8}\.parquet")
         found = ((names.fullmatch(entry.key), entry.size) for entry in open_store(self.output).list("data/"))
         return {int(match[1]): size for match, size in found if match}
@@ -150,6 +151,11 @@ class Plan:
         store = open_store(self.output)
         runs = [_images_of(store, listing.parts) for listing in self.listings]
         return heapq.merge(*runs, key=lambda image: image.key.encode())
+
+
+def data_name(spec: FeatureSpec, shard: int) -> str:
+    """The data file of a shard: its number and its fingerprint, so that nothing else can be taken for it."""
+    return f"data/s{shard:08d}-{spec.fp8}.parquet"
 
 
 @dataclass(frozen=True)
@@ -201,14 +207,16 @@ def make_plan(
     *,
     limits: Limits | None = None,
     labels: Labels = "folder",
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
 ) -> Plan:
     """List the source and freeze it as the plan of a new output. If another run was first, its plan is returned.
 
     Raises:
         UsageError: for an empty or missing source, or an output that holds something else.
+        FingerprintError: if the output has a plan with other settings.
         StoreError: if source or output cannot be used.
     """
+    shard_size = SHARD_SIZE if shard_size is None else shard_size
     if shard_size < 1:
         raise UsageError(f"--shard-size takes a number of images from 1 up. Received: {shard_size}.")
     source_store, output_store = open_store(source), open_store(output)
@@ -229,8 +237,9 @@ def make_plan(
     plan = load_plan(output)
     if plan is None:
         raise StoreError(f"{output}/plan.json was written and is gone again.")
-    if plan.spec.fingerprint != spec.fingerprint:
-        raise FingerprintError(f"Another run planned {output} first. {differences(plan, {'spec': spec.to_json()})}")
+    asked = {name: document[name] for name in ("spec", "limits", "labels", "source")}
+    if message := differences(plan, asked):
+        raise FingerprintError(f"Another run planned this output first. {message}")
     return plan
 
 
@@ -270,7 +279,7 @@ def read_images(store: Store, shard: Shard) -> list[Image]:
 
 
 def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
-    """The message of a refused run: each differing field with its planned and its requested value; None if none differs."""
+    """The message of a refused run, with the planned and the requested value of each field that differs; or None."""
     planned: dict[str, Any] = {
         "spec": plan.spec.to_json(),
         "limits": asdict(plan.limits),
@@ -406,13 +415,17 @@ def _images_of(store: Store, parts: list[Part]) -> Iterator[Image]:
 @lru_cache(maxsize=4)
 def _part(store: Store, name: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(io.BytesIO(store.get(Wanted(name, 0, ""))))
+        data = store.get(Wanted(name, 0, ""))
     except ObjectGoneError:
         raise CorruptError(
             f"{store.uri}/{name}, a part of the plan, is gone. Restore it, or plan a new output."
         ) from None
-    except pa.ArrowException as error:
-        raise CorruptError(f"{store.uri}/{name}, a part of the plan, is damaged: {error}.") from error
+    if not name.endswith(f"-{hashlib.sha256(data).hexdigest()[:8]}.parquet"):
+        raise CorruptError(
+            f"{store.uri}/{name}, a part of the plan, is damaged: its sha256 does not begin as its name says. Restore "
+            "it, or plan a new output."
+        )
+    return pq.ParquetFile(io.BytesIO(data))
 
 
 def _in_order(images: Iterator[Image]) -> Iterator[Image]:

@@ -1,8 +1,11 @@
 """What a person sees while a job runs: one live line on a terminal, plain lines anywhere else. All on stderr."""
 
+import contextlib
+import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,3 +106,16 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole} s" if minutes else f"{whole} s"
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Silence file descriptor 2, on which TensorFlow's and Ray's libraries greet before any setting reaches them."""
+    with open(os.devnull, "w") as nothing:
+        kept = os.dup(2)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

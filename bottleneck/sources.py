@@ -1,4 +1,4 @@
-"""Which images a source holds: a folder or prefix, its images in key order, each labelled by the folder that holds it."""
+"""Which images a source holds: a folder or prefix, its images in key order, labelled by the folders that hold them."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,41 @@ from bottleneck.store import Store
 Labels = Literal["folder", "none"]
 
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".ico", ".psd", ".svg", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".raw", ".dng", ".cr2", ".nef", ".arw"]
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jxl",
+        ".ico",
+        ".psd",
+        ".svg",
+        ".tga",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".raw",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+    ]
 )
 """Names that say image, also of formats that are rejected later: such a file is accounted for, not passed over."""
 
@@ -28,7 +62,7 @@ class Image(NamedTuple):
 
 
 def list_images(store: Store, labels: Labels, skipped: Counter[str]) -> Iterator[Image]:
-    """Yield the images below a store's root in key order; count what is no image by its name in `skipped`, by suffix."""
+    """Yield the images below a store's root in key order; count in `skipped`, by suffix, what is none by its name."""
     for entry in store.list():
         reason = no_image(entry.key)
         if reason:

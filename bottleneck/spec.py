@@ -33,7 +33,7 @@ class FeatureRequest:
     exif: Literal["apply", "ignore"] = "apply"
     """Turn images as their EXIF orientation says, or leave them as stored, as Keras does."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the network computes in. `auto`: bfloat16 where the workers have it in hardware and the base is safe in it."""
+    """What the network computes in. `auto`: bfloat16 where workers have it in hardware and the base is safe in it."""
     dtype: Literal["float16", "float32"] = "float16"
     """How feature values are stored."""
 
@@ -72,6 +72,12 @@ class FeatureSpec:
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON of every field that changes a feature's value; 64 hex digits."""
         return sha256_json({key: value for key, value in asdict(self).items() if key != "weights"})
+
+    @property
+    def request(self) -> FeatureRequest:
+        """What resolves to this spec."""
+        shared = {field.name for field in fields(FeatureRequest)}
+        return FeatureRequest(**{name: value for name, value in vars(self).items() if name in shared})
 
     @property
     def fp8(self) -> str:

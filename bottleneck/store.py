@@ -1,8 +1,9 @@
 """Where images come from and features go: a folder or a bucket behind the same few verbs.
 
-Keys are opaque names below the store's root. A store tells three kinds of trouble apart: what the object itself is (gone,
-changed: the caller makes it a row), what passes (5xx, timeouts, resets, cut bodies: tried again here with back-off, for
-`PATIENCE_SECONDS`), and what only a person can mend (rights, credentials, disk: `StoreError`, which stops the run).
+Keys are opaque names below the store's root. A store tells three kinds of trouble apart: what the object itself is
+(gone, changed: the caller makes it a row), what passes (5xx, timeouts, resets, cut bodies: tried again here with
+back-off, for `PATIENCE_SECONDS`), and what only a person can mend (rights, credentials, disk: `StoreError`, which stops
+the run).
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import functools
 import logging
 import os
 import random
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 90.0
-"""How long a request that fails in passing is tried again: longer than S3's throttling, shorter than a person's wait."""
+"""How long a request that fails in passing is tried again: longer than S3 throttles, shorter than a person waits."""
 FIRST_PATIENCE_SECONDS = 8.0
 """The same until a store has answered once: a wrong endpoint should be told in seconds."""
 IN_FLIGHT = 32
@@ -65,6 +67,8 @@ class Store(Protocol):
 
     uri: str
 
+    def __hash__(self) -> int: ...
+
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Yield the objects whose keys start with `prefix` in the order of their UTF-8 bytes, a page at a time."""
 
@@ -102,7 +106,8 @@ def normal_uri(uri: str) -> str:
     if scheme == "file":
         return os.path.abspath(rest)
     if scheme != "s3":
-        raise UsageError(f"Expected a folder, file:///... or s3://bucket/prefix. Received: {uri}.")
+        # Not the whole URI, which may hold credentials.
+        raise UsageError(f"Expected a folder, file:///... or s3://bucket/prefix. Received: {scheme}://...")
     bucket = rest.split("/", 1)[0]
     if "@" in bucket or ":" in bucket or urlsplit(uri).query:
         raise UsageError(
@@ -142,7 +147,8 @@ class FolderStore:
             else:
                 with contextlib.suppress(FileNotFoundError):  # gone since the folder was read, or a dangling link
                     status = entry.stat()
-                    yield Entry(prefix + entry.name, status.st_size, _local_etag(status))
+                    if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                        yield Entry(prefix + entry.name, status.st_size, _local_etag(status))
 
     def get(self, wanted: Wanted) -> bytes:
         with _local_errors(f"reading {self._path(wanted.key)}"):
@@ -180,7 +186,8 @@ class FolderStore:
         except (OSError, AttributeError) as error:
             if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
-            return self._create_renamed(path, data)  # NFS and some overlays have no unnamed files
+            self._create_renamed(path, data)  # NFS and some overlays have no unnamed files
+            return
         with open(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -329,7 +336,10 @@ class BucketStore:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
     def _call(self, doing: str, method: str, **request: Any) -> dict[str, Any]:
-        return self._run(self._patiently(doing, lambda: self.fs._call_s3(method, **request))).result()
+        answer: dict[str, Any] = self._run(
+            self._patiently(doing, lambda: self.fs._call_s3(method, **request))
+        ).result()
+        return answer
 
     def _run(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         return asyncio.run_coroutine_threadsafe(work, self.fs.loop)
@@ -381,6 +391,8 @@ def _trouble(error: Exception, doing: str) -> Exception | None:
         return StoreError(f"No such bucket, while {doing}. Look at its name and at AWS_ENDPOINT_URL.")
     if status == 404:
         return ObjectGoneError(doing)
+    if status == 416:
+        return ObjectChangedError(doing)  # shorter than the slice that was asked for
     if code in ("PreconditionFailed", "412") or status == 412:
         return FileExistsError(doing)
     if status >= 500 or status in (408, 409, 429) or code in ("SlowDown", "RequestTimeout", "IncompleteBody"):

@@ -142,5 +142,5 @@ def sha256_weights(network: Any) -> str:
         # Keras numbers repeated names ("vgg16_1/..."): only the part inside the layer is the network's own.
         name = "/".join(variable.path.split("/")[-2:])
         digest.update(f"{name} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value, np.float32))
+        digest.update(np.ascontiguousarray(value, np.float32).data)
     return digest.hexdigest()

@@ -1,1 +1,398 @@
-"""Not there yet."""
+"""Compare `extract` with the tutorials' loop, and with the most this machine can do, on your own images.
+
+    bottleneck benchmark photos/
+    bottleneck benchmark photos/ --num-images 2048 --rounds 3
+
+Four measurements on the same images, one after the other, each in fresh processes: the command `bottleneck extract`;
+the loop of the tutorials (load_img, preprocess_input, model.predict in float32 on batches of 32, HDF5); the network
+alone on random pixels; decoding alone. The last two give the ceiling: cores / (core-seconds an image of network +
+decode). Rates are without start-up, and what the job decodes during it is a gift, so give fast machines more images.
+256 images and VGG16 take 2 minutes on two cores with AVX512-BF16. The JSON line holds every figure and the hardware.
+"""
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+import tyro
+
+from bottleneck.base import Base, choose_precision, has_bfloat16, resolve_apart
+from bottleneck.decode import Decoded, decode
+from bottleneck.errors import BottleneckError, UsageError
+from bottleneck.networks import find_network, import_keras
+from bottleneck.pipeline import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from bottleneck.sources import list_images
+from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, split_layer
+from bottleneck.store import Wanted, open_store
+from bottleneck.weights import load_network
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Figures = dict[str, Any]
+
+LOOP_BATCH_SIZE = 32
+"""What model.predict takes by default."""
+SAMPLE_SECONDS = 0.5
+"""Between looks at the memory, each of which costs about 10 ms a GB."""
+DECODE_SECONDS = 3.0
+NETWORK_SECONDS = 5.0
+"""At least, for the network alone."""
+STEADY_SECONDS = 10.0
+"""A job that ran for less after its start-up says little about long ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    source: tyro.conf.Positional[str]
+    """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured."""
+    num_images: int = 256
+    """Taken evenly from the whole source; one with fewer is gone through again."""
+    rounds: int = 1
+    """Times everything is measured; the figures are medians."""
+    features: FeatureRequest = field(default_factory=lambda: FeatureRequest(weights="random:0"))
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "rounds"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} takes a number from 1 up. Received: {getattr(self, name)}."
+                )
+
+
+def main(config: Config) -> int:
+    import psutil  # type: ignore[import-untyped]
+
+    hardware = describe_hardware()
+    spec = resolve_apart(config.features, choose_precision(config.features, has_bfloat16))
+    with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as folder:
+        images = os.path.join(folder, "images")
+        left_out = apart(copy_images, config.source, images, config.num_images, spec)
+        busy = [psutil.cpu_percent(interval=1) / 100]
+        rounds = []
+        for number in range(config.rounds):
+            output = os.path.join(folder, f"output{number}")
+            rounds.append(measure(images, output, config.num_images, config.features, spec, hardware))
+            shutil.rmtree(output)
+        busy.append(psutil.cpu_percent(interval=1) / 100)
+    result = {
+        "source": config.source,
+        "images": config.num_images,
+        "rejected_and_left_out": left_out,
+        "spec": spec.to_json(),
+        **summarize(rounds, hardware),
+        "rounds": rounds if config.rounds > 1 else 1,
+        "cpu_busy_before_and_after": busy,
+        "hardware": hardware,
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for line in table(result):
+        log.info("%s", line)
+    if max(busy) > 0.1:
+        log.warning("Other programs took up to %.0f %% of this machine; run it again without them.", max(busy) * 100)
+    steady_seconds = config.num_images / result["job"]["images_per_second"]
+    if steady_seconds < STEADY_SECONDS:
+        log.warning("The job ran for %.1f s after its start-up, too short: give more --num-images.", steady_seconds)
+    print(json.dumps(result))
+    return 0
+
+
+def measure(
+    images: str, output: str, num_images: int, request: FeatureRequest, spec: FeatureSpec, hardware: Figures
+) -> Figures:
+    """One round: everything once, nothing at the same time."""
+    cores = hardware["cores"]
+    batch_size = GPU_BATCH_SIZE if hardware["gpus"] else CPU_BATCH_SIZE
+    # Whole batches, and eight shards where the images suffice, so that decoding overlaps the network as in long jobs.
+    shard_size = min(max(num_images // 8 // batch_size, 1) * batch_size, 512)
+    threads = cores // max(1, cores // CORES_PER_ACTOR)
+    log.info("bottleneck extract ...")
+    job = measure_job(images, output, replace(request, precision=spec.precision), shard_size)
+    log.info("the tutorials' loop ...")
+    keras_loop = apart(measure_keras_loop, images, f"{output}.h5", spec)
+    log.info("the network alone ...")
+    network = apart(measure_network, spec, batch_size, threads, num_images)
+    log.info("decoding alone ...")
+    one_core, all_cores = (measure_decode(images, spec, num_processes) for num_processes in (1, cores))
+    decoding = {"images_per_second": all_cores, "milliseconds_per_image_on_one_core": 1000 / one_core}
+    return {"job": job, "keras_loop": keras_loop, "network": network, "decode": decoding}
+
+
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a process of its own, whose stdout is stderr, as Keras writes to it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.dup2, (2, 1)) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def copy_images(source: str, folder: str, num_images: int, spec: FeatureSpec) -> int:
+    """Copy images that decode, spread evenly over the source, into a folder; again from the first if they are too few.
+
+    Returns:
+        How many were left out because they do not decode: the tutorials' loop would stop at them.
+    """
+    store = open_store(source)
+    found = list(list_images(store, "none", Counter()))
+    chosen = [found[i * len(found) // num_images] for i in range(num_images)] if len(found) > num_images else found
+    os.mkdir(folder)
+    good: list[str] = []
+    for image, data in zip(chosen, store.get_many([Wanted(*image[:3]) for image in chosen]), strict=True):
+        if isinstance(data, bytes) and isinstance(decode(data, spec, Limits()), Decoded):
+            good.append(os.path.join(folder, f"{len(good):06d}{os.path.splitext(image.key)[1]}"))
+            with open(good[-1], "wb") as file:
+                file.write(data)
+    if not good:
+        raise UsageError(f"Expected images in {source}. Received {len(chosen)} that say so, none of which decodes.")
+    for number in range(len(good), num_images):
+        path = good[number % len(good)]
+        shutil.copyfile(path, os.path.join(folder, f"{number:06d}{os.path.splitext(path)[1]}"))
+    return len(chosen) - len(good)
+
+
+def measure_job(images: str, output: str, request: FeatureRequest, shard_size: int) -> Figures:
+    """The command as a user runs it. Its own clock tells start-up from work; memory is looked at from here.
+
+    Peaks are in bytes: of the driver what it holds (RSS), of all processes together the sum of PSS, in which memory
+    that several of them share counts once.
+    """
+    import psutil
+
+    command = [sys.executable, "-m", "jobs", "extract", images, output, "--shard-size", str(shard_size)]
+    for option in fields(request):
+        value = getattr(request, option.name)
+        if value:
+            command += [f"--{option.name}", *(value if isinstance(value, tuple) else [value])]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # this machine
+    driver_peak = all_peak = 0
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        started = time.perf_counter()
+        process = psutil.Popen(command, stdout=stdout, stderr=stderr, env=environment)
+        try:
+            while process.poll() is None:
+                sampled = time.perf_counter()
+                driver, total = _memory_bytes(process)
+                driver_peak, all_peak = max(driver_peak, driver), max(all_peak, total)
+                with contextlib.suppress(psutil.TimeoutExpired):
+                    process.wait(max(0.0, sampled + SAMPLE_SECONDS - time.perf_counter()))
+            seconds = time.perf_counter() - started
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        stdout.seek(0)
+        stderr.seek(0)
+        last_line, complaints = stdout.read().strip().rpartition("\n")[2], stderr.read()
+    if process.returncode:
+        raise BottleneckError(f"bottleneck extract ended with exit code {process.returncode}:\n{complaints}")
+    summary = json.loads(last_line)
+    details = summary.get("details", {})
+    return {
+        "images_per_second": details.get("images_per_second") or summary["images"] / seconds,
+        "first_batch_seconds": details.get("first_batch_seconds"),
+        "seconds": seconds,
+        "shard_size": shard_size,
+        "driver_peak_rss_bytes": driver_peak,
+        "peak_pss_bytes": all_peak,
+    }
+
+
+def _memory_bytes(process: Any) -> tuple[int, int]:
+    """RSS of a process, and PSS of it and all its descendants."""
+    import psutil
+
+    driver = total = 0
+    with contextlib.suppress(psutil.Error):
+        driver = process.memory_info().rss
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):  # it has ended
+                memory = one.memory_full_info()
+                total += getattr(memory, "pss", memory.uss)  # macOS has no PSS
+    return driver, total
+
+
+def measure_keras_loop(images: str, output: str, spec: FeatureSpec) -> Figures:
+    """Extraction as tutorials write it, without their imports and building of the model."""
+    keras = import_keras()
+    import h5py
+    import numpy as np
+
+    network = load_network(spec.base, spec.weights, spec.layers)
+    row, _ = find_network(spec.base)
+    preprocess_input = getattr(keras.applications, row.module).preprocess_input
+    target_size = (row.image_size_px, row.image_size_px)
+    pools = {
+        "avg": keras.layers.GlobalAveragePooling2D,
+        "max": keras.layers.GlobalMaxPooling2D,
+        "none": keras.layers.Flatten,
+    }
+    layers = [split_layer(layer) for layer in spec.layers]
+    outputs = [pools[pooling]()(network.get_layer(name).output) for name, pooling in layers]
+    model = keras.Model(network.input, outputs)
+    paths = sorted(entry.path for entry in os.scandir(images))
+    model.predict(np.zeros((LOOP_BATCH_SIZE, *target_size, 3), np.float32), verbose=0)
+    started = time.perf_counter()
+    with h5py.File(output, "w") as file:
+        for layer, dim in zip(spec.layers, spec.dims, strict=True):
+            file.create_dataset(layer, (len(paths), dim), "float32")
+        for start in range(0, len(paths), LOOP_BATCH_SIZE):
+            batch = []
+            for path in paths[start : start + LOOP_BATCH_SIZE]:
+                image = keras.utils.load_img(path, target_size=target_size)
+                batch.append(keras.utils.img_to_array(image))
+            features = model.predict(preprocess_input(np.stack(batch)), batch_size=LOOP_BATCH_SIZE, verbose=0)
+            one_a_layer = features if isinstance(features, list) else [features]
+            for layer, features_ND in zip(spec.layers, one_a_layer, strict=True):
+                file[layer][start : start + len(batch)] = features_ND
+    rate = len(paths) / (time.perf_counter() - started)
+    return {"images_per_second": rate, "batch_size": LOOP_BATCH_SIZE, "precision": "float32"}
+
+
+def measure_network(spec: FeatureSpec, batch_size: int, num_threads: int, num_images: int) -> Figures:
+    """One network as a job's actor holds it, fed with the same random pixels again and again."""
+    import numpy as np
+
+    base = Base(spec, batch_size, num_threads)
+    shape = (batch_size, spec.image_size_px, spec.image_size_px, 3)
+    pixels_NHWC = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    base(pixels_NHWC)
+    done, started, seconds = 0, time.perf_counter(), 0.0
+    while done < num_images or seconds < NETWORK_SECONDS:
+        base(pixels_NHWC)
+        done += batch_size
+        seconds = time.perf_counter() - started
+    return {
+        "images_per_second": done / seconds,
+        "batch_size": batch_size,
+        "threads": num_threads,
+        "device": base.device,
+    }
+
+
+def measure_decode(images: str, spec: FeatureSpec, num_processes: int) -> float:
+    """Images a second, of so many processes side by side, each on one core; reading the files is not counted."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(num_processes).wait  # none begins before all have started
+    with ProcessPoolExecutor(num_processes, context, together) as pool:
+        return sum(rate.result() for rate in [pool.submit(_decode_rate, images, spec) for _ in range(num_processes)])
+
+
+def _decode_rate(images: str, spec: FeatureSpec) -> float:
+    paths = sorted(entry.path for entry in os.scandir(images))
+    done, seconds, ends = 0, 0.0, time.perf_counter() + DECODE_SECONDS
+    while time.perf_counter() < ends:
+        with open(paths[done % len(paths)], "rb") as file:
+            data = file.read()
+        started = time.perf_counter()
+        decode(data, spec, Limits())
+        seconds += time.perf_counter() - started
+        done += 1
+    return done / seconds
+
+
+def summarize(rounds: list[Figures], hardware: Figures) -> Figures:
+    """The median of every figure over the rounds, and what follows from them."""
+    figures = {part: {name: _median(rounds, part, name) for name in rounds[0][part]} for part in rounds[0]}
+    job, network, decoding = figures["job"], figures["network"], figures["decode"]
+    cores = hardware["cores"]
+    decoding["core_seconds_per_image"] = cores / decoding["images_per_second"]
+    if "gpu" in network["device"].lower() or "cuda" in network["device"].lower():
+        ceiling = min(network["images_per_second"] * len(hardware["gpus"]), decoding["images_per_second"])
+    else:
+        network["core_seconds_per_image"] = network["threads"] / network["images_per_second"]
+        ceiling = cores / (network["core_seconds_per_image"] + decoding["core_seconds_per_image"])
+    return {
+        **figures,
+        "ceiling_images_per_second": ceiling,
+        "job_to_ceiling": job["images_per_second"] / ceiling,
+        "job_to_keras_loop": job["images_per_second"] / figures["keras_loop"]["images_per_second"],
+    }
+
+
+def _median(rounds: list[Figures], part: str, name: str) -> Any:
+    values = [one[part][name] for one in rounds]
+    return statistics.median(values) if isinstance(values[0], float) else values[0]
+
+
+def table(result: Figures) -> list[str]:
+    """The result for a person to read."""
+    spec, job, hardware = result["spec"], result["job"], result["hardware"]
+    loop_rate = result["keras_loop"]["images_per_second"]
+    rows = [
+        (f"bottleneck extract, {spec['precision']}", job["images_per_second"]),
+        ("Keras loop, float32", loop_rate),
+        (f"network alone, {spec['precision']}", result["network"]["images_per_second"]),
+        (f"decoding alone, {hardware['cores']} cores", result["decode"]["images_per_second"]),
+        ("ceiling: network and decoding", result["ceiling_images_per_second"]),
+    ]
+    first = f"first batch after {job['first_batch_seconds']:.1f} s, " if job["first_batch_seconds"] else ""
+    return [
+        f"{result['images']:,} images of {result['source']}: {spec['base']}, weights {spec['weights']}, "
+        f"{' '.join(spec['layers'])}",
+        ", ".join([hardware["cpu"], f"{hardware['cores']} cores", *hardware["bfloat16"], *hardware["gpus"]]),
+        "",
+        f"{'':34}{'images/s':>10}{'to Keras loop':>16}",
+        *(f"{name:34}{rate:10,.1f}{rate / loop_rate:15.2f}x" for name, rate in rows),
+        "",
+        f"extract reaches {result['job_to_ceiling']:.2f} of the ceiling; {first}whole command {job['seconds']:.1f} s",
+        f"an image decodes in {result['decode']['milliseconds_per_image_on_one_core']:.2f} ms on one core",
+        f"memory: driver {job['driver_peak_rss_bytes'] / 1e6:,.0f} MB, all processes together "
+        f"{job['peak_pss_bytes'] / 1e6:,.0f} MB at most",
+    ]
+
+
+def describe_hardware() -> Figures:
+    import joblib  # type: ignore[import-untyped]
+    import psutil
+
+    cpuinfo: dict[str, str] = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            cpuinfo.setdefault(name.strip(), value.strip())
+    flags = cpuinfo.get("flags", "").split()
+    gpus: list[str] = []
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        gpus = found.stdout.splitlines()
+    return {
+        "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
+        "cores": joblib.cpu_count(),  # those that affinity and containers leave
+        "bfloat16": [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flag in flags],
+        "gpus": gpus,
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in (
+        "bottleneck-features",
+        "ray",
+        "keras",
+        "tensorflow",
+        "tensorflow-cpu",
+        "torch",
+        "jax",
+        "numpy",
+        "pillow",
+    ):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

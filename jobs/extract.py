@@ -10,18 +10,17 @@ images a second on two cores with AVX512-BF16, 60 with AMX. The JSON line says w
 import json
 import logging
 import os
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import tyro
 
 from bottleneck import base
-from bottleneck.extract import Summary, open_or_make_plan
+from bottleneck.base import choose_precision
+from bottleneck.extract import Summary, Tally, check_request, summarize
 from bottleneck.features import finished
-from bottleneck.pipeline import RunOptions, extract_on_ray, start_ray, workers_have_bfloat16
-from bottleneck.plan import Extended, Plan, extend_plan, load_plan, preflight
+from bottleneck.pipeline import Run, RunOptions, workers_have_bfloat16
+from bottleneck.plan import Extended, Plan, extend_plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
 from bottleneck.sources import Labels
 from bottleneck.spec import FeatureRequest, Limits
@@ -50,6 +49,9 @@ class Config:
 
 def main(config: Config) -> int:
     started = time.monotonic()
+    weights = config.features.weights
+    if weights.startswith("random:"):
+        log.warning("The weights are %s, not trained ones: right for tests and timing, not for accuracy.", weights)
     summary = extract(config)
     report(summary, time.monotonic() - started)
     print(json.dumps(asdict(summary)))
@@ -58,39 +60,41 @@ def main(config: Config) -> int:
 
 def extract(config: Config) -> Summary:
     """The whole job, without its printing of the result."""
-    plan = load_plan(config.output)
+    started = time.monotonic()
+    plan, extended = load_plan(config.output), None
     if plan is None:
         preflight(config.source, config.output)
-    try:
-        # The network takes seconds to look at, Ray as long to start; neither waits for the other. Ray starts in this
-        # thread, as its processes end with the thread that started them.
-        with ThreadPoolExecutor(1) as pool:
-            planning = pool.submit(_plan, config)
-            if plan is None or finished(plan) is None:
-                start_ray()
-            plan = planning.result()
-        extended: Extended | None = None
+        has_bfloat16 = workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16
+        precision = choose_precision(config.features, has_bfloat16)
+    else:
+        check_request(
+            plan,
+            config.source,
+            config.features,
+            limits=config.limits,
+            labels=config.labels,
+            shard_size=config.shard_size,
+        )
+        precision = plan.spec.precision
         if config.extend:
             plan, extended = extend_plan(plan)
             _tell_extended(extended)
+        if finished(plan):
+            _tell_plan(plan)
+            return summarize(plan, Tally(plan, config.max_rejected), plan.committed(), started, extended)
+    with Run(config.features, precision, config.run) as run:
+        if plan is None:
+            plan = make_plan(
+                config.source,
+                config.output,
+                run.spec(),
+                limits=config.limits,
+                labels=config.labels,
+                shard_size=config.shard_size,
+            )
         _tell_plan(plan)
         with Display("extract") as display:
-            return extract_on_ray(plan, config.run, config.max_rejected, display.show, extended)
-    finally:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
-
-
-def _plan(config: Config) -> Plan:
-    return open_or_make_plan(
-        config.source,
-        config.output,
-        config.features,
-        limits=config.limits,
-        labels=config.labels,
-        shard_size=config.shard_size,
-        has_bfloat16=workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16,
-    )
+            return run.extract(plan, config.max_rejected, display.show, extended)
 
 
 def _tell_plan(plan: Plan) -> None:
@@ -105,8 +109,6 @@ def _tell_plan(plan: Plan) -> None:
         " ".join(spec.layers),
         spec.precision,
     )
-    if spec.weights.startswith("random:"):
-        log.warning("The weights are %s, not trained ones: right for tests and timing, not for accuracy.", spec.weights)
 
 
 def _tell_extended(extended: Extended) -> None:
