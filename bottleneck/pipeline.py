@@ -1,9 +1,4 @@
-"""The extraction on Ray Data: a row is a shard, CPU tasks prepare it, actors with the network extract and commit it.
-
-Pixels travel from task to actor as one binary value of Ray's object store; what reaches the driver is a receipt. Stages
-never raise for what a person must mend: they pass the error on as a row, so that only a worker that died counts as a
-lost shard, which is prepared again with each image in a guarded child process.
-"""
+"""The extraction on Ray Data: a row is a shard, CPU tasks prepare it, actors with the network extract and commit it."""
 
 import json
 import logging
@@ -17,27 +12,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from bottleneck import errors
-from bottleneck.base import Base, has_bfloat16
-from bottleneck.errors import BottleneckError, IncompleteError, StoreError
+from bottleneck.base import has_bfloat16
+from bottleneck.errors import IncompleteError, StoreError
 from bottleneck.extract import (
-    Prepared,
     Summary,
     Tally,
     Work,
-    extract_prepared,
     pending_shards,
-    prepare_shard,
     summarize,
 )
 from bottleneck.features import Receipt
-from bottleneck.guard import GuardedByProcess, guarded_by_exit
 from bottleneck.plan import Extended, Plan, Shard, load_plan
 from bottleneck.progress import Progress, quiet_start
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
+from bottleneck.stages import ExtractFeatures, prepare_stage, raised
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +146,7 @@ class Run:
         while True:
             if (resolved := self._snapshot().get("resolved")) is not None:
                 if "error" in resolved:
-                    raise _raised(resolved["error"])
+                    raise raised(resolved["error"])
                 return FeatureSpec.from_json(resolved["spec"])
             self._next_result(POLL_SECONDS / 5)  # raises if Ray gave up
 
@@ -215,7 +206,7 @@ class Run:
         while (result := self._next_result(POLL_SECONDS)) != "end":
             if result is not None:
                 if "error" in result:
-                    raise _raised(result["error"])
+                    raise raised(result["error"])
                 receipt = Receipt(**result["receipt"])
                 self.images_done += plan.images_in(receipt.shard)
                 self.last_receipt_at = time.time()
@@ -268,18 +259,18 @@ class Run:
                 **blocks,
                 fn_kwargs={"live": self.live},
                 num_cpus=0,
-                # Emitting again after a crash could repeat or skip shards; what it did not emit is lost, and done later.
+                # Emitted again after a crash, shards could repeat or be skipped; what is lost this way is done later.
                 ray_remote_args_fn=lambda: {"max_retries": 0},
             )
             .map_batches(
-                _prepare,
+                prepare_stage,
                 **blocks,
                 fn_kwargs={"guarded": guarded},
                 num_cpus=1,
                 ray_remote_args_fn=lambda: {"max_retries": TASK_RETRIES},
             )
             .map_batches(
-                _ExtractFeatures,
+                ExtractFeatures,
                 **blocks,
                 fn_constructor_kwargs={
                     "request": self.request,
@@ -382,107 +373,6 @@ def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
         shards = [Shard(**shard) for shard in wanted["shards"]]
     for shard in shards:
         yield pa.table({"work": [json.dumps(wanted["work"])], "shard": [json.dumps(asdict(shard))]})
-
-
-def _prepare(table: pa.Table, guarded: bool) -> pa.Table:
-    """First stage: a shard's number -> its rows and pixels."""
-    work = Work.from_json(json.loads(table.column("work")[0].as_py()))
-    shard = Shard(**json.loads(table.column("shard")[0].as_py()))
-    decoder = GuardedByProcess() if guarded else None
-    try:
-        if work.is_committed(shard.number):
-            return _message(shard.number, note={"receipt": asdict(Receipt(shard.number, {}, 0, created=False))})
-        prepared = prepare_shard(work, shard, decoder or guarded_by_exit)
-    except Exception as error:
-        return _message(shard.number, note=_error(error))
-    finally:
-        if decoder:
-            decoder.close()
-    note = {"work": work.to_json(), "read": prepared.read_seconds, "decode": prepared.decode_seconds}
-    return _message(shard.number, prepared.rows, prepared.pixels_NHWC, note)
-
-
-class _ExtractFeatures:
-    """Second stage, one actor a network: rows and pixels -> the committed data file's receipt."""
-
-    def __init__(
-        self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None, live: Any
-    ) -> None:
-        self.live = live
-        self.error: dict[str, Any] | None = None
-        self.idle_since: float | None = None
-        try:
-            self.base = Base.of(request, precision, batch_size, num_threads)
-            live.report_resolved.remote({"spec": self.base.spec.to_json()})
-        except Exception as error:
-            self.error = _error(error)  # raised here, it would only restart the actor
-            live.report_resolved.remote(self.error)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        note = json.loads(table.column("note")[0].as_py())
-        result = note if "error" in note or "receipt" in note else self.error or self._extract(table, note)
-        return pa.table({"result": [json.dumps(result)]})
-
-    def _extract(self, table: pa.Table, note: dict[str, Any]) -> dict[str, Any]:
-        shard = table.column("shard")[0].as_py()
-        work = Work.from_json(note.pop("work"))
-        now = time.monotonic()
-        idle = now - self.idle_since if self.idle_since else 0.0
-        timings = {"idle": idle, **note}
-
-        def report(images: int) -> None:
-            nonlocal now
-            before, now = now, time.monotonic()
-            self.live.report.remote(shard, images, network=now - before, **timings)
-            timings.update(idle=0.0, read=0.0, decode=0.0)
-
-        try:
-            self.base.check(work.spec)
-            size = work.spec.image_size_px
-            pixels = table.column("pixels").chunk(0)
-            pixels_NHWC = np.frombuffer(pixels[0].as_buffer(), np.uint8).reshape(-1, size, size, 3)
-            rows = pa.ipc.open_stream(table.column("rows")[0].as_buffer()).read_all()
-            receipt = extract_prepared(work, self.base, Prepared(shard, rows, pixels_NHWC), report)
-            return {"receipt": asdict(receipt)}
-        except Exception as error:
-            return _error(error)
-        finally:
-            self.idle_since = time.monotonic()
-
-
-def _message(
-    shard: int, rows: pa.Table | None = None, pixels_NHWC: np.ndarray | None = None, note: dict[str, Any] | None = None
-) -> pa.Table:
-    """One row between the stages; the pixels are not copied into it."""
-    sink = pa.BufferOutputStream()
-    if rows is not None:
-        with pa.ipc.new_stream(sink, rows.schema) as writer:
-            writer.write_table(rows)
-    buffer = pa.py_buffer(pixels_NHWC) if pixels_NHWC is not None else pa.py_buffer(b"")
-    offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
-    pixels = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
-    return pa.table(
-        {
-            "shard": pa.array([shard], pa.int32()),
-            "rows": pa.array([sink.getvalue().to_pybytes()], pa.binary()),
-            "pixels": pixels,
-            "note": [json.dumps(note or {})],
-        }
-    )
-
-
-def _raised(error: list[str]) -> BottleneckError:
-    """A stage's error as an exception of the driver."""
-    kind, message = error
-    made: BottleneckError = getattr(errors, kind, BottleneckError)(message)
-    return made
-
-
-def _error(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, BottleneckError):
-        return {"error": [type(error).__name__, str(error)]}
-    log.exception("a stage failed")
-    return {"error": ["BottleneckError", f"A worker failed with {type(error).__name__}: {error}."]}
 
 
 def _process_started_at() -> float:
