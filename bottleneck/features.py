@@ -223,8 +223,8 @@ class Features:
             raise CorruptError(f"{store.uri}/{name} is gone since it was listed.") from None
         except (pa.ArrowException, OSError) as error:
             raise CorruptError(
-                f"{store.uri}/{name} is damaged: {error}. Look at it with `bottleneck verify`; delete it to have it done "
-                "again."
+                f"{store.uri}/{name} is damaged: {error}. Look at it with `bottleneck verify`; delete it to have it "
+                "done again."
             ) from error
 
     def batches(self, layer: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import queue
+import socket
 import threading
 import time
 import warnings
@@ -64,14 +65,21 @@ class RunOptions:
 
 def start_ray() -> None:
     """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else."""
+    # A thread that still iterates while the run is being stopped must not start Ray a second time.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     import ray
 
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(address=os.environ["RAY_ADDRESS"], **options)
+        if address:
+            # Ray itself tries for minutes to reach a cluster that is not there.
+            host, colon, port = address.rpartition("://")[2].rpartition(":")
+            if colon:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address, **options)
         else:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
             with quiet_start():
@@ -82,18 +90,20 @@ def start_ray() -> None:
                     _node_ip_address="127.0.0.1",
                     **options,
                 )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        raise StoreError(
-            f"Ray did not start or answer at {address}: {error}. Look at RAY_ADDRESS and at /tmp/ray."
-        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        if address:
+            message = f"No Ray cluster answers at RAY_ADDRESS={address}: {error}. Unset it to run on this machine."
+        else:
+            message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
+        raise StoreError(message) from error
+    logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 def workers_have_bfloat16() -> bool:
     """Ask a worker like those that will run: one with a GPU if the cluster has any."""
+    start_ray()
     import ray
 
-    start_ray()
     num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
     return bool(ray.get(ray.remote(num_cpus=0, num_gpus=num_gpus)(has_bfloat16).remote()))
 
@@ -115,9 +125,9 @@ class Run:
             request: what to extract; a plan made before must agree with it.
             precision: the concrete one.
         """
+        start_ray()
         import ray
 
-        start_ray()
         self.request, self.precision, self.options = request, precision, options
         self.num_gpus = int(ray.cluster_resources().get("GPU", 0))
         self.num_cpus = int(ray.cluster_resources().get("CPU", 1))
@@ -135,6 +145,9 @@ class Run:
     def __exit__(self, *_: object) -> None:
         import ray
 
+        # Where the run is stopped, Ray Data's thread complains that Ray has gone from under it.
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         ray.shutdown()
 
     def spec(self) -> FeatureSpec:

@@ -73,7 +73,7 @@ class Display:
 
     def line(self, progress: Progress) -> str:
         """One line of words and numbers."""
-        parts = [f"{progress.images:,} of {progress.planned:,} images"]
+        parts = [f"{progress.images:,} of {progress.planned:,}"]
         if self.rate:
             parts.append(f"{self.rate:.1f} images/s")
             left = (progress.planned - progress.images) / self.rate
@@ -91,12 +91,16 @@ class Display:
         print(f"{self.title}: {self.line(progress)}", file=sys.stderr, flush=True)
 
     def _drawn(self, progress: Progress) -> Any:
-        from rich.columns import Columns
         from rich.progress_bar import ProgressBar
-        from rich.text import Text
+        from rich.table import Table
 
-        bar = ProgressBar(total=max(1, progress.planned), completed=progress.images, width=24)
-        return Columns([Text(self.title, style="bold"), bar, Text(self.line(progress))], padding=(0, 1))
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True, style="bold")
+        grid.add_column(width=12)
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=max(1, progress.planned), completed=progress.images, width=12)
+        grid.add_row(self.title, bar, self.line(progress))
+        return grid
 
 
 def duration(seconds: float) -> str:

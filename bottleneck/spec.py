@@ -43,7 +43,8 @@ class FeatureRequest:
         names = [canonical_layer(layer) for layer in self.layers]
         if len(set(names)) < len(names):
             raise UsageError(f"--layers names a layer twice. Received: {' '.join(self.layers)}. Name each one once.")
-        if self.weights.startswith("random:") and not self.weights.removeprefix("random:").isdigit():
+        seed = self.weights.removeprefix("random:")
+        if self.weights.startswith("random:") and not (seed.isascii() and seed.isdigit()):
             raise UsageError(
                 f"--weights random:SEED needs a whole number as its seed. Received: {self.weights}. Try random:0."
             )
@@ -106,6 +107,12 @@ class Limits:
     """Images whose header says more pixels are not decoded but rejected as `too_many_pixels`."""
     tiff: bool = False
     """Accept TIFF as well; its many codecs are a wider surface for hostile files."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} takes a number from 1 up. Received: {getattr(self, name)}.")
 
 
 def split_layer(layer: str) -> tuple[str, Pooling]:

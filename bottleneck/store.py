@@ -73,7 +73,12 @@ class Store(Protocol):
         """Yield the objects whose keys start with `prefix` in the order of their UTF-8 bytes, a page at a time."""
 
     def get(self, wanted: Wanted) -> bytes:
-        """Read an object or slice. Raises ObjectGoneError; ObjectChangedError unless `wanted.etag` is empty or fits."""
+        """Read an object or slice.
+
+        Raises:
+            ObjectGoneError: if there is none.
+            ObjectChangedError: if `wanted.etag` is neither empty nor the object's, or the slice is not all there.
+        """
 
     def exists(self, key: str) -> bool: ...
 
@@ -157,7 +162,7 @@ class FolderStore:
                     if wanted.etag and _local_etag(os.fstat(file.fileno())) != wanted.etag:
                         raise ObjectChangedError(wanted.key)
                     file.seek(wanted.offset or 0)
-                    return file.read(-1 if wanted.length is None else wanted.length)
+                    return _whole(wanted, file.read(-1 if wanted.length is None else wanted.length))
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise ObjectGoneError(wanted.key) from None
 
@@ -204,13 +209,22 @@ class FolderStore:
 
     def replace(self, key: str, data: bytes) -> None:
         with _local_errors(f"writing {self._path(key)}"):
-            os.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
-            os.replace(self._temporary(self._path(key), data), self._path(key))
+            folder = os.path.dirname(self._path(key))
+            os.makedirs(folder, exist_ok=True)
+            temporary = self._temporary_name(self._path(key))
+            self._create_linked(folder, temporary, data)  # whole, so a kill can leave it only for an instant
+            try:
+                os.replace(temporary, self._path(key))
+            except OSError:
+                os.unlink(temporary)
+                raise
+
+    def _temporary_name(self, path: str) -> str:
+        name = f".{os.path.basename(path)}.{os.getpid()}-{random.getrandbits(32):08x}"
+        return os.path.join(os.path.dirname(path), name)
 
     def _temporary(self, path: str, data: bytes) -> str:
-        temporary = os.path.join(
-            os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}-{random.getrandbits(32):08x}"
-        )
+        temporary = self._temporary_name(path)
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
@@ -304,7 +318,7 @@ class BucketStore:
                 response["Body"].close()
             if len(data) != response["ContentLength"]:
                 raise TimeoutError(f"body cut short: {len(data)} of {response['ContentLength']} bytes")
-            return data
+            return _whole(wanted, data)
 
         return await self._patiently(f"reading {self._name(wanted.key)}", read)
 
@@ -336,9 +350,7 @@ class BucketStore:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
     def _call(self, doing: str, method: str, **request: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self._run(
-            self._patiently(doing, lambda: self.fs._call_s3(method, **request))
-        ).result()
+        answer: dict[str, Any] = self._run(self._patiently(doing, lambda: self.fs._call_s3(method, **request))).result()
         return answer
 
     def _run(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
@@ -403,6 +415,12 @@ def _trouble(error: Exception, doing: str) -> Exception | None:
             "reading and listing the source, creating and listing the output."
         )
     return StoreError(f"The store answered {code or status} while {doing}: {_words(error)}.")
+
+
+def _whole(wanted: Wanted, data: bytes) -> bytes:
+    if wanted.length is not None and len(data) != wanted.length:
+        raise ObjectChangedError(wanted.key)
+    return data
 
 
 def _words(error: Exception) -> str:

@@ -96,7 +96,7 @@ def main(config: Config) -> int:
         "rejected_and_left_out": left_out,
         "spec": spec.to_json(),
         **summarize(rounds, hardware),
-        "rounds": rounds if config.rounds > 1 else 1,
+        "rounds": rounds,
         "cpu_busy_before_and_after": busy,
         "hardware": hardware,
         "versions": versions(),
@@ -200,9 +200,11 @@ def measure_job(images: str, output: str, request: FeatureRequest, shard_size: i
     if process.returncode:
         raise BottleneckError(f"bottleneck extract ended with exit code {process.returncode}:\n{complaints}")
     summary = json.loads(last_line)
-    details = summary.get("details", {})
+    details = summary["details"]
+    if not details:
+        log.warning("The job lost count of its first batch: its rate is that of the whole command, start-up included.")
     return {
-        "images_per_second": details.get("images_per_second") or summary["images"] / seconds,
+        "images_per_second": details.get("images_per_second", summary["images"] / seconds),
         "first_batch_seconds": details.get("first_batch_seconds"),
         "seconds": seconds,
         "shard_size": shard_size,
@@ -324,8 +326,8 @@ def summarize(rounds: list[Figures], hardware: Figures) -> Figures:
 
 
 def _median(rounds: list[Figures], part: str, name: str) -> Any:
-    values = [one[part][name] for one in rounds]
-    return statistics.median(values) if isinstance(values[0], float) else values[0]
+    values = [one[part][name] for one in rounds if one[part][name] is not None]
+    return statistics.median(values) if values and isinstance(values[0], int | float) else next(iter(values), None)
 
 
 def table(result: Figures) -> list[str]:
@@ -339,7 +341,8 @@ def table(result: Figures) -> list[str]:
         (f"decoding alone, {hardware['cores']} cores", result["decode"]["images_per_second"]),
         ("ceiling: network and decoding", result["ceiling_images_per_second"]),
     ]
-    first = f"first batch after {job['first_batch_seconds']:.1f} s, " if job["first_batch_seconds"] else ""
+    first_batch_seconds = job["first_batch_seconds"]
+    first_batch = f"first batch after {first_batch_seconds:.1f} s, " if first_batch_seconds is not None else ""
     return [
         f"{result['images']:,} images of {result['source']}: {spec['base']}, weights {spec['weights']}, "
         f"{' '.join(spec['layers'])}",
@@ -348,7 +351,8 @@ def table(result: Figures) -> list[str]:
         f"{'':34}{'images/s':>10}{'to Keras loop':>16}",
         *(f"{name:34}{rate:10,.1f}{rate / loop_rate:15.2f}x" for name, rate in rows),
         "",
-        f"extract reaches {result['job_to_ceiling']:.2f} of the ceiling; {first}whole command {job['seconds']:.1f} s",
+        f"extract reaches {result['job_to_ceiling']:.2f} of the ceiling; {first_batch}"
+        f"whole command {job['seconds']:.1f} s",
         f"an image decodes in {result['decode']['milliseconds_per_image_on_one_core']:.2f} ms on one core",
         f"memory: driver {job['driver_peak_rss_bytes'] / 1e6:,.0f} MB, all processes together "
         f"{job['peak_pss_bytes'] / 1e6:,.0f} MB at most",

@@ -1,0 +1,344 @@
+"""Judge the objects of an output one by one: each is what the format says, or `Wrong` says why it is not.
+
+With `verify` a separate reader on purpose: fsspec, pyarrow and these two files, none of the code that wrote the output,
+so that a mistake there cannot hide itself. What cannot be fetched is a StoreError. Bytes that are none of ours may also
+raise what json and pyarrow raise; `verify` knows.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bottleneck.errors import StoreError, UsageError
+
+REASONS = frozenset(
+    (
+        "empty",
+        "not_an_image",
+        "unsupported_format",
+        "truncated",
+        "too_many_pixels",
+        "too_many_bytes",
+        "decoder_crash",
+        "decode_timeout",
+        "missing",
+        "changed",
+    )
+)
+"""Why an image may be rejected."""
+
+Fields = dict[type[int] | type[str] | type[dict[str, Any]] | type[list[Any]], str]
+"""The fields of a JSON object by type; it may have more."""
+_PLANNING: Fields = {
+    int: "format images bytes shards",
+    str: "fingerprint created listing_sha256",
+    dict: "versions label_counts skipped",
+    list: "parts",
+}
+_PLAN: Fields = {int: "shard_size", str: "labels source", dict: "spec limits"}
+_EXTENSION: Fields = {int: "extension"}
+_PART: Fields = {int: "first_shard shards images", str: "name sha256"}
+_FOOTER: Fields = {int: "format shard images", str: "fingerprint run_id written device", dict: "spec statuses versions"}
+SUCCESS: Fields = {int: "format images ok", str: "fingerprint plan_sha256 finished", dict: "rejected", list: "shards"}
+SUCCESS_SHARD: Fields = {int: "shard images ok bytes", dict: "rejected"}
+
+_PART_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+    ]
+)
+_IMAGE_FIELDS = [
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("etag", pa.string(), nullable=False),
+    pa.field("label", pa.string()),
+    pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+    pa.field("reason", pa.string()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("mode", pa.string()),
+    pa.field("sha256", pa.binary(32)),
+]
+_TAIL_BYTES = 65_536
+"""Fetched of every data file for its footer; a footer of ours takes some 5 KB, so one request is enough."""
+
+
+class Wrong(Exception):
+    """What is wrong with one object, in words; whoever catches it knows the object's name."""
+
+
+def expect(what: str, received: object, expected: object, but: str = "expected") -> None:
+    """Compare two values; `what` and `but` are the words before them. Raises Wrong."""
+    if received != expected:
+        raise Wrong(f"{what} {_short(received)}, {but} {_short(expected)}")
+
+
+def check_fields(value: dict[str, Any], fields: Fields) -> None:
+    """Find every field, and of its type. Raises TypeError."""
+    words = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
+    for kind, names in fields.items():
+        for name in names.split():
+            if type(value.get(name)) is not kind:
+                raise TypeError(f"{name} is {_short(value.get(name))}, expected {words[kind]}")
+
+
+def check_counts(counts: dict[str, Any], known: frozenset[str] = REASONS) -> Counter[str]:
+    """Take a JSON object for numbers of images by outcome. Raises Wrong."""
+    for outcome, number in counts.items():
+        if outcome not in known or type(number) is not int or number < 0:
+            raise Wrong(f"counts {number!r} as {outcome!r}, expected whole numbers of {', '.join(sorted(known))}")
+    return +Counter(counts)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Every object under an output, and the way to read it."""
+
+    fs: Any
+    root: str
+    sizes_bytes: dict[str, int]
+    """By name under the output."""
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Fetch an object or a range of it. Raises StoreError, or Wrong where it was not listed."""
+        if name not in self.sizes_bytes:
+            raise Wrong("is not there")
+        try:
+            return bytes(self.fs.cat_file(f"{self.root}/{name}", start=start, end=end))
+        except Exception as error:  # stores have many kinds; none of them says that the object's content is wrong
+            raise StoreError(
+                f"{name} was listed but cannot be read: {type(error).__name__}: {error}. "
+                "Check rights and network, and run verify again."
+            ) from error
+
+    def read_json(self, name: str) -> Any:
+        """Fetch and parse a JSON document. Raises StoreError or Wrong."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise Wrong(f"is not JSON: {error}") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """plan.json and its extensions, as read by `extend`."""
+
+    documents: dict[str, dict[str, Any]]
+    """By name, in order."""
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.documents["plan.json"]["fingerprint"])
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        return [part for document in self.documents.values() for part in document["parts"]]
+
+    @property
+    def num_shards(self) -> int:
+        return sum(part["shards"] for part in self.parts)
+
+    @property
+    def sha256(self) -> str:
+        """What `_SUCCESS.json` says as `plan_sha256`."""
+        return _sha256_json({"fingerprint": self.fingerprint, "parts": [part["sha256"] for part in self.parts]})
+
+    def data_name(self, shard: int) -> str:
+        """Name the file of a shard."""
+        return f"data/s{shard:08d}-{self.fingerprint[:8]}.parquet"
+
+    def extend(self, objects: Objects, name: str) -> "Plan":
+        """Read plan.json, or the extension that follows.
+
+        Raises:
+            UsageError: plan.json is one of another version.
+            StoreError: the document cannot be fetched.
+            Wrong: it contradicts itself, or the plan so far.
+        """
+        document = objects.read_json(name)
+        if not self.documents and document.get("format") != 1:
+            raise UsageError(
+                f"This plan was written by another version of bottleneck: expected format 1. Received: "
+                f"{document.get('format')!r}. Verify it with the version that wrote it."
+            )
+        check_fields(document, _PLANNING)
+        fingerprint = document["fingerprint"]
+        if self.documents:
+            check_fields(document, _EXTENSION)
+            expect("format is", document["format"], 1)
+            expect("fingerprint is", fingerprint, self.fingerprint)
+            expect("extension is", document["extension"], len(self.documents))
+        else:
+            check_fields(document, _PLAN)
+            expect("fingerprint is", fingerprint, _fingerprint(document["spec"]), "but that of its spec is")
+            _data_schema(document["spec"])
+        shard = self.num_shards
+        for part in document["parts"]:
+            check_fields(part, _PART)
+            expect(f"{part['name']} begins at shard", part["first_shard"], shard)
+            expected = f"plan/{fingerprint[:8]}-{shard:08d}-{part['sha256'][:8]}.parquet"
+            expect("names a part", part["name"], expected)
+            shard += part["shards"]
+        return Plan({**self.documents, name: document})
+
+    def read_part(
+        self, objects: Objects, part: dict[str, Any], last_shard: int, after: str
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Read and check a part: each shard and its images.
+
+        Args:
+            last_shard: the one that may have fewer images than the others, as it is the last of its document.
+            after: the key before the part's first one.
+
+        Raises:
+            StoreError: the part cannot be fetched.
+            Wrong: it is not there, or not what the plan says.
+        """
+        data = objects.read(part["name"])
+        expect("sha256 of its bytes is", hashlib.sha256(data).hexdigest(), part["sha256"])
+        tables = _read_tables(data, _PART_SCHEMA)
+        num_shards, num_images = len(tables), sum(table.num_rows for table in tables)
+        if (num_shards, num_images) != (part["shards"], part["images"]):
+            raise Wrong(
+                f"has {num_shards} row groups and {num_images} rows, "
+                f"expected {part['shards']} shards and {part['images']} images"
+            )
+        full = self.documents["plan.json"]["shard_size"]
+        for shard, table in enumerate(tables, part["first_shard"]):
+            rows = table.num_rows
+            if rows != full and not (shard == last_shard and 0 < rows < full):
+                raise Wrong(f"shard {shard} has {rows} images, expected {full}, or 1 to {full} in the last one")
+            if table["shard"].to_pylist() != [shard] * rows or table["index"].to_pylist() != list(range(rows)):
+                raise Wrong(f"the rows of shard {shard} are not numbered as that shard's, from 0 without a gap")
+            for key in table["key"].to_pylist():
+                if key <= after:  # code points, which is the order of the UTF-8 bytes
+                    raise Wrong(f"shard {shard}: key {key!r} follows {after!r}; expected each key once, in order")
+                after = key
+            yield shard, table
+
+
+def check_footer(objects: Objects, plan: Plan, shard: int) -> Counter[str]:
+    """Check the footer of a data file and return its numbers of images by outcome: ok, or the reason of a rejection.
+
+    Raises:
+        StoreError: the file cannot be fetched.
+        Wrong: it is not this shard's.
+    """
+    metadata = _read_metadata(objects, plan.data_name(shard))
+    footer = json.loads((metadata.metadata or {})[b"bottleneck"])
+    check_fields(footer, _FOOTER)
+    expected = {"format": 1, "fingerprint": plan.fingerprint, "shard": shard, "images": metadata.num_rows}
+    for field, value in expected.items():
+        expect(f"{field} in its footer is", footer[field], value)
+    expect("the spec in its footer has fingerprint", _fingerprint(footer["spec"]), plan.fingerprint)
+    statuses = check_counts(footer["statuses"], REASONS | {"ok"})
+    expect("statuses in its footer add up to", statuses.total(), metadata.num_rows, "but the number of its rows is")
+    return statuses
+
+
+def _read_metadata(objects: Objects, name: str) -> pq.FileMetaData:
+    """Parse a Parquet footer from the last bytes of the object alone: PAR1 and the footer's length end the file."""
+    size = objects.sizes_bytes[name]
+    tail = objects.read(name, max(0, size - _TAIL_BYTES), size)
+    if len(tail) < 12 or tail[-4:] != b"PAR1":
+        raise Wrong(f"ends ({size} bytes) without a Parquet footer: cut short or overwritten")
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if needed > size - 4:
+        raise Wrong(f"has {size} bytes, but its footer alone says it needs {needed + 4}")
+    if needed > len(tail):
+        tail = objects.read(name, size - needed, size)
+    return pq.read_metadata(pa.BufferReader(tail[-needed:]))
+
+
+def check_data(objects: Objects, plan: Plan, shard: int, images: pa.Table, statuses: Counter[str]) -> None:
+    """Read every value of a data file (page checksums verified) and compare its rows with the plan.
+
+    Args:
+        images: the shard's, from its part.
+        statuses: what the file's footer says.
+
+    Raises:
+        StoreError: the file cannot be fetched.
+        Wrong: a column or a row is not what it should be.
+    """
+    spec = plan.documents["plan.json"]["spec"]
+    table = pa.concat_tables(_read_tables(objects.read(plan.data_name(shard)), _data_schema(spec)))
+    rows = table.drop_columns(spec["layers"]).to_pylist()
+    for number, (row, image) in enumerate(zip(rows, images.to_pylist(), strict=True)):
+        status, reason = row["status"], row["reason"]
+        # A rejected image may have been gone or another one when it was read, so its etag is not the plan's.
+        for field in ("key", "label", "etag") if status == "ok" else ("key", "label"):
+            expect(f"row {number}: {field} is", row[field], image[field])
+        if (status, reason) != ("ok", None) and not (status == "rejected" and reason in REASONS):
+            raise Wrong(f"row {number}: status {status!r} with reason {reason!r}, expected ok or a known reason")
+        if status == "ok" and (empty := [name for name in ("width", "height", "mode", "sha256") if row[name] is None]):
+            raise Wrong(f"row {number}: ok, but without {', '.join(empty)}")
+    counts = Counter(row["reason"] or "ok" for row in rows)
+    expect("its rows are", dict(counts), dict(statuses), "but its footer says")
+    ok = [row["status"] == "ok" for row in rows]
+    for layer in spec["layers"]:
+        _check_features(table[layer].combine_chunks(), layer, ok)
+
+
+def _check_features(column: pa.FixedSizeListArray, layer: str, ok: list[bool]) -> None:
+    """Features where, and only where, a row is ok, and all of them finite."""
+    for number, (is_ok, has_features) in enumerate(zip(ok, column.is_valid().to_pylist(), strict=True)):
+        if is_ok != has_features:
+            state = "ok, but has no" if is_ok else "rejected, but has"
+            raise Wrong(f"row {number} is {state} features in {layer}")
+    finite = pc.is_finite(column.flatten()).fill_null(False)  # flatten leaves the rejected rows out
+    if (position := finite.index(False).as_py()) >= 0:
+        nth, dim = divmod(position, column.type.list_size)
+        number = [number for number, is_ok in enumerate(ok) if is_ok][nth]
+        raise Wrong(f"row {number}: value {dim} of {layer} is NaN, infinite or null")
+
+
+def _read_tables(data: bytes, schema: pa.Schema) -> list[pa.Table]:
+    """The row groups of a Parquet file with exactly this schema."""
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    for number, (received, expected) in enumerate(zip_longest(file.schema_arrow, schema)):
+        if received != expected:
+            difference = f"its column {number} is {_field(received)}, expected {_field(expected)}"
+            raise Wrong(f"has the columns of something else: {difference}")
+    tables = [file.read_row_group(number) for number in range(file.num_row_groups)]
+    for table in tables:
+        table.validate(full=True)
+    return tables
+
+
+def _data_schema(spec: dict[str, Any]) -> pa.Schema:
+    value = {"float16": pa.float16(), "float32": pa.float32()}[spec["dtype"]]
+    layers = zip(spec["layers"], spec["dims"], strict=True)
+    return pa.schema(_IMAGE_FIELDS + [pa.field(layer, pa.list_(value, dim)) for layer, dim in layers])
+
+
+def _sha256_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fingerprint(spec: dict[str, Any]) -> str:
+    return _sha256_json({key: value for key, value in spec.items() if key != "weights"})
+
+
+def _field(field: pa.Field | None) -> str:
+    return "not there" if field is None else f"{field.name} {field.type}" + (" not null" if not field.nullable else "")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 300 else text[:300] + "..."
