@@ -35,7 +35,7 @@ REASONS = frozenset(
 )
 """Why an image may be rejected."""
 
-Fields = dict[type[int] | type[str] | type[dict[str, Any]] | type[list[Any]], str]
+Fields = dict[type, str]
 """The fields of a JSON object by type; it may have more."""
 _PLANNING: Fields = {
     int: "format images bytes shards",
@@ -190,19 +190,21 @@ class Plan:
         for part in document["parts"]:
             check_fields(part, _PART)
             expect(f"{part['name']} begins at shard", part["first_shard"], shard)
-            expected = f"plan/{fingerprint[:8]}-{shard:08d}-{part['sha256'][:8]}.parquet"
-            expect("names a part", part["name"], expected)
+            expect("names a part", part["name"], f"plan/{fingerprint[:8]}-{shard:08d}-{part['sha256'][:8]}.parquet")
             shard += part["shards"]
         return Plan({**self.documents, name: document})
 
     def read_part(
         self, objects: Objects, part: dict[str, Any], last_shard: int, after: str
     ) -> Iterator[tuple[int, pa.Table]]:
-        """Read and check a part: each shard and its images.
+        """Read and check a part.
 
         Args:
             last_shard: the one that may have fewer images than the others, as it is the last of its document.
             after: the key before the part's first one.
+
+        Yields:
+            Each shard and its images.
 
         Raises:
             StoreError: the part cannot be fetched.
@@ -232,7 +234,10 @@ class Plan:
 
 
 def check_footer(objects: Objects, plan: Plan, shard: int) -> Counter[str]:
-    """Check the footer of a data file and return its numbers of images by outcome: ok, or the reason of a rejection.
+    """Check the footer of a data file.
+
+    Returns:
+        Its numbers of images by outcome: ok, or the reason of a rejection.
 
     Raises:
         StoreError: the file cannot be fetched.
@@ -311,7 +316,7 @@ def _read_tables(data: bytes, schema: pa.Schema) -> list[pa.Table]:
     """The row groups of a Parquet file with exactly this schema."""
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     for number, (received, expected) in enumerate(zip_longest(file.schema_arrow, schema)):
-        if received != expected:
+        if received is None or expected is None or received != expected:
             difference = f"its column {number} is {_field(received)}, expected {_field(expected)}"
             raise Wrong(f"has the columns of something else: {difference}")
     tables = [file.read_row_group(number) for number in range(file.num_row_groups)]

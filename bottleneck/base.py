@@ -270,7 +270,10 @@ def _as_list(outputs: Any) -> list[Any]:
 
 
 def _device(keras: Any) -> str:
-    """What the network runs on, for the footer: backend and device names."""
-    backend = keras.backend.backend()
-    devices = keras.distribution.list_devices()
-    return f"{backend} {devices[0]}" if devices else backend
+    """What the network runs on, for the footer: backend and device."""
+    backend: str = keras.backend.backend()
+    if backend == "torch":  # for which Keras lists no devices
+        import torch
+
+        return f"torch {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}"
+    return f"{backend} {keras.distribution.list_devices()[0]}"

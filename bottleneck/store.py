@@ -132,7 +132,7 @@ class FolderStore:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]
-        top = os.path.join(self.uri, folder)
+        top = os.path.join(self.uri, folder) if folder else self.uri
         with _local_errors(f"listing {top}"):
             if not os.path.exists(top):
                 return
@@ -257,6 +257,7 @@ def _local_errors(doing: str) -> Iterator[None]:
             errno.EACCES: "This user has no right to: give the rights, or another folder.",
             errno.EPERM: "This user has no right to: give the rights, or another folder.",
             errno.ENOTDIR: "A part of the path is a file: give another folder.",
+            errno.EEXIST: "A part of the path is a file: give another folder.",
         }.get(error.errno or 0, "Nothing is lost: mend the cause and run the same command again.")
         raise StoreError(f"{error.strerror or error} while {doing}. {hint}") from error
 

@@ -91,7 +91,7 @@ def verify(output: str, full: bool = False, on_shard: OnShard | None = None) -> 
     Args:
         output: a folder or the URI of one, as it was given to the jobs that filled it.
         full: read every value (page checksums verified) and compare it with the plan, not only footers and totals.
-        on_shard: called after each data file with the number of files done and their total.
+        on_shard: called after each shard of the plan with the number of shards done and their total.
 
     Returns:
         The report; whatever was fetched and is not as it should be is named there.
@@ -134,26 +134,23 @@ class _Verification:
     def __init__(self, objects: Objects, full: bool, on_shard: OnShard) -> None:
         self.objects, self.full, self.on_shard = objects, full, on_shard
         self.plan = Plan({})
-        self.present: list[int] = []
-        """The shards that have files."""
-        self.num_read = 0
-        """Of these, for the full level."""
         self.images: dict[int, int] = {}
         """By shard, as the good parts of the plan say."""
         self.statuses: dict[int, Counter[str]] = {}
         """By shard, as the good footers say."""
         self.corrupt: set[tuple[str, str]] = set()
+        self.unfinished = "the plan is corrupt, nothing else was checked"
 
     def run(self) -> Report:
         self._read_plan()
-        if self.corrupt:
-            return self._report("the plan is corrupt, nothing else was checked")
-        self._check_footers()
-        for name in self.plan.documents:
-            self._check_listing(name)
-        if self.full and len(self.plan.documents) > 1:
-            self._check_keys_unique()
-        return self._report(self._check_success())
+        if self.plan.documents:
+            self._check_footers()
+            for name in self.plan.documents:
+                self._check_listing(name)
+            if self.full and len(self.plan.documents) > 1:
+                self._check_keys_unique()
+            self._check_success()
+        return self._report()
 
     @contextmanager
     def _naming(self, name: str, otherwise: str) -> Iterator[None]:
@@ -178,17 +175,19 @@ class _Verification:
             if self.corrupt:
                 return
         self.plan = plan
-        self.present = [n for n in range(plan.num_shards) if plan.data_name(n) in self.objects.sizes_bytes]
 
     def _check_footers(self) -> None:
         def check(shard: int) -> None:
-            with self._naming(self.plan.data_name(shard), "its footer does not have our fields"):
-                self.statuses[shard] = check_footer(self.objects, self.plan, shard)
+            name = self.plan.data_name(shard)
+            if name in self.objects.sizes_bytes:
+                with self._naming(name, "its footer does not have our fields"):
+                    self.statuses[shard] = check_footer(self.objects, self.plan, shard)
 
+        num_shards = self.plan.num_shards
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            for done, _ in enumerate(pool.map(check, self.present), 1):
+            for done, _ in enumerate(pool.map(check, range(num_shards)), 1):
                 if not self.full:
-                    self.on_shard(done, len(self.present))
+                    self.on_shard(done, num_shards)
 
     def _shards(self, name: str) -> Iterator[tuple[int, pa.Table]]:
         """Each shard of a plan's document with its images, but for those of corrupt parts; one part is in memory."""
@@ -233,9 +232,8 @@ class _Verification:
                     raise Wrong(f"has {num_rows} rows, expected the {images.num_rows} images of the plan")
                 if self.full:
                     check_data(self.objects, self.plan, shard, images, self.statuses[shard])
-        if self.full and self.plan.data_name(shard) in self.objects.sizes_bytes:
-            self.num_read += 1
-            self.on_shard(self.num_read, len(self.present))
+        if self.full:
+            self.on_shard(len(self.images), self.plan.num_shards)
 
     def _check_keys_unique(self) -> None:
         """No key in two documents. Within one the order was checked, so merging them keeps memory flat."""
@@ -248,11 +246,12 @@ class _Verification:
             if key == other:
                 self.corrupt.add((second, f"plans {key!r}, which {first} planned before"))
 
-    def _check_success(self) -> str:
-        """Compare `_SUCCESS.json` with plan and files. Returns why the output is not finished, or nothing."""
+    def _check_success(self) -> None:
+        """Compare `_SUCCESS.json` with plan and files."""
         if _SUCCESS not in self.objects.sizes_bytes:
-            return f"there is no {_SUCCESS}"
-        unfinished = f"{_SUCCESS} does not match"
+            self.unfinished = f"there is no {_SUCCESS}"
+            return
+        self.unfinished = f"{_SUCCESS} does not match"
         with self._naming(_SUCCESS, "does not have its fields"):
             success = self.objects.read_json(_SUCCESS)
             check_fields(success, SUCCESS)
@@ -265,8 +264,7 @@ class _Verification:
             self._check_success_shards(success, plan.num_shards)
             # Not corrupt: this is how an output looks between an extension and its extraction.
             later = names[len(plan.documents) :]
-            unfinished = f"{_SUCCESS} was written before {later[0]}" if later else ""
-        return unfinished
+            self.unfinished = f"{_SUCCESS} was written before {later[0]}" if later else ""
 
     def _check_success_shards(self, success: dict[str, Any], num_shards: int) -> None:
         lines = success["shards"]
@@ -287,7 +285,7 @@ class _Verification:
                     )
         expect("totals are", dict(_outcomes(success, "")), dict(total), "but its shards add up to")
 
-    def _report(self, unfinished: str) -> Report:
+    def _report(self) -> Report:
         plan, sizes = self.plan, self.objects.sizes_bytes
         data = {plan.data_name(shard): shard for shard in range(plan.num_shards)}
         missing = [name for name in data if name not in sizes]
@@ -305,7 +303,9 @@ class _Verification:
             foreign=tuple(foreign),
             corrupt=tuple(sorted(self.corrupt)),
             unused_parts=len(others) - len(foreign),
-            unfinished="; ".join(filter(None, [f"{len(missing)} shards have no file" if missing else "", unfinished])),
+            unfinished="; ".join(
+                filter(None, [f"{len(missing)} shards have no file" if missing else "", self.unfinished])
+            ),
         )
 
 

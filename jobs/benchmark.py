@@ -76,20 +76,16 @@ class Config:
 
 
 def main(config: Config) -> int:
-    import psutil  # type: ignore[import-untyped]
-
     hardware = describe_hardware()
     spec = resolve_apart(config.features, choose_precision(config.features, has_bfloat16))
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as folder:
         images = os.path.join(folder, "images")
         left_out = apart(copy_images, config.source, images, config.num_images, spec)
-        busy = [psutil.cpu_percent(interval=1) / 100]
         rounds = []
         for number in range(config.rounds):
             output = os.path.join(folder, f"output{number}")
             rounds.append(measure(images, output, config.num_images, config.features, spec, hardware))
             shutil.rmtree(output)
-        busy.append(psutil.cpu_percent(interval=1) / 100)
     result = {
         "source": config.source,
         "images": config.num_images,
@@ -97,15 +93,15 @@ def main(config: Config) -> int:
         "spec": spec.to_json(),
         **summarize(rounds, hardware),
         "rounds": rounds,
-        "cpu_busy_before_and_after": busy,
         "hardware": hardware,
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     for line in table(result):
         log.info("%s", line)
-    if max(busy) > 0.1:
-        log.warning("Other programs took up to %.0f %% of this machine; run it again without them.", max(busy) * 100)
+    others = max(part["others_cpu_share"] for figures in rounds for part in figures.values())
+    if others > 0.1:
+        log.warning("Other programs took up to %.0f %% of this machine; run it again without them.", 100 * others)
     steady_seconds = config.num_images / result["job"]["images_per_second"]
     if steady_seconds < STEADY_SECONDS:
         log.warning("The job ran for %.1f s after its start-up, too short: give more --num-images.", steady_seconds)
@@ -122,16 +118,32 @@ def measure(
     # Whole batches, and eight shards where the images suffice, so that decoding overlaps the network as in long jobs.
     shard_size = min(max(num_images // 8 // batch_size, 1) * batch_size, 512)
     threads = cores // max(1, cores // CORES_PER_ACTOR)
-    log.info("bottleneck extract ...")
-    job = measure_job(images, output, replace(request, precision=spec.precision), shard_size)
-    log.info("the tutorials' loop ...")
-    keras_loop = apart(measure_keras_loop, images, f"{output}.h5", spec)
-    log.info("the network alone ...")
-    network = apart(measure_network, spec, batch_size, threads, num_images)
-    log.info("decoding alone ...")
-    one_core, all_cores = (measure_decode(images, spec, num_processes) for num_processes in (1, cores))
-    decoding = {"images_per_second": all_cores, "milliseconds_per_image_on_one_core": 1000 / one_core}
-    return {"job": job, "keras_loop": keras_loop, "network": network, "decode": decoding}
+    request = replace(request, precision=spec.precision)
+    return {
+        "job": watched("bottleneck extract", measure_job, images, output, request, shard_size),
+        "keras_loop": watched("the tutorials' loop", apart, measure_keras_loop, images, f"{output}.h5", spec),
+        "network": watched("the network alone", apart, measure_network, spec, batch_size, threads, num_images),
+        "decode": watched("decoding alone", measure_decode, images, spec, cores),
+    }
+
+
+def watched(title: str, function: Callable[..., Figures], *arguments: Any) -> Figures:
+    """Measure something, and how much of the CPUs other programs (or other guests of the host) had meanwhile."""
+    import psutil  # type: ignore[import-untyped]
+
+    def busy_seconds() -> float:
+        times = psutil.cpu_times()
+        return float(sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")))
+
+    def own_seconds() -> float:
+        return sum(os.times()[:4])  # of this process and of the children that have ended
+
+    log.info("%s ...", title)
+    started, busy, own = time.perf_counter(), busy_seconds(), own_seconds()
+    figures = function(*arguments)
+    seconds, busy, own = time.perf_counter() - started, busy_seconds() - busy, own_seconds() - own
+    others = busy - max(own, figures.pop("cpu_seconds", 0.0))
+    return {**figures, "others_cpu_share": max(0.0, others / (seconds * psutil.cpu_count()))}
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:
@@ -179,13 +191,14 @@ def measure_job(images: str, output: str, request: FeatureRequest, shard_size: i
             command += [f"--{option.name}", *(value if isinstance(value, tuple) else [value])]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # this machine
     driver_peak = all_peak = 0
+    cpu_seconds: dict[int, float] = {}
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         started = time.perf_counter()
         process = psutil.Popen(command, stdout=stdout, stderr=stderr, env=environment)
         try:
             while process.poll() is None:
                 sampled = time.perf_counter()
-                driver, total = _memory_bytes(process)
+                driver, total = _look_at(process, cpu_seconds)
                 driver_peak, all_peak = max(driver_peak, driver), max(all_peak, total)
                 with contextlib.suppress(psutil.TimeoutExpired):
                     process.wait(max(0.0, sampled + SAMPLE_SECONDS - time.perf_counter()))
@@ -210,11 +223,12 @@ def measure_job(images: str, output: str, request: FeatureRequest, shard_size: i
         "shard_size": shard_size,
         "driver_peak_rss_bytes": driver_peak,
         "peak_pss_bytes": all_peak,
+        "cpu_seconds": sum(cpu_seconds.values()),
     }
 
 
-def _memory_bytes(process: Any) -> tuple[int, int]:
-    """RSS of a process, and PSS of it and all its descendants."""
+def _look_at(process: Any, cpu_seconds: dict[int, float]) -> tuple[int, int]:
+    """RSS of a process, and PSS of it and all its descendants, whose CPU times so far are noted by process number."""
     import psutil
 
     driver = total = 0
@@ -222,6 +236,7 @@ def _memory_bytes(process: Any) -> tuple[int, int]:
         driver = process.memory_info().rss
         for one in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):  # it has ended
+                cpu_seconds[one.pid] = sum(one.cpu_times()[:2])
                 memory = one.memory_full_info()
                 total += getattr(memory, "pss", memory.uss)  # macOS has no PSS
     return driver, total
@@ -285,12 +300,16 @@ def measure_network(spec: FeatureSpec, batch_size: int, num_threads: int, num_im
     }
 
 
-def measure_decode(images: str, spec: FeatureSpec, num_processes: int) -> float:
-    """Images a second, of so many processes side by side, each on one core; reading the files is not counted."""
+def measure_decode(images: str, spec: FeatureSpec, cores: int) -> Figures:
+    """Decoding by one process, then by one a core; reading the files is not counted."""
     context = multiprocessing.get_context("spawn")
-    together = context.Barrier(num_processes).wait  # none begins before all have started
-    with ProcessPoolExecutor(num_processes, context, together) as pool:
-        return sum(rate.result() for rate in [pool.submit(_decode_rate, images, spec) for _ in range(num_processes)])
+    rates = []
+    for num_processes in (1, cores):
+        together = context.Barrier(num_processes).wait  # none begins before all have started
+        with ProcessPoolExecutor(num_processes, context, together) as pool:
+            running = [pool.submit(_decode_rate, images, spec) for _ in range(num_processes)]
+            rates.append(sum(rate.result() for rate in running))
+    return {"images_per_second": rates[1], "milliseconds_per_image_on_one_core": 1000 / rates[0]}
 
 
 def _decode_rate(images: str, spec: FeatureSpec) -> float:

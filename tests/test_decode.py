@@ -60,9 +60,9 @@ def reason(data: bytes, limits: Limits = TIFF) -> str:
     return rejected.reason
 
 
-def saved(image: Image.Image, format: str, **options: Any) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, format, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -298,13 +298,13 @@ def test_any_shape_of_image_can_be_resized(size: tuple[int, int], resize: str) -
 
 
 @pytest.mark.parametrize("orientation", range(10))
-@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_exif_orientation_is_applied_before_the_resize(orientation: int, format: str, resize: str) -> None:
+def test_exif_orientation_is_applied_before_the_resize(orientation: int, kind: str, resize: str) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    options = {"lossless": True} if format == "WEBP" else {}
-    data = saved(picture(50, 31), format, exif=exif, **options)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(picture(50, 31), kind, exif=exif, **options)
     upright = saved(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), "PNG")
     assert np.array_equal(pixels(data, spec(resize=resize)), pixels(upright, spec(resize=resize, exif="ignore")))
 
@@ -344,12 +344,12 @@ def test_the_orientation_of_a_png_is_found_wherever_programs_write_it() -> None:
         b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\5\0\0\0\1\0\0\0\x08",
     ],
 )
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.filterwarnings("error")
-def test_broken_exif_is_no_orientation_and_no_reason_to_reject(exif: bytes, format: str) -> None:
-    options: dict[str, Any] = {"exif": exif} if format != "PNG" else {}
-    data = saved(picture(), format, **options)
-    if format == "PNG":
+def test_broken_exif_is_no_orientation_and_no_reason_to_reject(exif: bytes, kind: str) -> None:
+    options: dict[str, Any] = {"exif": exif} if kind != "PNG" else {}
+    data = saved(picture(), kind, **options)
+    if kind == "PNG":
         data = data[:33] + chunk(b"eXIf", exif[6:]) + data[33:]
     assert np.array_equal(pixels(data, spec(), Limits()), pixels(data, spec(exif="ignore"), Limits()))
 
@@ -445,9 +445,9 @@ def test_other_files_are_no_images(data: bytes) -> None:
     assert decode(data, KERAS, TIFF) == Rejected("not_an_image")
 
 
-@pytest.mark.parametrize("format", ["ICO", "JPEG2000", "AVIF", "PPM", "DDS", "ICNS", "TIFF"])
-def test_images_in_other_formats_are_unsupported(format: str) -> None:
-    assert reason(saved(picture(32, 32), format), Limits()) == "unsupported_format"
+@pytest.mark.parametrize("kind", ["ICO", "JPEG2000", "AVIF", "PPM", "DDS", "ICNS", "TIFF"])
+def test_images_in_other_formats_are_unsupported(kind: str) -> None:
+    assert reason(saved(picture(32, 32), kind), Limits()) == "unsupported_format"
 
 
 @pytest.mark.parametrize(
@@ -501,14 +501,13 @@ def test_the_cap_is_ours_alone_and_pillows_own_is_left_as_it_is(monkeypatch: pyt
 def bombs() -> dict[str, bytes]:
     vp8x = b"VP8X" + struct.pack("<IB3x", 10, 0) + b"\xfe\x3f\0" * 2
     gif = b"GIF89a\1\0\1\0\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2\x44\1\0;"
-    huge = {
+    return {
         "png": png(png_header(100_000, 100_000), chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000))),
         "webp": b"RIFF" + struct.pack("<I", 4 + len(vp8x)) + b"WEBP" + vp8x,
         "gif": gif,
         "bmp": struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54, 0, 54, 40, 65535, 65535, 1, 24, 0, 0, 0, 0, 0, 0),
         "jpeg": SMALL["jpeg"].replace(b"\xff\xc0\0\x11\x08\0\x0a\0\x0c", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff"),
     }
-    return huge
 
 
 @pytest.mark.parametrize("kind", bombs())

@@ -22,9 +22,10 @@ import s3fs
 import servers
 
 from bottleneck import rows
+from bottleneck.audit import REASONS
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.spec import FeatureSpec
-from bottleneck.verify import REASONS, Report, verify
+from bottleneck.verify import Report, verify
 
 # The golden example
 
@@ -43,6 +44,21 @@ SPEC: dict[str, Any] = {
     "precision": "float32",
     "dtype": "float16",
 }
+
+
+def sha256_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def data_name(shard: int) -> str:
+    return f"data/s{shard:08d}-{FP8}.parquet"
+
+
+FINGERPRINT = sha256_json({key: value for key, value in SPEC.items() if key != "weights"})
+FP8 = FINGERPRINT[:8]
+DATA_0, DATA_1, DATA_2, DATA_3, DATA_4 = map(data_name, range(5))
+PART_0, PART_3 = (f"plan/{FP8}-{first_shard:08d}" for first_shard in (0, 3))
 PART_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),
@@ -107,7 +123,7 @@ def write_output(folder: Path, images: list[Image] = IMAGES) -> None:
     (folder / "data").mkdir()
     plan = {
         "format": 1,
-        "fingerprint": sha256_json({key: value for key, value in SPEC.items() if key != "weights"}),
+        "fingerprint": FINGERPRINT,
         "spec": SPEC,
         "limits": {"max_bytes": 100_000_000, "max_pixels": 100_000_000, "tiff": False},
         "labels": "folder",
@@ -127,7 +143,7 @@ def extend(folder: Path, images: list[Image], number: int = 1) -> None:
     first_shard = sum(run["shards"] for run in read_runs(folder))
     document = {
         "format": 1,
-        "fingerprint": fingerprint(folder),
+        "fingerprint": FINGERPRINT,
         "extension": number,
         "created": "2026-01-02T00:00:00+00:00",
         "versions": {"bottleneck": "0.1.0"},
@@ -144,24 +160,10 @@ def write_parts(folder: Path, images: list[Image], first_shard: int) -> dict[str
         path = folder / "plan/part"
         with pq.ParquetWriter(path, PART_SCHEMA) as writer:
             for number, shard in enumerate(batch, first_shard + start):
-                writer.write_table(
-                    pa.Table.from_pylist(
-                        [
-                            {
-                                "shard": number,
-                                "index": index,
-                                "key": i.key,
-                                "size": i.size,
-                                "etag": i.etag,
-                                "label": i.label,
-                            }
-                            for index, i in enumerate(shard)
-                        ],
-                        schema=PART_SCHEMA,
-                    )
-                )
+                rows_of_shard = [{"shard": number, "index": index, **i._asdict()} for index, i in enumerate(shard)]
+                writer.write_table(pa.Table.from_pylist(rows_of_shard, PART_SCHEMA))
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        name = f"plan/{fp8()}-{first_shard + start:08d}-{sha256[:8]}.parquet"
+        name = f"plan/{FP8}-{first_shard + start:08d}-{sha256[:8]}.parquet"
         path.rename(folder / name)
         part = {"name": name, "first_shard": first_shard + start, "shards": len(batch), "images": sum(map(len, batch))}
         parts.append({**part, "sha256": sha256})
@@ -182,7 +184,7 @@ def write_shards(folder: Path, images: list[Image], first_shard: int) -> None:
     for number, shard in enumerate(in_shards(images), first_shard):
         footer = {
             "format": 1,
-            "fingerprint": fingerprint(folder),
+            "fingerprint": FINGERPRINT,
             "spec": SPEC,
             "shard": number,
             "images": len(shard),
@@ -192,7 +194,7 @@ def write_shards(folder: Path, images: list[Image], first_shard: int) -> None:
             "versions": {"bottleneck": "0.1.0"},
             "device": "cpu",
         }
-        write_data(data_path(folder, number), pa.Table.from_pylist([data_row(i) for i in shard], DATA_SCHEMA), footer)
+        write_data(folder / data_name(number), pa.Table.from_pylist([data_row(i) for i in shard], DATA_SCHEMA), footer)
 
 
 def data_row(found: Image) -> dict[str, Any]:
@@ -225,8 +227,8 @@ def write_success(folder: Path) -> None:
     parts = [part["sha256"] for run in read_runs(folder) for part in run["parts"]]
     success = {
         "format": 1,
-        "fingerprint": fingerprint(folder),
-        "plan_sha256": sha256_json({"fingerprint": fingerprint(folder), "parts": parts}),
+        "fingerprint": FINGERPRINT,
+        "plan_sha256": sha256_json({"fingerprint": FINGERPRINT, "parts": parts}),
         "images": sum(line["images"] for line in lines),
         "ok": sum(line["ok"] for line in lines),
         "rejected": sum((Counter(line["rejected"]) for line in lines), Counter()),
@@ -238,18 +240,6 @@ def write_success(folder: Path) -> None:
 
 def in_shards(images: list[Image]) -> list[list[Image]]:
     return [images[start : start + SHARD_SIZE] for start in range(0, len(images), SHARD_SIZE)]
-
-
-def fp8() -> str:
-    return sha256_json({key: value for key, value in SPEC.items() if key != "weights"})[:8]
-
-
-def data_path(folder: Path, shard: int) -> Path:
-    return folder / f"data/s{shard:08d}-{fp8()}.parquet"
-
-
-def fingerprint(folder: Path) -> str:
-    return str(read_json(folder / "plan.json")["fingerprint"])
 
 
 def read_runs(folder: Path) -> list[Any]:
@@ -266,11 +256,6 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def sha256_json(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.fixture
@@ -303,7 +288,7 @@ def test_a_finished_output_is_good(output: Path, full: bool) -> None:
 
 def test_the_golden_example_has_the_spec_and_schema_of_the_library() -> None:
     spec = FeatureSpec.from_json(SPEC)
-    assert spec.fp8 == fp8()
+    assert spec.fp8 == FP8
     assert rows.data_schema(spec) == DATA_SCHEMA
     assert set(get_args(rows.Reason)) == REASONS
 
@@ -312,11 +297,11 @@ def test_the_golden_example_has_the_spec_and_schema_of_the_library() -> None:
 def test_an_unfinished_output_is_incomplete_but_sound(output: Path, full: bool) -> None:
     (output / "_SUCCESS.json").unlink()
     assert_incomplete(verify(str(output), full), missing=0, unfinished="there is no _SUCCESS.json")
-    data_path(output, 1).unlink()
-    data_path(output, 3).unlink()
+    (output / DATA_1).unlink()
+    (output / DATA_3).unlink()
     report = verify(str(output), full)
     assert_incomplete(report, missing=6, unfinished="2 shards have no file")
-    assert report.missing_files == (f"data/s00000001-{fp8()}.parquet", f"data/s00000003-{fp8()}.parquet")
+    assert report.missing_files == (DATA_1, DATA_3)
     assert report.planned == report.ok + sum(report.rejected.values()) + report.missing
 
 
@@ -349,11 +334,11 @@ def test_parts_of_a_killed_planning_are_counted_and_harmless(output: Path) -> No
 
 
 def test_the_report_becomes_one_line_of_json(output: Path) -> None:
-    data_path(output, 1).unlink()
-    data_path(output, 2).write_bytes(b"no Parquet")
+    (output / DATA_1).unlink()
+    (output / DATA_2).write_bytes(b"no Parquet")
     line = json.loads(json.dumps(verify(str(output)).to_json()))
-    assert line["missing_files"] == [f"data/s00000001-{fp8()}.parquet"]
-    assert line["corrupt"][0]["name"] == f"data/s00000002-{fp8()}.parquet"
+    assert line["missing_files"] == [DATA_1]
+    assert line["corrupt"][0]["name"] == DATA_2
     assert line["finished"] is False
 
 
@@ -372,7 +357,7 @@ def test_an_output_in_another_file_system_is_read(output: Path) -> None:
     fs.put(f"{output}/", "/verify/out", recursive=True)
     try:
         assert verify("memory://verify/out/", full=True).exit_code == 0
-        fs.rm("/verify/out" + str(data_path(output, 1)).removeprefix(str(output)))
+        fs.rm(f"/verify/out/{DATA_1}")
         assert verify("memory://verify/out").missing == 4
     finally:
         fs.rm("/verify", recursive=True)
@@ -386,8 +371,8 @@ def test_an_output_in_a_bucket_is_read(output: Path, monkeypatch: pytest.MonkeyP
         server.create_bucket("features")
         server.upload_folder(output, "features", "some/out/")
         assert verify("s3://features/some/out", full=True).exit_code == 0
-        server.client().delete_object(Bucket="features", Key=f"some/out/data/s00000001-{fp8()}.parquet")
-        server.client().put_object(Bucket="features", Key="some/out/data/x", Body=b"")
+        server.client.delete_object(Bucket="features", Key=f"some/out/{DATA_1}")
+        server.client.put_object(Bucket="features", Key="some/out/data/x", Body=b"")
         report = verify("s3://features/some/out/")
         assert (report.missing, report.foreign) == (4, ("data/x",))
         with pytest.raises(UsageError, match="Received: nothing"):
@@ -411,8 +396,8 @@ def test_a_plan_of_a_newer_version_is_refused(output: Path) -> None:
 
 
 def test_what_cannot_be_fetched_is_not_called_corrupt(output: Path) -> None:
-    data_path(output, 2).unlink()
-    data_path(output, 2).symlink_to(output / "nowhere")
+    (output / DATA_2).unlink()
+    (output / DATA_2).symlink_to(output / "nowhere")
     with pytest.raises(StoreError, match="s00000002"):
         verify(str(output))
 
@@ -427,6 +412,10 @@ def edit(path: Path, **fields: Any) -> None:
     write_json(path, {**read_json(path), **fields})
 
 
+def editing(name: str, **fields: Any) -> Tamper:
+    return lambda out: edit(out / name, **fields)
+
+
 def edit_line(folder: Path, shard: int, **fields: Any) -> None:
     lines = read_json(folder / "_SUCCESS.json")["shards"]
     lines[shard] |= fields
@@ -437,10 +426,14 @@ def rewrite(
     folder: Path, shard: int, change: Callable[[pa.Table], pa.Table] = lambda table: table, **fields: Any
 ) -> None:
     """Write a data file again, as faulty code would have: `_SUCCESS.json` knows its new size."""
-    path = data_path(folder, shard)
+    path = folder / data_name(shard)
     footer = {**read_footer(path), **fields}
     write_data(path, change(pq.read_table(path)), footer)
     edit_line(folder, shard, bytes=path.stat().st_size)
+
+
+def rewriting(shard: int, change: Callable[[pa.Table], pa.Table] = lambda table: table, **fields: Any) -> Tamper:
+    return lambda out: rewrite(out, shard, change, **fields)
 
 
 def with_rows(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[pa.Table], pa.Table]:
@@ -465,19 +458,23 @@ def replan(folder: Path, images: list[Image]) -> None:
     write_success(folder)
 
 
-def rewrite_part(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+def rewriting_part(change: Callable[[pa.Table], pa.Table]) -> Tamper:
     """Another last part (of shard 3), and a plan that names it."""
-    path = part_path(folder, 1)
-    table = change(pq.read_table(path))
-    path.unlink()
-    pq.write_table(table, folder / "part")
-    name_part(folder)
+
+    def rewrite_part(folder: Path) -> None:
+        path = part_path(folder, 1)
+        table = change(pq.read_table(path))
+        path.unlink()
+        pq.write_table(table, folder / "part")
+        name_part(folder)
+
+    return rewrite_part
 
 
 def name_part(folder: Path) -> None:
     """Make the file `part` the plan's last part."""
     sha256 = hashlib.sha256((folder / "part").read_bytes()).hexdigest()
-    edit_part(folder, name=f"plan/{fp8()}-00000003-{sha256[:8]}.parquet", sha256=sha256)
+    edit_part(folder, name=f"{PART_3}-{sha256[:8]}.parquet", sha256=sha256)
     (folder / "part").rename(part_path(folder, 1))
     write_success(folder)
 
@@ -499,9 +496,9 @@ def flip(path: Path, position: int) -> None:
 
 
 def flip_a_feature(folder: Path) -> None:
-    column = pq.read_metadata(data_path(folder, 1)).row_group(0).column(9)
+    column = pq.read_metadata(folder / DATA_1).row_group(0).column(9)
     start = column.dictionary_page_offset or column.data_page_offset
-    flip(data_path(folder, 1), start + column.total_compressed_size - 1)
+    flip(folder / DATA_1, start + column.total_compressed_size - 1)
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -537,38 +534,26 @@ def renumber_extension(folder: Path) -> None:
 
 def edit_extension(folder: Path) -> None:
     extended(folder, LATER)
-    edit(folder / "plan/extension-00001.json", fingerprint=FP)
+    edit(folder / "plan/extension-00001.json", fingerprint=NO_DIGEST)
 
 
 def infinity_after_rejected_rows(folder: Path) -> None:
     """Rows of nulls have no values of their own, so the fourth row's are the second ones."""
-    replan(
-        folder,
-        [
-            *IMAGES[:8],
-            *(i._replace(outcome=o) for i, o in zip(IMAGES[8:12], REJECTED_FIRST, strict=True)),
-            *IMAGES[12:],
-        ],
-    )
+    mixed = [i._replace(outcome=o) for i, o in zip(IMAGES[8:12], REJECTED_FIRST, strict=True)]
+    replan(folder, [*IMAGES[:8], *mixed, *IMAGES[12:]])
     rewrite(folder, 2, set_in_row(3, **{"fc1:none": [float("inf"), 1.0]}))
 
 
-DATA_1, DATA_2, DATA_3 = (f"data/s{shard:08d}-{fp8()}.parquet" for shard in (1, 2, 3))
-FP = "0" * 64
+NO_DIGEST = "0" * 64
+COPY_OF_3 = f"data/s00000003-{FP8} copy.parquet"
 REJECTED_FIRST = ["empty", "ok", "truncated", "ok"]
 
 FOREIGN: dict[str, tuple[Tamper, str]] = {
-    "duplicate": (
-        lambda out: shutil.copy(data_path(out, 3), out / f"data/s00000003-{fp8()} copy.parquet"),
-        f"data/s00000003-{fp8()} copy.parquet",
-    ),
-    "rename": (lambda out: data_path(out, 3).rename(out / "data/s00000003.parquet"), "data/s00000003.parquet"),
-    "shard beyond the plan": (
-        lambda out: shutil.copy(data_path(out, 3), data_path(out, 4)),
-        f"data/s00000004-{fp8()}.parquet",
-    ),
+    "duplicate": (lambda out: shutil.copy(out / DATA_3, out / COPY_OF_3), COPY_OF_3),
+    "rename": (lambda out: (out / DATA_3).rename(out / "data/s00000003.parquet"), "data/s00000003.parquet"),
+    "shard beyond the plan": (lambda out: shutil.copy(out / DATA_3, out / DATA_4), DATA_4),
     "file of another fingerprint": (
-        lambda out: shutil.copy(data_path(out, 3), out / "data/s00000003-01234567.parquet"),
+        lambda out: shutil.copy(out / DATA_3, out / "data/s00000003-01234567.parquet"),
         "data/s00000003-01234567.parquet",
     ),
     "object in data": (lambda out: (out / "data/notes.txt").write_text("x"), "data/notes.txt"),
@@ -589,57 +574,53 @@ def test_foreign_objects_are_named(output: Path, kind: str, full: bool) -> None:
 
 
 CORRUPT: dict[str, tuple[Tamper, str, str]] = {
-    "truncate": (lambda out: cut(data_path(out, 1), 100), DATA_1, "without a Parquet footer"),
-    "empty": (lambda out: data_path(out, 1).write_bytes(b""), DATA_1, "without a Parquet footer"),
+    "truncate": (lambda out: cut(out / DATA_1, 100), DATA_1, "without a Parquet footer"),
+    "empty": (lambda out: (out / DATA_1).write_bytes(b""), DATA_1, "without a Parquet footer"),
     "truncate in the footer": (
-        lambda out: data_path(out, 1).write_bytes(data_path(out, 1).read_bytes()[-300:]),
+        lambda out: (out / DATA_1).write_bytes((out / DATA_1).read_bytes()[-300:]),
         DATA_1,
         "has 300 bytes, but its footer alone",
     ),
-    "swap": (
-        lambda out: shutil.copy(data_path(out, 1), data_path(out, 2)),
-        DATA_2,
-        "shard in its footer is 1, expected 2",
-    ),
+    "swap": (lambda out: shutil.copy(out / DATA_1, out / DATA_2), DATA_2, "shard in its footer is 1, expected 2"),
     "another size": (
-        lambda out: data_path(out, 1).write_bytes(b"PAR1" + data_path(out, 1).read_bytes()),
+        lambda out: (out / DATA_1).write_bytes(b"PAR1" + (out / DATA_1).read_bytes()),
         DATA_1,
         "_SUCCESS.json says",
     ),
-    "flip a byte in the footer": (
-        lambda out: flip(data_path(out, 1), data_path(out, 1).stat().st_size - 20),
-        DATA_1,
-        "footer",
-    ),
+    "flip a byte in the footer": (lambda out: flip(out / DATA_1, (out / DATA_1).stat().st_size - 20), DATA_1, "footer"),
     "no footer of ours": (
-        lambda out: pq.write_table(pq.read_table(data_path(out, 1)).replace_schema_metadata(), data_path(out, 1)),
+        lambda out: pq.write_table(pq.read_table(out / DATA_1).replace_schema_metadata(), out / DATA_1),
         DATA_1,
         "does not have our fields",
     ),
     "fingerprint in a footer": (
-        lambda out: rewrite(out, 1, fingerprint=FP),
+        rewriting(1, fingerprint=NO_DIGEST),
         DATA_1,
-        f"fingerprint in its footer is '{FP}', expected",
+        f"fingerprint in its footer is '{NO_DIGEST}', expected",
     ),
     "spec in a footer": (
-        lambda out: rewrite(out, 1, spec={**SPEC, "exif": "ignore"}),
+        rewriting(1, spec={**SPEC, "exif": "ignore"}),
         DATA_1,
         "the spec in its footer has fingerprint",
     ),
-    "drop a row": (
-        lambda out: rewrite(out, 1, lambda table: table[:3]),
-        DATA_1,
-        "images in its footer is 4, expected 3",
-    ),
+    "drop a row": (rewriting(1, lambda table: table[:3]), DATA_1, "images in its footer is 4, expected 3"),
     "drop a row everywhere": (
-        lambda out: rewrite(out, 2, lambda table: table[:3], images=3, statuses={"ok": 3}),
+        rewriting(2, lambda table: table[:3], images=3, statuses={"ok": 3}),
         DATA_2,
         "has 3 rows, expected the 4 images of the plan",
     ),
-    "statuses in a footer": (lambda out: rewrite(out, 1, statuses={"ok": 5}), DATA_1, "add up to 5"),
-    "unknown reason in a footer": (lambda out: rewrite(out, 1, statuses={"ok": 3, "ugly": 1}), DATA_1, "'ugly'"),
-    "total in _SUCCESS": (lambda out: edit(out / "_SUCCESS.json", ok=12, images=15), "_SUCCESS.json", "add up to"),
-    "images in _SUCCESS": (lambda out: edit(out / "_SUCCESS.json", images=13), "_SUCCESS.json", "images is 13"),
+    "statuses in a footer": (rewriting(1, statuses={"ok": 5}), DATA_1, "add up to 5"),
+    "unknown reason in a footer": (rewriting(1, statuses={"ok": 3, "ugly": 1}), DATA_1, "'ugly'"),
+    "fewer than no images in a footer": (rewriting(2, statuses={"ok": 5, "empty": -1}), DATA_2, "-1 as 'empty'"),
+    "half an image in a footer": (rewriting(2, statuses={"ok": 3.5, "empty": 0.5}), DATA_2, "counts 3.5 as 'ok'"),
+    "no device in a footer": (rewriting(1, device=None), DATA_1, "device is None, expected a text"),
+    "ok as a reason in _SUCCESS": (
+        lambda out: edit_line(out, 3, ok=1, rejected={"ok": 1}),
+        "_SUCCESS.json",
+        "counts 1 as 'ok', expected whole numbers of changed",
+    ),
+    "total in _SUCCESS": (editing("_SUCCESS.json", ok=12, images=15), "_SUCCESS.json", "add up to"),
+    "images in _SUCCESS": (editing("_SUCCESS.json", images=13), "_SUCCESS.json", "images is 13"),
     "line and total in _SUCCESS": (
         edit_line_and_total,
         "_SUCCESS.json",
@@ -650,12 +631,8 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
         "_SUCCESS.json",
         "3 lines",
     ),
-    "digest in _SUCCESS": (lambda out: edit(out / "_SUCCESS.json", plan_sha256=FP), "_SUCCESS.json", "plan_sha256"),
-    "fingerprint in _SUCCESS": (
-        lambda out: edit(out / "_SUCCESS.json", fingerprint=FP),
-        "_SUCCESS.json",
-        "fingerprint",
-    ),
+    "digest in _SUCCESS": (editing("_SUCCESS.json", plan_sha256=NO_DIGEST), "_SUCCESS.json", "plan_sha256"),
+    "fingerprint in _SUCCESS": (editing("_SUCCESS.json", fingerprint=NO_DIGEST), "_SUCCESS.json", "fingerprint"),
     "_SUCCESS cut": (lambda out: cut(out / "_SUCCESS.json", 9), "_SUCCESS.json", "not JSON"),
     "_SUCCESS without fields": (
         lambda out: write_json(out / "_SUCCESS.json", {"format": 1}),
@@ -663,60 +640,45 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
         "fields",
     ),
     "plan cut": (lambda out: cut(out / "plan.json", 9), "plan.json", "not JSON"),
-    "fingerprint in plan": (lambda out: edit(out / "plan.json", fingerprint=FP), "plan.json", "that of its spec is"),
-    "spec in plan": (lambda out: edit(out / "plan.json", spec={**SPEC, "dims": [3, 4]}), "plan.json", "of its spec"),
-    "images in plan": (
-        lambda out: edit(out / "plan.json", images=13),
-        "plan.json",
-        "images is 13, but its parts have 14",
-    ),
-    "bytes in plan": (lambda out: edit(out / "plan.json", bytes=13), "plan.json", "bytes is 13, but its parts"),
-    "shards in plan": (lambda out: edit(out / "plan.json", shards="4"), "plan.json", "expected a whole number"),
-    "labels in plan": (lambda out: edit(out / "plan.json", label_counts={"cats": 14}), "plan.json", "label_counts"),
-    "listing in plan": (lambda out: edit(out / "plan.json", listing_sha256=FP), "plan.json", "listing_sha256"),
-    "part not listed": (lambda out: edit(out / "plan.json", parts=None), "plan.json", "fields of a plan"),
-    "part deleted": (lambda out: part_path(out, 1).unlink(), f"plan/{fp8()}-00000003", "is not there"),
-    "part changed": (lambda out: flip(part_path(out, 1), 40), f"plan/{fp8()}-00000003", "sha256 of its bytes"),
+    "fingerprint in plan": (editing("plan.json", fingerprint=NO_DIGEST), "plan.json", "that of its spec is"),
+    "spec in plan": (editing("plan.json", spec={**SPEC, "dims": [3, 4]}), "plan.json", "of its spec"),
+    "images in plan": (editing("plan.json", images=13), "plan.json", "images is 13, but its parts have 14"),
+    "bytes in plan": (editing("plan.json", bytes=13), "plan.json", "bytes is 13, but its parts"),
+    "shards in plan": (editing("plan.json", shards="4"), "plan.json", "expected a whole number"),
+    "labels in plan": (editing("plan.json", label_counts={"cats": 14}), "plan.json", "label_counts"),
+    "listing in plan": (editing("plan.json", listing_sha256=NO_DIGEST), "plan.json", "listing_sha256"),
+    "limits not in plan": (editing("plan.json", limits=None), "plan.json", "limits is None, expected an object"),
+    "part not listed": (editing("plan.json", parts=None), "plan.json", "fields of a plan"),
+    "part deleted": (lambda out: part_path(out, 1).unlink(), PART_3, "is not there"),
+    "part changed": (lambda out: flip(part_path(out, 1), 40), PART_3, "sha256 of its bytes"),
     "extension renumbered": (
         renumber_extension,
         "plan/extension-00001.json",
         "is not there, though plan/extension-00002.json is",
     ),
-    "part is no Parquet": (no_parquet_part, f"plan/{fp8()}-00000003", "is not readable Parquet"),
-    "part without a column": (
-        lambda out: rewrite_part(out, lambda table: table.drop_columns("etag")),
-        f"plan/{fp8()}-00000003",
-        "has the columns",
-    ),
+    "part is no Parquet": (no_parquet_part, PART_3, "is not readable Parquet"),
+    "part without a column": (rewriting_part(lambda table: table.drop_columns("etag")), PART_3, "has the columns"),
     "part without a row": (
-        lambda out: rewrite_part(out, lambda table: table[:1]),
-        f"plan/{fp8()}-00000003",
+        rewriting_part(lambda table: table[:1]),
+        PART_3,
         "1 row groups and 1 rows, expected 1 shards and 2 images",
     ),
+    "part that allows nulls": (
+        rewriting_part(lambda table: table.cast(pa.schema([field.with_nullable(True) for field in PART_SCHEMA]))),
+        PART_3,
+        "column 0 is shard int32, expected shard int32 not null",
+    ),
     "part not numbered in order": (
-        lambda out: rewrite_part(
-            out, lambda table: table.set_column(1, PART_SCHEMA.field(1), pa.array([1, 0], pa.int32()))
-        ),
-        f"plan/{fp8()}-00000003",
+        rewriting_part(lambda table: table.set_column(1, PART_SCHEMA.field(1), pa.array([1, 0], pa.int32()))),
+        PART_3,
         "not numbered",
     ),
-    "shard larger than planned": (
-        lambda out: edit(out / "plan.json", shard_size=3),
-        f"plan/{fp8()}-00000000",
-        "1 to 3",
-    ),
+    "shard larger than planned": (editing("plan.json", shard_size=3), PART_0, "1 to 3"),
+    "shard smaller than planned": (editing("plan.json", shard_size=5), PART_0, "shard 0 has 4 images, expected 5"),
     "extension numbered wrongly": (lambda out: extended(out, LATER, 2), "plan/extension-00001.json", "is not there"),
     "fingerprint in extension": (edit_extension, "plan/extension-00001.json", "fingerprint is"),
-    "key twice in the plan": (
-        lambda out: replan(out, [IMAGES[0], *IMAGES[:-1]]),
-        f"plan/{fp8()}-00000000",
-        "expected each key once",
-    ),
-    "keys out of order over parts": (
-        lambda out: replan(out, [*IMAGES[1:], IMAGES[0]]),
-        f"plan/{fp8()}-00000003",
-        "follows",
-    ),
+    "key twice in the plan": (lambda out: replan(out, [IMAGES[0], *IMAGES[:-1]]), PART_0, "expected each key once"),
+    "keys out of order over parts": (lambda out: replan(out, [*IMAGES[1:], IMAGES[0]]), PART_3, "follows"),
 }
 
 
@@ -739,61 +701,47 @@ def nan_in(folder: Path) -> None:
 CORRUPT_INSIDE: dict[str, tuple[Tamper, str, str]] = {
     "flip a byte in a page": (flip_a_feature, DATA_1, "cannot be read whole"),
     "reorder rows": (
-        lambda out: rewrite(out, 1, with_rows(lambda found: found.reverse())),
+        rewriting(1, with_rows(lambda found: found.reverse())),
         DATA_1,
         "row 0: key is 'cats/replaced.jpg', expected 'cats/04.jpg'",
     ),
-    "another key": (
-        lambda out: rewrite(out, 1, set_in_row(1, key="x")),
-        DATA_1,
-        "row 1: key is 'x', expected 'cats/a b",
-    ),
+    "another key": (rewriting(1, set_in_row(1, key="x")), DATA_1, "row 1: key is 'x', expected 'cats/a b"),
     "a row twice": (
-        lambda out: rewrite(out, 2, with_rows(lambda found: found.__setitem__(1, found[0]))),
+        rewriting(2, with_rows(lambda found: found.__setitem__(1, found[0]))),
         DATA_2,
         "row 1: key is 'dogs/00.jpg'",
     ),
-    "another etag": (lambda out: rewrite(out, 1, set_in_row(0, etag="x")), DATA_1, "row 0: etag is 'x'"),
-    "another label": (lambda out: rewrite(out, 3, set_in_row(1, label="x")), DATA_3, "label is 'x', expected None"),
-    "unknown status": (lambda out: rewrite(out, 1, set_in_row(0, status="fine")), DATA_1, "status 'fine'"),
-    "unknown reason": (lambda out: rewrite(out, 1, set_in_row(2, reason="ugly")), DATA_1, "reason 'ugly'"),
-    "ok with a reason": (lambda out: rewrite(out, 1, set_in_row(0, reason="empty")), DATA_1, "reason 'empty'"),
+    "another etag": (rewriting(1, set_in_row(0, etag="x")), DATA_1, "row 0: etag is 'x'"),
+    "another label": (rewriting(3, set_in_row(1, label="x")), DATA_3, "label is 'x', expected None"),
+    "unknown status": (rewriting(1, set_in_row(0, status="fine")), DATA_1, "status 'fine'"),
+    "unknown reason": (rewriting(1, set_in_row(2, reason="ugly")), DATA_1, "reason 'ugly'"),
+    "ok with a reason": (rewriting(1, set_in_row(0, reason="empty")), DATA_1, "reason 'empty'"),
     "another reason than the footer": (
-        lambda out: rewrite(out, 1, set_in_row(2, reason="empty")),
+        rewriting(1, set_in_row(2, reason="empty")),
         DATA_1,
         "its rows are {'ok': 2, 'empty': 1, 'changed': 1}, but its footer says",
     ),
-    "ok without sha256": (lambda out: rewrite(out, 1, set_in_row(0, sha256=None)), DATA_1, "ok, but without sha256"),
-    "NaN": (nan_in, f"data/s00000000-{fp8()}.parquet", "row 2: value 1 of fc1:none is NaN"),
-    "infinity after rejected rows": (
-        infinity_after_rejected_rows,
-        DATA_2,
-        "row 3: value 0 of fc1:none",
-    ),
+    "ok without sha256": (rewriting(1, set_in_row(0, sha256=None)), DATA_1, "ok, but without sha256"),
+    "NaN": (nan_in, DATA_0, "row 2: value 1 of fc1:none is NaN"),
+    "infinity after rejected rows": (infinity_after_rejected_rows, DATA_2, "row 3: value 0 of fc1:none"),
     "no features": (
-        lambda out: rewrite(out, 1, set_in_row(0, **{"fc1:none": None})),
+        rewriting(1, set_in_row(0, **{"fc1:none": None})),
         DATA_1,
         "row 0 is ok, but has no features in fc1:none",
     ),
     "features of a rejected row": (
-        lambda out: rewrite(out, 1, set_in_row(2, **{"fc1:none": [1.0, 2.0]})),
+        rewriting(1, set_in_row(2, **{"fc1:none": [1.0, 2.0]})),
         DATA_1,
         "row 2 is rejected, but has features in fc1:none",
     ),
     "another D": (
-        lambda out: rewrite(
-            out, 3, lambda t: t.set_column(10, "fc1:none", pa.array([[1, 2, 3]] * 2, pa.list_(pa.float16(), 3)))
-        ),
+        rewriting(3, lambda t: t.set_column(10, "fc1:none", pa.array([[1, 2, 3]] * 2, pa.list_(pa.float16(), 3)))),
         DATA_3,
         "its column 10 is fc1:none fixed_size_list",
     ),
-    "a column less": (
-        lambda out: rewrite(out, 3, lambda t: t.drop_columns("fc1:none")),
-        DATA_3,
-        "column 10 is not there",
-    ),
+    "a column less": (rewriting(3, lambda t: t.drop_columns("fc1:none")), DATA_3, "column 10 is not there"),
     "a column more": (
-        lambda out: rewrite(out, 3, lambda t: t.append_column("x", pa.array([1, 2]))),
+        rewriting(3, lambda t: t.append_column("x", pa.array([1, 2]))),
         DATA_3,
         "column 11 is x int64, expected not there",
     ),
@@ -824,13 +772,13 @@ def test_parts_that_do_not_follow_each_other_are_named(output: Path) -> None:
 
 
 def test_several_faults_are_all_named(output: Path) -> None:
-    data_path(output, 0).unlink()
-    cut(data_path(output, 1), 8)
-    shutil.copy(data_path(output, 3), data_path(output, 2))
+    (output / DATA_0).unlink()
+    cut(output / DATA_1, 8)
+    shutil.copy(output / DATA_3, output / DATA_2)
     edit(output / "_SUCCESS.json", ok=0)
     (output / "x").touch()
     report = verify(str(output), full=True)
-    assert report.missing_files == (f"data/s00000000-{fp8()}.parquet",)
+    assert report.missing_files == (DATA_0,)
     assert [name for name, _ in report.corrupt] == ["_SUCCESS.json", DATA_1, DATA_2]
     assert report.foreign == ("x",)
 
@@ -842,28 +790,28 @@ def test_the_oracle_passes_a_good_output(output: Path, tmp_path: Path) -> None:
     write_output(tmp_path / "clean")
     oracle.check(str(output), TRUTH, features_of=str(tmp_path / "clean"))
     (output / "_SUCCESS.json").unlink()
-    data_path(output, 1).unlink()
+    (output / DATA_1).unlink()
     oracle.check(str(output), TRUTH, features_of=str(tmp_path / "clean"), finished=False)
 
 
 ORACLE: dict[str, tuple[Tamper, str]] = {
-    "lost": (lambda out: data_path(out, 2).unlink(), "4 keys lost: 'dogs/00.jpg'"),
-    "twice": (lambda out: shutil.copy(data_path(out, 3), data_path(out, 4)), "2 keys twice: 'dogs/"),
-    "of no image": (lambda out: rewrite(out, 3, set_in_row(0, key="x")), "1 keys of no image: 'x'"),
+    "lost": (lambda out: (out / DATA_2).unlink(), "4 keys lost: 'dogs/00.jpg'"),
+    "twice": (lambda out: shutil.copy(out / DATA_3, out / DATA_4), "2 keys twice: 'dogs/"),
+    "of no image": (rewriting(3, set_in_row(0, key="x")), "1 keys of no image: 'x'"),
     "other status": (
-        lambda out: rewrite(out, 1, set_in_row(2, reason="empty")),
+        rewriting(1, set_in_row(2, reason="empty")),
         "1 other statuses than expected: 'cats/cut.jpg: empty for truncated'",
     ),
     "features changed": (
-        lambda out: rewrite(out, 3, set_in_row(0, **{"fc1:none": [1.0, 2.0]})),
+        rewriting(3, set_in_row(0, **{"fc1:none": [1.0, 2.0]})),
         "1 features unlike the reference's: 'dogs/",
     ),
     "features of a rejected image": (
-        lambda out: rewrite(out, 1, set_in_row(2, **{"fc1:none": [1.0, 2.0]})),
+        rewriting(1, set_in_row(2, **{"fc1:none": [1.0, 2.0]})),
         "cats/cut.jpg: rejected, features in fc1:none",
     ),
     "unknown object": (lambda out: (out / "data/.tmp").touch(), "1 unknown objects: 'data/.tmp'"),
-    "partial file": (lambda out: cut(data_path(out, 2), 50), f"{DATA_2} cannot be read whole"),
+    "partial file": (lambda out: cut(out / DATA_2, 50), f"{DATA_2} cannot be read whole"),
     "no _SUCCESS.json": (lambda out: (out / "_SUCCESS.json").unlink(), "_SUCCESS.json is there: False"),
 }
 
@@ -880,7 +828,7 @@ def test_the_oracle_names_what_is_wrong(output: Path, tmp_path: Path, kind: str)
 
 def test_the_oracle_compares_features_within_a_tolerance(output: Path, tmp_path: Path) -> None:
     write_output(tmp_path / "clean")
-    first = pq.read_table(data_path(output, 3))["fc1:none"][0].as_py()
+    first = pq.read_table(output / DATA_3)["fc1:none"][0].as_py()
     rewrite(output, 3, set_in_row(0, **{"fc1:none": [first[0] + 0.05, first[1]]}))
     oracle.check(str(output), TRUTH, features_of=str(tmp_path / "clean"), tolerance=0.1)
     with pytest.raises(AssertionError, match="1 features unlike"):

@@ -1,7 +1,6 @@
 """A source of a few hundred small photos with a truth table, and the output of a run that nothing happened to."""
 
 import io
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,5 +84,3 @@ def no_dump_of_core() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_CORE, (0, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_CORE, before)
-
-

@@ -37,6 +37,13 @@ RUN_SECONDS = 240
 GONE_SECONDS = 20
 """Ray's agents look for their parent every few seconds."""
 
+# Titles of Ray's workers, as regular expressions.
+EMITTING = r"MapBatches\(_emit\)"
+PREPARING = r"MapBatches\(prepare_stage\)"
+EXTRACTING_STARTS = r"MapWorker\(MapBatches\(ExtractFeatures\)\)\.__init__"
+EXTRACTING = r"MapWorker\(MapBatches\(ExtractFeatures\)\)(?!\.__init__)"
+COUNTING = r"_Live"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -80,7 +87,7 @@ class Job:
         asked: tuple[str, ...] = (*ASKED, "--shard-size", str(SHARD_SIZE)),
     ) -> None:
         self.output = str(output)
-        self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jobs", "extract", str(source), str(output), *asked, *options],

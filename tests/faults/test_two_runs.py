@@ -1,0 +1,73 @@
+"""Several runs at once on one output: they share the work and no shard has two files."""
+
+import random
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import oracle
+import psutil
+import pytest
+from extractjob import EXTRACTING, Ended, Job, Photos
+from servers import S3Server
+
+
+def run_together(start: Callable[[], Job], count: int = 2) -> list[Ended]:
+    """Start runs, and let none extract before all can: a fixture is done in less time than starts differ by."""
+    with ExitStack() as stack:
+        jobs = [stack.enter_context(start()) for _ in range(count)]
+        held: dict[Job, list[psutil.Process]] = {}
+        while len(held) < count and all(job.runs() for job in jobs):
+            for job in jobs:
+                if job not in held and (ready := job.workers(EXTRACTING)):
+                    for worker in ready:
+                        worker.send_signal(signal.SIGSTOP)
+                    held[job] = ready
+        for workers in held.values():
+            for worker in workers:
+                worker.send_signal(signal.SIGCONT)
+        return [job.wait() for job in jobs]
+
+
+def check_shared(ended: list[Ended], photos: Photos) -> None:
+    done = [one.succeeded()["done_now"] for one in ended]
+    print(f"shards done by each run: {done}")
+    assert sum(done) == photos.num_shards
+    assert min(done) > 0
+
+
+def test_two_runs_share_the_work_in_a_folder(photos: Photos, reference: str, output: Path) -> None:
+    check_shared(run_together(lambda: Job(photos.folder, output)), photos)
+    oracle.check(str(output), photos.truth, features_of=reference)
+    assert Job.run(photos.folder, output).succeeded()["done_now"] == 0
+
+
+def test_two_runs_share_the_work_in_a_bucket(
+    photos: Photos, reference: str, s3_server: S3Server, bucket: str, s3_environment: dict[str, str]
+) -> None:
+    s3_server.upload_folder(photos.folder, bucket, "photos/")
+    source, output = f"s3://{bucket}/photos", f"s3://{bucket}/features"
+    check_shared(run_together(lambda: Job(source, output, environment=s3_environment)), photos)
+    oracle.check(output, photos.truth, features_of=reference)
+    assert Job.run(source, output, environment=s3_environment).succeeded()["done_now"] == 0
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(5 * 3600)
+@pytest.mark.parametrize("number", range(100))
+def test_runs_that_are_killed_meanwhile_share_the_work(
+    number: int, photos: Photos, reference: str, output: Path, rng: random.Random
+) -> None:
+    """Two to four runs, all but one of them killed at a random time; the last one ends well, or the next does."""
+    with ExitStack() as stack:
+        jobs = [stack.enter_context(Job(photos.folder, output)) for _ in range(rng.randint(2, 4))]
+        timers = [threading.Timer(rng.uniform(0, 40), job.process.kill) for job in jobs[1:]]
+        for timer in timers:
+            timer.start()
+        jobs[0].wait().succeeded()
+        for timer in timers:
+            timer.cancel()
+    oracle.check(str(output), photos.truth, features_of=reference)
+    assert Job.run(photos.folder, output).succeeded()["done_now"] == 0

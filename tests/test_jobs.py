@@ -1,0 +1,162 @@
+"""The command line: options are a decision, help works, results are one JSON line, errors have their exit codes."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import digits_folder
+
+from jobs.__main__ import JOBS, main, options
+
+FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "precision", "dtype"]
+LIMITS = ["max_bytes", "max_pixels", "tiff"]
+OPTIONS = {
+    "extract": [
+        *["source", "output", "extend", "labels", "shard_size", "max_rejected"],
+        *FEATURES,
+        *LIMITS,
+        *["num_actors", "batch_size"],
+    ],
+    "plan": ["source", "output", "labels", "shard_size", *FEATURES, *LIMITS],
+    "verify": ["output", "full", "recompute"],
+    "demo": ["folder"],
+}
+
+
+def run(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
+    """A job in a process of its own: exit code, the JSON of its last line, stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
+    )
+    lines = done.stdout.strip().splitlines()
+    return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
+
+
+@pytest.mark.parametrize("job", OPTIONS)
+def test_a_new_option_is_a_decision(job: str) -> None:
+    assert options(importlib.import_module(f"jobs.{job}").Config) == OPTIONS[job]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_says_what_it_does(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([job, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert "exit codes" in shown
+    assert f"bottleneck {job}" in shown
+
+
+def test_without_a_job_the_jobs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr().err
+    assert all(job in shown for job in JOBS)
+
+
+def test_plan_extract_verify(tmp_path: Path) -> None:
+    source, output = str(tmp_path / "photos"), str(tmp_path / "features")
+    digits_folder(tmp_path / "photos", per_class=4)
+    (tmp_path / "photos" / "notes.txt").write_text("not an image")
+    features = ["--base", "mobilenet_0.25", "--weights", "random:0"]
+
+    code, planned, told = run("plan", source, output, *features, "--shard-size", "16")
+    assert (code, planned["images"], planned["shards"], planned["labels"]) == (0, 40, 3, 10)
+    assert "1 x .txt" in told
+
+    code, summary, told = run("extract", source, output, *features)
+    assert code == 0, told
+    assert (summary["ok"], summary["done_now"], summary["done_before"]) == (40, 3, 0)
+    assert summary["details"]["first_batch_seconds"] > 0
+    assert "40 of 40" in told
+
+    code, again, _ = run("extract", source, output, *features, RAY_ADDRESS="127.0.0.1:1")  # needs no Ray at all
+    assert (code, again["done_now"], again["done_before"]) == (0, 0, 3)
+
+    code, report, _ = run("verify", output, "--full", "--recompute", "5")
+    assert (code, report["ok"], report["recomputed"]) == (0, 40, 5)
+    assert report["recompute_min_cosine"] > 0.9999
+
+    (tmp_path / "photos" / "3" / "added.jpg").write_bytes((tmp_path / "photos" / "3" / "0000.jpg").read_bytes())
+    (tmp_path / "photos" / "4" / "0000.jpg").unlink()
+    os.utime(tmp_path / "photos" / "5" / "0000.jpg", ns=(1, 1))
+    code, extended, told = run("extract", source, output, *features, "--extend")
+    assert code == 0, told
+    assert (extended["images"], extended["done_now"]) == (41, 1)
+    assert extended["extended"] == {
+        "added": 1,
+        "changed": 1,
+        "gone": 1,
+        "changed_keys": ["5/0000.jpg"],
+        "gone_keys": ["4/0000.jpg"],
+    }
+    assert "4/0000.jpg" in told
+    assert run("verify", output, "--full")[0] == 0
+
+
+def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
+    from bottleneck.extract import extract_local
+    from bottleneck.spec import FeatureRequest
+
+    digits_folder(tmp_path / "photos", per_class=2)
+    request = FeatureRequest(base="mobilenet_0.25", weights="random:0")
+    extract_local(str(tmp_path / "photos"), str(tmp_path / "features"), request)
+    # Another picture behind the table's back, with the size and time stamp of the old one.
+    path, other = tmp_path / "photos" / "3" / "0000.jpg", tmp_path / "photos" / "4" / "0001.jpg"
+    before = path.stat()
+    path.write_bytes((other.read_bytes() + bytes(before.st_size))[: before.st_size])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    code, report, told = run("verify", str(tmp_path / "features"), "--recompute", "20")
+    assert code == 1, told
+    assert "different: 3/0000.jpg" in told
+    assert report["exit_code"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["extract", "{empty}", "{out}"], 2, "is empty or does not exist"),
+        (["extract", "{missing}", "{out}"], 2, "is empty or does not exist"),
+        (["extract", "{texts}", "{out}"], 2, "only other files: 1 x .txt"),
+        (["extract", "{photos}", "{texts}"], 2, "holds something else: a.txt"),
+        (["extract", "{photos}", "{out}", "--base", "vgg17"], 2, "Expected one of vgg16"),
+        (["extract", "{photos}", "{out}", "--layers", "a:b"], 2, "avg, max or none"),
+        (["extract", "{photos}", "{out}", "--num-actors", "0"], 2, "from 1 up"),
+        (["extract", "{photos}", "gs://bucket/x"], 2, "Expected a folder"),
+        (["extract", "{photos}", "s3://key:secret@bucket/x"], 2, "holds no credentials"),
+        (["plan", "{photos}", "{out}", "--weights", "{missing}.h5", "--precision", "float32"], 5, "No such weights"),
+        (["verify", "{empty}"], 2, "plan"),
+        (["verify", "{photos}", "--recompute", "-1"], 2, "from 0 up"),
+    ],
+)
+def test_wrong_arguments_have_one_clear_error(
+    arguments: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {name: str(tmp_path / name) for name in ("empty", "missing", "texts", "photos", "out")}
+    for name in ("empty", "texts", "photos"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"an image, by its name")
+    assert main([argument.format(**places) for argument in arguments]) == code
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert "Traceback" not in shown.err
+    assert json.loads(shown.out.splitlines()[-1])["exit_code"] == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_pydatas_package_of_the_same_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "Bottleneck-1.6.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: Bottleneck\nVersion: 1.6.0\n"
+    (tmp_path / "Bottleneck-1.6.0.dist-info" / "METADATA").write_text(metadata)
+    code, _, told = run("verify", "anywhere", PYTHONPATH=str(tmp_path))
+    assert code == 5
+    assert "pip uninstall Bottleneck" in told

@@ -1,0 +1,55 @@
+"""The README's commands parse, its Python blocks run, and it names every job and option."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny import digits_folder
+
+from bottleneck.extract import extract_local
+from bottleneck.spec import FeatureRequest
+from jobs.__main__ import JOBS, options, parse
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^bottleneck (\w+) (.*)$", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)), re.M)
+
+
+@pytest.mark.parametrize(("job", "arguments"), COMMANDS, ids=[f"{job} {rest}" for job, rest in COMMANDS])
+def test_commands_are_accepted(job: str, arguments: str) -> None:
+    parse(importlib.import_module(f"jobs.{job}"), shlex.split(arguments))
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_and_option_is_described(job: str) -> None:
+    assert any(job == name for name, _ in COMMANDS)
+    for option in options(importlib.import_module(f"jobs.{job}").Config):
+        described = f"--{option.replace('_', '-')}" in README
+        positional = option in ("source", "output")
+        assert described or positional, f"--{option} of {job} is not in the README"
+
+
+@pytest.fixture(scope="module")
+def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`photos` and `features`, as the README's examples have them."""
+    folder = tmp_path_factory.mktemp("readme")
+    digits_folder(folder / "photos", per_class=3)
+    (folder / "photos" / "0" / "broken.jpg").write_bytes(b"no image")
+    request = FeatureRequest(base="vgg16", weights="random:0", precision="float32")
+    extract_local(str(folder / "photos"), str(folder / "features"), request, max_rejected=1.0)
+    return folder
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.split("\n")[0])
+@pytest.mark.filterwarnings("default")
+def test_python_blocks_run(
+    block: str, working_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(working_folder)
+    if "extract_local" in block:
+        block = block.replace('weights="random:0")', 'weights="random:0", precision="float32"), max_rejected=1.0')
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    if "print" in block or "show" in block:
+        assert capfd.readouterr().out.strip()
