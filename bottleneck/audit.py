@@ -44,7 +44,6 @@ _PLANNING: Fields = {
     list: "parts",
 }
 _PLAN: Fields = {int: "shard_size", str: "labels source", dict: "spec limits"}
-_EXTENSION: Fields = {int: "extension"}
 _PART: Fields = {int: "first_shard shards images", str: "name sha256"}
 _FOOTER: Fields = {int: "format shard images", str: "fingerprint run_id written device", dict: "spec statuses versions"}
 SUCCESS: Fields = {int: "format images ok", str: "fingerprint plan_sha256 finished", dict: "rejected", list: "shards"}
@@ -178,10 +177,9 @@ class Plan:
         check_fields(document, _PLANNING)
         fingerprint = document["fingerprint"]
         if self.documents:
-            check_fields(document, _EXTENSION)
             expect("format is", document["format"], 1)
             expect("fingerprint is", fingerprint, self.fingerprint)
-            expect("extension is", document["extension"], len(self.documents))
+            expect("extension is", document.get("extension"), len(self.documents))
         else:
             check_fields(document, _PLAN)
             expect("fingerprint is", fingerprint, _fingerprint(document["spec"]), "but that of its spec is")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from assets import asset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.spec import FeatureSpec, Limits
-from tests.assets import asset
 
 ORIENTATION = 0x0112
 ROOT = Path(__file__).resolve().parents[1]
@@ -522,7 +522,7 @@ def test_bombs_and_the_largest_image_stay_within_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000, 1_500_000_000))
         import io
         from PIL import Image
-        from tests.test_decode import KERAS, bombs, decode, reason
+        from test_decode import KERAS, bombs, decode, reason
         from bottleneck.spec import Limits
         assert reason(open({str(folder / "decompression_bomb.gif")!r}, "rb").read()) == "too_many_pixels"
         assert decode(open({str(folder / "png_decompression_dos.png")!r}, "rb").read(), KERAS, Limits()).width == 1
@@ -535,7 +535,7 @@ def test_bombs_and_the_largest_image_stay_within_memory() -> None:
     """
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        env={"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
         check=False,

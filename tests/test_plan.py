@@ -130,7 +130,7 @@ def test_a_planning_killed_before_its_last_write_is_done_again(source: Path, out
     before = files(output)
     plan = planned(source, output)
     assert keys_of(plan) == sorted(names(300))
-    assert files(output) == [*before, "plan.json"], "the parts are used again"
+    assert files(output) == sorted([*before, "plan.json"]), "the parts are used again"
 
 
 def test_parts_of_a_planning_that_was_killed_do_no_harm_when_the_source_has_changed(source: Path, output: Path) -> None:
@@ -422,14 +422,16 @@ def plan_and_compare(output: Path, num_images: int) -> int:
         tracemalloc.stop()
 
 
+# A part of 16,384 images takes 11 MB while it is written; a list of 100,000 images alone would take 29 MB.
+MOST_BYTES = 16_000_000
+
+
 def test_memory_does_not_grow_with_the_listing(tmp_path: Path) -> None:
-    small = plan_and_compare(tmp_path / "small", 50_000)
-    large = plan_and_compare(tmp_path / "large", 200_000)
-    assert large < 1.2 * small
+    plan_and_compare(tmp_path / "first", 1)  # whatever is imported on first use is not the listing's
+    assert plan_and_compare(tmp_path / "large", 100_000) < MOST_BYTES
 
 
 @pytest.mark.faults
 def test_memory_does_not_grow_with_a_million_images(tmp_path: Path) -> None:
-    small = plan_and_compare(tmp_path / "small", 50_000)
-    large = plan_and_compare(tmp_path / "large", 1_000_000)
-    assert large < 1.2 * small
+    plan_and_compare(tmp_path / "first", 1)
+    assert plan_and_compare(tmp_path / "large", 1_000_000) < MOST_BYTES

@@ -529,12 +529,27 @@ def edit_line_and_total(folder: Path) -> None:
 
 def renumber_extension(folder: Path) -> None:
     extended(folder, LATER)
-    (folder / "plan/extension-00001.json").rename(folder / "plan/extension-00002.json")
+    (folder / EXTENSION).rename(folder / "plan/extension-00002.json")
 
 
-def edit_extension(folder: Path) -> None:
-    extended(folder, LATER)
-    edit(folder / "plan/extension-00001.json", fingerprint=NO_DIGEST)
+def editing_extension(**fields: Any) -> Tamper:
+    def edit_extension(folder: Path) -> None:
+        extended(folder, LATER)
+        edit(folder / EXTENSION, **fields)
+
+    return edit_extension
+
+
+def rename_part(folder: Path) -> None:
+    name = f"{PART_3}-01234567.parquet"
+    part_path(folder, 1).rename(folder / name)
+    edit_part(folder, name=name)
+
+
+def edit_line_of_a_missing_file(folder: Path) -> None:
+    (folder / DATA_3).unlink()
+    edit_line(folder, 3, images=3, ok=3)
+    edit(folder / "_SUCCESS.json", images=15, ok=12)
 
 
 def infinity_after_rejected_rows(folder: Path) -> None:
@@ -545,6 +560,7 @@ def infinity_after_rejected_rows(folder: Path) -> None:
 
 
 NO_DIGEST = "0" * 64
+EXTENSION = "plan/extension-00001.json"
 COPY_OF_3 = f"data/s00000003-{FP8} copy.parquet"
 REJECTED_FIRST = ["empty", "ok", "truncated", "ok"]
 
@@ -631,6 +647,18 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
         "_SUCCESS.json",
         "3 lines",
     ),
+    "line of a missing file in _SUCCESS": (
+        edit_line_of_a_missing_file,
+        "_SUCCESS.json",
+        "shard 3: images is 3, expected 2",
+    ),
+    "bytes of a line in _SUCCESS": (
+        lambda out: edit_line(out, 3, bytes="many"),
+        "_SUCCESS.json",
+        "bytes is 'many', expected a whole number",
+    ),
+    "format in _SUCCESS": (editing("_SUCCESS.json", format=2), "_SUCCESS.json", "format is 2, expected 1"),
+    "end in _SUCCESS": (editing("_SUCCESS.json", finished=None), "_SUCCESS.json", "finished is None, expected a text"),
     "digest in _SUCCESS": (editing("_SUCCESS.json", plan_sha256=NO_DIGEST), "_SUCCESS.json", "plan_sha256"),
     "fingerprint in _SUCCESS": (editing("_SUCCESS.json", fingerprint=NO_DIGEST), "_SUCCESS.json", "fingerprint"),
     "_SUCCESS cut": (lambda out: cut(out / "_SUCCESS.json", 9), "_SUCCESS.json", "not JSON"),
@@ -643,17 +671,28 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
     "fingerprint in plan": (editing("plan.json", fingerprint=NO_DIGEST), "plan.json", "that of its spec is"),
     "spec in plan": (editing("plan.json", spec={**SPEC, "dims": [3, 4]}), "plan.json", "of its spec"),
     "images in plan": (editing("plan.json", images=13), "plan.json", "images is 13, but its parts have 14"),
+    "spec without layers": (
+        editing("plan.json", spec={"dims": []}, fingerprint=sha256_json({"dims": []})),
+        "plan.json",
+        "fields of a plan",
+    ),
     "bytes in plan": (editing("plan.json", bytes=13), "plan.json", "bytes is 13, but its parts"),
     "shards in plan": (editing("plan.json", shards="4"), "plan.json", "expected a whole number"),
     "labels in plan": (editing("plan.json", label_counts={"cats": 14}), "plan.json", "label_counts"),
     "listing in plan": (editing("plan.json", listing_sha256=NO_DIGEST), "plan.json", "listing_sha256"),
     "limits not in plan": (editing("plan.json", limits=None), "plan.json", "limits is None, expected an object"),
     "part not listed": (editing("plan.json", parts=None), "plan.json", "fields of a plan"),
+    "part without its number of shards": (
+        lambda out: edit_part(out, shards=True),
+        "plan.json",
+        "shards is True, expected a whole number",
+    ),
+    "part named otherwise": (rename_part, "plan.json", f"names a part '{PART_3}-01234567.parquet', expected"),
     "part deleted": (lambda out: part_path(out, 1).unlink(), PART_3, "is not there"),
     "part changed": (lambda out: flip(part_path(out, 1), 40), PART_3, "sha256 of its bytes"),
     "extension renumbered": (
         renumber_extension,
-        "plan/extension-00001.json",
+        EXTENSION,
         "is not there, though plan/extension-00002.json is",
     ),
     "part is no Parquet": (no_parquet_part, PART_3, "is not readable Parquet"),
@@ -675,8 +714,10 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
     ),
     "shard larger than planned": (editing("plan.json", shard_size=3), PART_0, "1 to 3"),
     "shard smaller than planned": (editing("plan.json", shard_size=5), PART_0, "shard 0 has 4 images, expected 5"),
-    "extension numbered wrongly": (lambda out: extended(out, LATER, 2), "plan/extension-00001.json", "is not there"),
-    "fingerprint in extension": (edit_extension, "plan/extension-00001.json", "fingerprint is"),
+    "extension numbered wrongly": (lambda out: extended(out, LATER, 2), EXTENSION, "is not there"),
+    "fingerprint in extension": (editing_extension(fingerprint=NO_DIGEST), EXTENSION, "fingerprint is"),
+    "format in extension": (editing_extension(format=2), EXTENSION, "format is 2, expected 1"),
+    "number in extension": (editing_extension(extension=2), EXTENSION, "extension is 2, expected 1"),
     "key twice in the plan": (lambda out: replan(out, [IMAGES[0], *IMAGES[:-1]]), PART_0, "expected each key once"),
     "keys out of order over parts": (lambda out: replan(out, [*IMAGES[1:], IMAGES[0]]), PART_3, "follows"),
 }
@@ -747,7 +788,7 @@ CORRUPT_INSIDE: dict[str, tuple[Tamper, str, str]] = {
     ),
     "a key planned again": (
         lambda out: extended(out, [*LATER, IMAGES[7]._replace(outcome="ok")]),
-        "plan/extension-00001.json",
+        EXTENSION,
         "plans 'cats/replaced.jpg', which plan.json planned before",
     ),
 }

@@ -1,0 +1,79 @@
+"""The whole job on real photos, from a real S3 server, with real ImageNet weights; and on every odd image."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+from assets import asset
+from servers import S3Server
+
+from bottleneck.extract import extract_local
+from bottleneck.features import open_features
+from bottleneck.spec import FeatureRequest, Limits
+from bottleneck.verify import verify
+
+WEIGHTS = "weights/mobilenet_7_5_224_tf_no_top.rebuilt.h5"
+
+
+@pytest.fixture(scope="module")
+def from_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Features of the photos in the local folder, without Ray."""
+    output = str(tmp_path_factory.mktemp("flowers") / "features")
+    request = FeatureRequest(base="mobilenet_0.75", weights=str(asset(WEIGHTS)))
+    summary = extract_local(str(asset("flowers17")), output, request)
+    assert (summary.images, summary.ok) == (1360, 1360)
+    return output
+
+
+def test_flowers_through_s3_are_the_flowers_of_the_folder(
+    from_folder: str, s3_server: S3Server, bucket: str, s3_environment: dict[str, str]
+) -> None:
+    assert s3_server.upload_folder(asset("flowers17"), bucket, "photos/") >= 1360
+    job = [sys.executable, "-m", "jobs", "extract", f"s3://{bucket}/photos", f"s3://{bucket}/features"]
+    options = ["--base", "mobilenet_0.75", "--weights", str(asset(WEIGHTS))]
+    done = subprocess.run([*job, *options], capture_output=True, text=True, env=os.environ | s3_environment)
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["images"], summary["ok"], summary["rejected"]) == (1360, 1360, {})
+
+    report = verify(f"s3://{bucket}/features", full=True)
+    assert (report.exit_code, report.ok) == (0, 1360)
+    here, there = open_features(from_folder), open_features(f"s3://{bucket}/features")
+    assert len(there.plan.label_counts) == 17
+    for mine, theirs in zip(here.arrays(), there.arrays(), strict=True):
+        assert mine.tobytes() == theirs.tobytes() if mine.dtype != object else list(mine) == list(theirs)
+
+
+def test_accuracy_of_a_linear_head_on_the_flowers(from_folder: str) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    features_ND, labels_N, _ = open_features(from_folder).arrays()
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    head = LogisticRegression(max_iter=2000)
+    scores = cross_val_score(head, features_ND.astype(np.float32), labels_N.astype(str), cv=folds)
+    assert scores.mean() >= 0.95
+
+
+@pytest.mark.parametrize("tiff", [False, True])
+def test_every_odd_image_ends_as_the_table_says(tiff: bool, tmp_path: Path) -> None:
+    request = FeatureRequest(base="mobilenet_0.25", weights="random:0")
+    output = str(tmp_path / "features")
+    extract_local(str(asset("oddimages")), output, request, limits=Limits(tiff=tiff), max_rejected=1.0)
+    rows = pyarrow.dataset.dataset(output + "/data").to_table(columns=["key", "reason"]).to_pylist()
+    found = {row["key"]: row["reason"] or "ok" for row in rows}
+    with open(Path(__file__).parent / "oddimages.tsv", newline="") as file:
+        expected = {
+            line["file"]: line["with_tiff" if tiff else "status"] for line in csv.DictReader(file, delimiter="\t")
+        }
+    skipped = expected.keys() - found.keys()
+    assert found == {key: reason for key, reason in expected.items() if key not in skipped}
+    assert all(expected[key] == "not_an_image" for key in skipped)
+    assert verify(output, full=True).exit_code == 0
