@@ -6,8 +6,8 @@
 Four measurements on the same images, one after the other, each in fresh processes: the command `bottleneck extract`;
 the loop of the tutorials (load_img, preprocess_input, model.predict in float32 on batches of 32, HDF5); the network
 alone on random pixels; decoding alone. The last two give the ceiling: cores / (core-seconds an image of network +
-decode). Rates are without start-up, and what the job decodes during it is a gift, so give fast machines more images.
-256 images and VGG16 take 2 minutes on two cores with AVX512-BF16. The JSON line holds every figure and the hardware.
+decode). Rates leave out start-up, and so the shards the job decodes before its first batch: give fast machines more
+images. 256 images and VGG16 take 2 minutes on two idle cores with AVX512-BF16. The JSON line holds all figures.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -59,7 +59,7 @@ STEADY_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    source: tyro.conf.Positional[str]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured."""
     num_images: int = 256
     """Taken evenly from the whole source; one with fewer is gone through again."""

@@ -13,37 +13,23 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 
-import tyro
-
 from bottleneck import base
 from bottleneck.base import choose_precision
 from bottleneck.extract import Summary, Tally, check_request, summarize
-from bottleneck.features import finished
 from bottleneck.pipeline import Run, RunOptions, workers_have_bfloat16
 from bottleneck.plan import Extended, Plan, extend_plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
-from bottleneck.sources import Labels
-from bottleneck.spec import FeatureRequest, Limits
+from jobs import plan as plan_job
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    source: tyro.conf.Positional[str]
-    """A folder or s3://bucket/prefix with images."""
-    output: tyro.conf.Positional[str]
-    """A folder or s3://bucket/prefix for the features; a new one, or one to go on with."""
+class Config(plan_job.Config):
     extend: bool = False
     """Look at the source again and add the images the plan does not have."""
-    labels: Labels = "folder"
-    """`folder`: an image's label is the name of the folder that holds it."""
-    shard_size: int | None = None
-    """Images of a shard, the unit of work and of loss, in a new plan (512)."""
     max_rejected: float = 0.05
     """Share of the planned images that may be rejected before the run stops."""
-    features: FeatureRequest = field(default_factory=FeatureRequest)
-    limits: Limits = field(default_factory=Limits)
     run: RunOptions = field(default_factory=RunOptions)
 
 
@@ -79,9 +65,10 @@ def extract(config: Config) -> Summary:
         if config.extend:
             plan, extended = extend_plan(plan)
             _tell_extended(extended)
-        if finished(plan):
+        done = plan.committed()
+        if len(done) == plan.num_shards:  # nothing to extract, so nothing to start
             _tell_plan(plan)
-            return summarize(plan, Tally(plan, config.max_rejected), plan.committed(), started, extended)
+            return summarize(plan, Tally(plan, config.max_rejected), done, started, extended)
     with Run(config.features, precision, config.run) as run:
         if plan is None:
             plan = make_plan(

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -26,9 +27,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    source: tyro.conf.Positional[str]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder or s3://bucket/prefix with images."""
-    output: tyro.conf.Positional[str]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """A folder or s3://bucket/prefix for the features."""
     labels: Labels = "folder"
     """`folder`: an image's label is the name of the folder that holds it."""

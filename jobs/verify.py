@@ -10,6 +10,7 @@ code 0 if all is well, 3 if shards are missing, 1 if anything is corrupt or fore
 import json
 import logging
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    output: tyro.conf.Positional[str]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The output of `bottleneck extract`."""
     full: bool = False
     """Read every row and value as well, not only the footers."""

@@ -22,6 +22,9 @@ from bottleneck.networks import build_network, import_keras
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Precision
 from bottleneck.weights import load_network, sha256_weights
 
+# Keras' own, when it saves a network.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 MOBILENET = "weights/mobilenet_7_5_224_tf{}.rebuilt.h5"
 KERAS: dict[str, Any] = {"interpolation": "nearest", "exif": "ignore", "dtype": "float32"}
 """The choices that make features those of Keras' own load_img and predict."""
@@ -113,12 +116,19 @@ def test_vgg16_gives_the_features_keras_gives(num_images: int, record_property: 
     assert difference <= 1e-4
 
 
-def test_vgg16_gives_the_fully_connected_layers_keras_gives() -> None:
-    keras, paths = import_keras(), photos(2)
-    network = load_network("vgg16", "random:0", ("fc2:none",))
-    assert resolve(request(base="vgg16", layers=("fc2",)), "float32").dims == (4096,)
-    expected_ND = by_keras(paths, keras.applications.vgg16, network, "fc2")
-    found_ND = features(paths, "float32", base="vgg16", layers=("fc2",))
+@pytest.mark.parametrize(
+    ("base", "module", "layer", "dim"),
+    [
+        ("mobilenet_0.25", "mobilenet", "predictions", 1000),
+        pytest.param("vgg16", "vgg16", "fc2", 4096, marks=pytest.mark.faults),  # 138 million weights: a minute
+    ],
+)
+def test_layers_of_the_top_are_those_keras_gives(base: str, module: str, layer: str, dim: int) -> None:
+    paths = photos(4)
+    network = load_network(base, "random:0", (f"{layer}:none",))
+    expected_ND = by_keras(paths, getattr(import_keras().applications, module), network, layer)
+    found_ND = features(paths, "float32", base=base, layers=(layer,))
+    assert found_ND.shape == (4, dim)
     assert max_relative_difference(found_ND, expected_ND) <= 1e-4
 
 

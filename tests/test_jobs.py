@@ -17,10 +17,8 @@ FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "pre
 LIMITS = ["max_bytes", "max_pixels", "tiff"]
 OPTIONS = {
     "extract": [
-        *["source", "output", "extend", "labels", "shard_size", "max_rejected"],
-        *FEATURES,
-        *LIMITS,
-        *["num_actors", "batch_size"],
+        *["source", "output", "labels", "shard_size", *FEATURES, *LIMITS],
+        *["extend", "max_rejected", "num_actors", "batch_size"],
     ],
     "plan": ["source", "output", "labels", "shard_size", *FEATURES, *LIMITS],
     "verify": ["output", "full", "recompute"],
