@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 KNOWN = re.compile(
-    r"plan\.json|_SUCCESS\.json|report\.html|plan/extension-[0-9]{5}\.json"
+    r"plan\.json|_SUCCESS\.json|plan/extension-[0-9]{5}\.json"
     r"|plan/[0-9a-f]{8}-[0-9]{8}-[0-9a-f]{8}\.parquet|data/s[0-9]{8}-[0-9a-f]{8}\.parquet"
 )
 
