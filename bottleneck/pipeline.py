@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -73,6 +74,7 @@ def start_ray() -> None:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS", "")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             # Ray itself tries for minutes to reach a cluster that is not there.
@@ -90,12 +92,17 @@ def start_ray() -> None:
                     _node_ip_address="127.0.0.1",
                     **options,
                 )
+    except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
+        raise KeyboardInterrupt from stopped
     except (OSError, RuntimeError, ValueError) as error:
         if address:
             message = f"No Ray cluster answers at RAY_ADDRESS={address}: {error}. Unset it to run on this machine."
         else:
             message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
         raise StoreError(message) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
@@ -161,7 +168,9 @@ class Run:
                 if "error" in resolved:
                     raise raised(resolved["error"])
                 return FeatureSpec.from_json(resolved["spec"])
-            self._next_result(POLL_SECONDS / 5)  # raises if Ray gave up
+            # Raises if Ray gave up. An end before there is a plan: the task that hands out shards was killed.
+            if self._next_result(POLL_SECONDS / 5) == "end":
+                self.results = self._start(guarded=False)
 
     def extract(
         self,

@@ -273,7 +273,9 @@ def extend_plan(plan: Plan) -> tuple[Plan, Extended]:
 
 def read_images(store: Store, shard: Shard) -> list[Image]:
     """The images of one shard, in order."""
-    table = _part(store, shard.part).read_row_group(shard.row_group)
+    # A reader of its own: two threads cannot share one of pyarrow's.
+    with pq.ParquetFile(pa.BufferReader(_part(store, shard.part))) as part:
+        table = part.read_row_group(shard.row_group)
     columns = [table.column(name).to_pylist() for name in Image._fields]
     return list(itertools.starmap(Image, zip(*columns, strict=True)))
 
@@ -413,7 +415,7 @@ def _images_of(store: Store, parts: list[Part]) -> Iterator[Image]:
 
 
 @lru_cache(maxsize=4)
-def _part(store: Store, name: str) -> pq.ParquetFile:
+def _part(store: Store, name: str) -> bytes:
     try:
         data = store.get(Wanted(name, 0, ""))
     except ObjectGoneError:
@@ -425,7 +427,7 @@ def _part(store: Store, name: str) -> pq.ParquetFile:
             f"{store.uri}/{name}, a part of the plan, is damaged: its sha256 does not begin as its name says. Restore "
             "it, or plan a new output."
         )
-    return pq.ParquetFile(io.BytesIO(data))
+    return data
 
 
 def _in_order(images: Iterator[Image]) -> Iterator[Image]:

@@ -119,6 +119,12 @@ def _set_random(network: Any, seed: int) -> None:
     The same seed gives the same weights on every Keras version, backend and machine.
     """
     stream = np.random.PCG64(seed)
+    depthwise = {
+        variable.path
+        for layer in network.layers
+        if type(layer).__name__ == "DepthwiseConv2D"
+        for variable in layer.weights
+    }
     values = []
     for variable in network.weights:
         shape = tuple(variable.shape)
@@ -126,7 +132,7 @@ def _set_random(network: Any, seed: int) -> None:
             count = int(np.prod(shape))
             raw = cast(np.ndarray, stream.random_raw((count + 1) // 2)).view(np.uint32)[:count]
             uniform = (raw >> np.uint32(8)).astype(np.float32) * np.float32(2**-23) - np.float32(1)
-            fan_in = int(np.prod(shape[:-1])) if "depthwise" not in variable.path else int(np.prod(shape[:2]))
+            fan_in = int(np.prod(shape[:2] if variable.path in depthwise else shape[:-1]))
             values.append((uniform * np.float32(np.sqrt(6 / fan_in))).reshape(shape))
         elif variable.name in ("gamma", "moving_variance"):
             values.append(np.ones(shape, np.float32))

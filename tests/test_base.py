@@ -66,11 +66,12 @@ def by_keras(paths: list[Path], application: Any, network: Any, layer: str) -> n
 
 
 def max_relative_difference(found_ND: np.ndarray, expected_ND: np.ndarray) -> float:
-    """The largest over all values of |found - expected| / max(|expected|, 0.001 of their root mean square).
+    """The largest over all values of |found - expected| / max(|expected|, a tenth of their root mean square).
 
-    The floor is for values that are all but zero, of which float32 sums have no four digits left.
+    The floor is for values near zero: they are small differences of large sums, which float32 rounds at 1e-6 of what is
+    large (TensorFlow fuses convolution and batch normalisation in one graph and not in the other).
     """
-    floor = 1e-3 * float(np.sqrt(np.mean(np.square(expected_ND, dtype=np.float64))))
+    floor = 0.1 * float(np.sqrt(np.mean(np.square(expected_ND, dtype=np.float64))))
     difference_ND = np.abs(found_ND.astype(np.float64) - expected_ND) / np.maximum(np.abs(expected_ND), floor)
     return float(difference_ND.max())
 
@@ -89,22 +90,19 @@ def small_base(batch_size: int = 4, **changes: Any) -> Base:
 # Parity
 
 
-def test_mobilenet_gives_the_features_keras_gives(record_property: Any) -> None:
+def test_mobilenet_gives_the_features_keras_gives() -> None:
     keras, paths = import_keras(), photos(100)
     weights = str(asset(MOBILENET.format("_no_top")))
-    network = keras.applications.MobileNet(
-        alpha=0.75, include_top=False, weights=weights, input_shape=(224, 224, 3)
-    )
+    network = keras.applications.MobileNet(alpha=0.75, include_top=False, weights=weights, input_shape=(224, 224, 3))
     expected_ND = by_keras(paths, keras.applications.mobilenet, network, "conv_pw_13_relu")
     found_ND = features(paths, "float32", base="mobilenet_0.75", weights=weights)
     assert found_ND.shape == (100, 768)
     difference = max_relative_difference(found_ND, expected_ND)
-    record_property("max_relative_difference", difference)
     assert difference <= 1e-4
 
 
 @pytest.mark.parametrize("num_images", [16, pytest.param(100, marks=pytest.mark.faults)])
-def test_vgg16_gives_the_features_keras_gives(num_images: int, record_property: Any) -> None:
+def test_vgg16_gives_the_features_keras_gives(num_images: int) -> None:
     keras, paths = import_keras(), photos(num_images)
     network = keras.applications.VGG16(include_top=False, weights=None, input_shape=(224, 224, 3))
     network.set_weights(load_network("vgg16", "random:0", ()).get_weights())
@@ -112,7 +110,6 @@ def test_vgg16_gives_the_features_keras_gives(num_images: int, record_property: 
     found_ND = features(paths, "float32", base="vgg16")
     assert found_ND.shape == (num_images, 512)
     difference = max_relative_difference(found_ND, expected_ND)
-    record_property("max_relative_difference", difference)
     assert difference <= 1e-4
 
 
@@ -136,15 +133,12 @@ def test_layers_of_the_top_are_those_keras_gives(base: str, module: str, layer: 
     ("base", "weights", "least"),
     [("vgg16", "random:0", 0.9999), ("mobilenet_0.75", "trained", 0.95)],
 )
-def test_bfloat16_features_point_where_float32_ones_do(
-    base: str, weights: str, least: float, record_property: Any
-) -> None:
+def test_bfloat16_features_point_where_float32_ones_do(base: str, weights: str, least: float) -> None:
     weights = str(asset(MOBILENET.format("_no_top"))) if weights == "trained" else weights
     paths = photos(16)
     cosine = min_cosine(
         features(paths, "bfloat16", base=base, weights=weights), features(paths, "float32", base=base, weights=weights)
     )
-    record_property("min_cosine", cosine)
     assert cosine >= least
 
 
@@ -172,9 +166,7 @@ def test_several_layers_come_in_one_pass_in_their_order() -> None:
     np.testing.assert_allclose(mean_ND, small_base()(noise(3))[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("base", "layer"), [("vgg16", "block5_pool:avg"), ("mobilenet_1.0", "conv_pw_13_relu:avg")]
-)
+@pytest.mark.parametrize(("base", "layer"), [("vgg16", "block5_pool:avg"), ("mobilenet_1.0", "conv_pw_13_relu:avg")])
 def test_the_default_layer_is_the_last_before_the_top_averaged(base: str, layer: str) -> None:
     assert requested_layers(request(base=base)) == (layer,)
 
@@ -256,18 +248,20 @@ def test_a_given_precision_is_taken_without_asking_the_hardware() -> None:
 def test_random_weights_are_the_same_for_ever() -> None:
     """A seed stands in plans and benchmarks: another Keras, NumPy or machine must not change what it means."""
     golden = {
-        ("mobilenet_0.25", "random:0"): "?",
-        ("mobilenet_0.25", "random:1"): "?",
-        ("vgg16", "random:0"): "?",
+        ("mobilenet_0.25", "random:0"): "5cf7c00fc79eb443c002814a34d197f9def4d80369e84c0d076c82ec399e81e2",
+        ("mobilenet_0.25", "random:1"): "dbebb98237f2114461981289efebafb8ac03b2927ea856581d8fea60a79af6df",
+        ("vgg16", "random:0"): "f03f68b0c023bde742ce8b76e95d97faffe40cf37201cee4d2315a66d56dc2ce",
     }
     found = {key: sha256_weights(load_network(*key, ())) for key in golden}
     assert found == golden
 
 
 def test_random_features_are_neither_dead_nor_alike() -> None:
+    """Of a size that float16 holds, or tests with them would compare zeros with zeros."""
     [features_ND] = small_base()(noise(4))
-    assert (features_ND > 0).mean() > 0.1
-    assert not np.allclose(features_ND[0], features_ND[1])
+    assert (features_ND > 0).mean() > 0.5
+    assert 0.01 < features_ND.mean() < 6
+    assert min_cosine(features_ND[:1], features_ND[1:2]) < 0.999
 
 
 def saved(path: Path, *, with_top: bool, seed: int = 0, base: str = "mobilenet_0.25") -> str:
@@ -313,13 +307,13 @@ def test_weights_of_another_width_do_not_fit(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["network.h5", "network.weights.h5"])
-@pytest.mark.parametrize("damage", ["empty", "noise", "cut", "text"])
-def test_damaged_weights_are_refused(tmp_path: Path, name: str, damage: str) -> None:
+def test_damaged_weights_are_refused(tmp_path: Path, name: str) -> None:
     path = Path(saved(tmp_path / name, with_top=False))
     data = path.read_bytes()
-    path.write_bytes({"empty": b"", "noise": os.urandom(1000), "cut": data[: len(data) // 2], "text": b"404"}[damage])
-    with pytest.raises(WeightsError, match=rf"do not fit.*Received: {path}"):
-        resolve(request(weights=str(path)), "float32")
+    for damaged in (b"", os.urandom(1000), data[: len(data) // 2], b"404 Not Found"):
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsError, match=rf"do not fit.*Received: {path}"):
+            resolve(request(weights=str(path)), "float32")
 
 
 @pytest.mark.parametrize("weights", ["no/such/file.h5", "file:///no/such/file.h5"])

@@ -189,7 +189,9 @@ def test_what_is_committed_is_what_is_there(source: Path, output: Path) -> None:
     tiny.write_files(source, names(10))
     plan = planned(source, output)
     assert plan.committed() == {}
-    tiny.write_files(output, {plan.data_name(0): b"12", plan.data_name(2): b"345", "data/s00000001-00000000.parquet": b""})
+    tiny.write_files(
+        output, {plan.data_name(0): b"12", plan.data_name(2): b"345", "data/s00000001-00000000.parquet": b""}
+    )
     tiny.write_files(output, {"data/note.txt": b"", f"{plan.data_name(1)}.tmp": b""})
     assert plan.committed() == {0: 2, 2: 3}
 
@@ -293,7 +295,9 @@ def test_differences_name_each_field_with_both_values(source: Path, output: Path
     tiny.write_files(source, names(5))
     plan = planned(source, output)
     assert differences(plan, {"spec": SPEC.to_json(), "labels": "folder", "shard_size": 4}) is None
-    message = differences(plan, {"spec": {"resize": "crop", "exif": "apply"}, "limits": {"tiff": True}, "labels": "none"})
+    message = differences(
+        plan, {"spec": {"resize": "crop", "exif": "apply"}, "limits": {"tiff": True}, "labels": "none"}
+    )
     assert message is not None
     assert "resize: planned squash, requested crop; tiff: planned False, requested True; labels: planned" in message
     assert "exif" not in message
@@ -315,7 +319,9 @@ def test_nothing_new_writes_nothing(source: Path, output: Path) -> None:
 def test_an_extension_adds_what_is_new_and_counts_what_changed(source: Path, output: Path) -> None:
     tiny.write_files(source, names(10))
     plan = planned(source, output)
-    tiny.write_files(source, {"ants/1.jpg": b"", "cats/zzz.jpg": b"", "zebras/9.jpg": b"", "cats/00001.jpg": b"changed"})
+    tiny.write_files(
+        source, {"ants/1.jpg": b"", "cats/zzz.jpg": b"", "zebras/9.jpg": b"", "cats/00001.jpg": b"changed"}
+    )
     (source / "dogs/00000.jpg").unlink()
     (source / "dogs/00009.jpg").unlink()
     longer, extended = extend_plan(plan)
