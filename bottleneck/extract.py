@@ -1,4 +1,4 @@
-"""From a shard of the plan to its data file: read, decode, extract, commit. Plain Python that does not know where it runs.
+"""From a shard of the plan to its data file: read, decode, extract, commit; plain Python, wherever it runs.
 
 Legend: N images, H x W pixels, C channels, D features of a layer.
 """
@@ -20,7 +20,8 @@ from bottleneck.base import Base, choose_precision, requested_layers, resolve_ap
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.features import Receipt, finish, finished, write_shard
-from bottleneck.plan import Extended, Plan, Shard, data_name, differences, load_plan, make_plan, read_images
+from bottleneck.listing import Shard, read_images
+from bottleneck.plan import Extended, Plan, data_name, differences, load_plan, make_plan
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.sources import Image, Labels
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits
@@ -318,7 +319,7 @@ def summarize(
 
 
 def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Rejected]]:
-    """Each image with its bytes, in order, many requests in flight; one that cannot be read is rejected for what it is."""
+    """Each image with its bytes, in order, many requests in flight; what cannot be read is rejected for what it is."""
     fetched = open_store(work.source).get_many(
         [
             Wanted(image.key, image.size, image.etag, image.offset, image.length)

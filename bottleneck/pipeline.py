@@ -27,7 +27,8 @@ from bottleneck.extract import (
     summarize,
 )
 from bottleneck.features import Receipt
-from bottleneck.plan import Extended, Plan, Shard, load_plan
+from bottleneck.listing import Shard
+from bottleneck.plan import Extended, Plan, load_plan
 from bottleneck.progress import Progress, quiet_start
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import ExtractFeatures, prepare_stage, raised

@@ -20,7 +20,7 @@ from bottleneck.errors import BottleneckError
 from bottleneck.extract import Prepared, Work, extract_prepared, prepare_shard
 from bottleneck.features import Receipt
 from bottleneck.guard import GuardedByProcess, guarded_by_exit
-from bottleneck.plan import Shard
+from bottleneck.listing import Shard
 from bottleneck.spec import FeatureRequest, Precision
 
 log = logging.getLogger(__name__)

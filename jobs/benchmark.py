@@ -101,7 +101,10 @@ def main(config: Config) -> int:
         log.info("%s", line)
     others = max(part["others_cpu_share"] for figures in rounds for part in figures.values())
     if others > 0.1:
-        log.warning("Other programs took up to %.0f %% of this machine; run it again without them.", 100 * others)
+        log.warning(
+            "Other programs took up to %.0f %% of this machine, so the figures cannot be compared: run it again alone.",
+            100 * others,
+        )
     steady_seconds = config.num_images / result["job"]["images_per_second"]
     if steady_seconds < STEADY_SECONDS:
         log.warning("The job ran for %.1f s after its start-up, too short: give more --num-images.", steady_seconds)

@@ -27,7 +27,8 @@ from bottleneck.features import (
     read_footer,
     write_shard,
 )
-from bottleneck.plan import Plan, extend_plan, make_plan, read_images
+from bottleneck.listing import read_images
+from bottleneck.plan import Plan, extend_plan, make_plan
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureSpec
 from bottleneck.store import FolderStore, open_store

@@ -9,7 +9,8 @@ from bottleneck.base import Base, resolve
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.extract import Work, extract_prepared, prepare_shard
 from bottleneck.features import finish, open_features
-from bottleneck.plan import make_plan, read_images
+from bottleneck.listing import read_images
+from bottleneck.plan import make_plan
 from bottleneck.store import Wanted, open_store
 from bottleneck.verify import verify
 

@@ -15,18 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from bottleneck import plan as plan_module
+from bottleneck import listing as listing_module
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
-from bottleneck.plan import (
-    SHARDS_PER_PART,
-    Plan,
-    differences,
-    extend_plan,
-    load_plan,
-    make_plan,
-    preflight,
-    read_images,
-)
+from bottleneck.listing import SHARDS_PER_PART, read_images
+from bottleneck.plan import Plan, differences, extend_plan, load_plan, make_plan, preflight
 from bottleneck.sources import Image, list_images
 from bottleneck.spec import Limits
 from bottleneck.store import Entry, FolderStore, open_store
@@ -285,7 +277,7 @@ def test_a_missing_part_is_named(source: Path, output: Path) -> None:
 
 def load_plan_again(output: Path) -> Plan:
     """As another process would: parts that were read are not kept."""
-    plan_module._part.cache_clear()
+    listing_module._part.cache_clear()
     plan = load_plan(str(output))
     assert plan is not None
     return plan
@@ -342,7 +334,7 @@ def test_all_planned_images_may_be_gone(source: Path, output: Path) -> None:
     for key in names(30):
         (source / key).unlink()
     _, extended = extend_plan(plan)
-    assert (extended.added, extended.gone, len(extended.gone_keys)) == (0, 30, plan_module.NUM_NAMED)
+    assert (extended.added, extended.gone, len(extended.gone_keys)) == (0, 30, listing_module.NUM_NAMED)
 
 
 def test_many_extensions_stay_one_plan(source: Path, output: Path) -> None:
@@ -404,7 +396,7 @@ class Listing:
 @pytest.mark.parametrize("keys", [["b.jpg", "a.jpg"], ["a.jpg", "a.jpg"], ["\N{CAT FACE}.jpg", "\uffee.jpg"]])
 def test_a_listing_that_is_out_of_order_stops_the_run(keys: list[str]) -> None:
     listing = Listing(lambda: [Entry(key, 1, "") for key in keys])
-    images = plan_module._in_order(list_images(listing, "folder", Counter()))  # type: ignore[arg-type]
+    images = listing_module.in_order(list_images(listing, "folder", Counter()))  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="out of order"):
         list(images)
 
@@ -414,13 +406,13 @@ def plan_and_compare(output: Path, num_images: int) -> int:
 
     def images() -> Iterator[Image]:
         listing = Listing(lambda: (Entry(f"photos/{n:09d}.jpg", n, f"{n:032x}") for n in range(num_images)))
-        return plan_module._in_order(list_images(listing, "folder", Counter()))  # type: ignore[arg-type]
+        return listing_module.in_order(list_images(listing, "folder", Counter()))  # type: ignore[arg-type]
 
     store = FolderStore(str(output))
     tracemalloc.start()
     try:
-        frozen = plan_module._freeze(store, SPEC, images(), Counter(), first_shard=0, shard_size=512)
-        seen = plan_module._Comparison(plan_module._images_of(store, frozen.parts), images())
+        frozen = listing_module.freeze(store, SPEC, images(), Counter(), first_shard=0, shard_size=512)
+        seen = listing_module.Comparison(listing_module.images_of(store, frozen.parts), images())
         assert list(seen.new_images()) == []
         assert (frozen.images, seen.changed, seen.gone) == (num_images, 0, 0)
         return tracemalloc.get_traced_memory()[1]

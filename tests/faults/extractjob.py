@@ -34,8 +34,10 @@ ASKED = ("--base", "mobilenet_0.25", "--weights", "random:0", "--dtype", "float3
 SHARD_SIZE = 8
 RUN_SECONDS = 240
 """A run takes 20 to 40 s on two cores; only a hang takes longer, except where a fault says so."""
-GONE_SECONDS = 20
-"""Ray's agents look for their parent every few seconds."""
+GONE_SECONDS = 45
+"""Until a killed driver's workers have noticed: about 3 s, but half a minute for one that was just starting."""
+AGENT_SECONDS = 90
+"""Until Ray's two agents have, which try for a minute to tell a server that died as well; they do no work."""
 
 # Titles of Ray's workers, as regular expressions.
 EMITTING = r"MapBatches\(_emit\)"
@@ -43,6 +45,7 @@ PREPARING = r"MapBatches\(prepare_stage\)"
 EXTRACTING_STARTS = r"MapWorker\(MapBatches\(ExtractFeatures\)\)\.__init__"
 EXTRACTING = r"MapWorker\(MapBatches\(ExtractFeatures\)\)(?!\.__init__)"
 COUNTING = r"_Live"
+AGENTS = r"DashboardAgent|RuntimeEnvAgent"
 
 
 @dataclass(frozen=True)
@@ -188,12 +191,16 @@ class Job:
             self.process.kill()
             self.process.wait()
 
-    def orphans(self, seconds: float = GONE_SECONDS) -> list[str]:
-        """What still runs so many seconds after the driver has ended; empty as soon as nothing does."""
+    def orphans(self, seconds: float = GONE_SECONDS, *, agents: bool = True) -> list[str]:
+        """What still runs so many seconds after the driver has ended, with or without Ray's agents."""
         deadline = time.monotonic() + seconds
-        while (left := self.processes()) and time.monotonic() < deadline:
+        while True:
+            left = [_title(process) for process in self.processes()]
+            if not agents:
+                left = [title for title in left if not re.search(rf"^\d+ ray::({AGENTS})", title)]
+            if not left or time.monotonic() > deadline:
+                return left
             time.sleep(0.1)
-        return [_title(process) for process in left]
 
 
 @dataclass(frozen=True)

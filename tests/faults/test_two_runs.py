@@ -11,7 +11,9 @@ import oracle
 import psutil
 import pytest
 from extractjob import EXTRACTING, Ended, Job, Photos
+from proxy import FaultProxy
 from servers import S3Server
+from test_store_faults import ERRORS
 
 
 def run_together(start: Callable[[], Job], count: int = 2) -> list[Ended]:
@@ -44,12 +46,21 @@ def test_two_runs_share_the_work_in_a_folder(photos: Photos, reference: str, out
     assert Job.run(photos.folder, output).succeeded()["done_now"] == 0
 
 
-def test_two_runs_share_the_work_in_a_bucket(
-    photos: Photos, reference: str, s3_server: S3Server, bucket: str, s3_environment: dict[str, str]
+def test_two_runs_share_the_work_in_a_bucket_with_a_tenth_of_errors(
+    photos: Photos,
+    reference: str,
+    s3_server: S3Server,
+    bucket: str,
+    s3_environment: dict[str, str],
+    rng: random.Random,
 ) -> None:
     s3_server.upload_folder(photos.folder, bucket, "photos/")
     source, output = f"s3://{bucket}/photos", f"s3://{bucket}/features"
-    check_shared(run_together(lambda: Job(source, output, environment=s3_environment)), photos)
+    with FaultProxy(s3_server.endpoint_url, ERRORS, seed=rng.getrandbits(32)) as proxy:
+        environment = s3_environment | {"AWS_ENDPOINT_URL": proxy.endpoint_url}
+        check_shared(run_together(lambda: Job(source, output, environment=environment)), photos)
+        print(f"{proxy.injected} in {len(proxy.requests)} requests")
+        assert proxy.injected["answer"] > 0.05 * len(proxy.requests)
     oracle.check(output, photos.truth, features_of=reference)
     assert Job.run(source, output, environment=s3_environment).succeeded()["done_now"] == 0
 

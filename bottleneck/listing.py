@@ -1,0 +1,200 @@
+"""A listing frozen as parts: Parquet files of 32 shards each, one row group a shard, streamed in and out."""
+
+import hashlib
+import io
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bottleneck.errors import CorruptError, StoreError
+from bottleneck.sources import Image
+from bottleneck.spec import FeatureSpec
+from bottleneck.store import ObjectGoneError, Store, Wanted
+
+SHARDS_PER_PART = 32
+"""A part is read whole for each of its shards: 16 thousand images are about 1 MB."""
+NUM_NAMED = 10
+"""Changed and gone images an extension names; it counts them all."""
+
+PART_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of a plan."""
+
+    name: str
+    first_shard: int
+    shards: int
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of the plan, the unit of work; it becomes one data file."""
+
+    number: int
+    part: str
+    row_group: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What one look at the source froze: the plan itself, or an extension."""
+
+    images: int
+    bytes: int
+    shards: int
+    label_counts: dict[str, int]
+    skipped: dict[str, int]
+    """Objects that are no images by their names, by suffix."""
+    listing_sha256: str
+    parts: list[Part]
+
+
+def read_images(store: Store, shard: Shard) -> list[Image]:
+    """The images of one shard, in order."""
+    # A reader of its own: two threads cannot share one of pyarrow's.
+    with pq.ParquetFile(pa.BufferReader(_part(store, shard.part))) as part:
+        table = part.read_row_group(shard.row_group)
+    columns = [table.column(name).to_pylist() for name in Image._fields]
+    return list(itertools.starmap(Image, zip(*columns, strict=True)))
+
+
+class Comparison:
+    """Two sorted streams side by side: what is planned and what is there."""
+
+    def __init__(self, planned: Iterator[Image], found: Iterator[Image]) -> None:
+        self.planned, self.found = planned, found
+        self.changed = self.gone = 0
+        self.changed_keys: list[str] = []
+        self.gone_keys: list[str] = []
+
+    def new_images(self) -> Iterator[Image]:
+        old = next(self.planned, None)
+        for image in self.found:
+            while old is not None and old.key.encode() < image.key.encode():
+                self._gone(old)
+                old = next(self.planned, None)
+            if old is None or old.key != image.key:
+                yield image
+                continue
+            if (old.size, old.etag) != (image.size, image.etag):
+                self.changed += 1
+                self.changed_keys += [image.key] if len(self.changed_keys) < NUM_NAMED else []
+            old = next(self.planned, None)
+        while old is not None:
+            self._gone(old)
+            old = next(self.planned, None)
+
+    def _gone(self, image: Image) -> None:
+        self.gone += 1
+        self.gone_keys += [image.key] if len(self.gone_keys) < NUM_NAMED else []
+
+
+def freeze(
+    store: Store,
+    spec: FeatureSpec,
+    images: Iterable[Image],
+    skipped: Counter[str],
+    *,
+    first_shard: int,
+    shard_size: int,
+) -> Listing:
+    """Write images as parts, holding one part in memory."""
+    parts: list[Part] = []
+    label_counts: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    num_images = num_bytes = 0
+    shard = first_shard
+    images = iter(images)
+    while batch := list(itertools.islice(images, shard_size * SHARDS_PER_PART)):
+        part = _write_part(store, spec, batch, shard, shard_size)
+        parts.append(part)
+        shard += part.shards
+        for image in batch:
+            num_images += 1
+            num_bytes += image.size
+            digest.update(f"{image.key}\0{image.size}\0{image.etag}\n".encode())
+            if image.label is not None:
+                label_counts[image.label] += 1
+    return Listing(
+        num_images,
+        num_bytes,
+        shard - first_shard,
+        dict(sorted(label_counts.items())),
+        dict(sorted(skipped.items())),
+        digest.hexdigest(),
+        parts,
+    )
+
+
+def _write_part(store: Store, spec: FeatureSpec, images: list[Image], first_shard: int, shard_size: int) -> Part:
+    buffer = io.BytesIO()
+    shards = range(0, len(images), shard_size)
+    with pq.ParquetWriter(buffer, PART_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        for number, start in enumerate(shards, first_shard):
+            rows = images[start : start + shard_size]
+            columns = [[number] * len(rows), list(range(len(rows))), *map(list, zip(*rows, strict=True))]
+            writer.write_table(
+                pa.table([pa.array(c, f.type) for c, f in zip(columns, PART_SCHEMA, strict=True)], schema=PART_SCHEMA)
+            )
+    data = buffer.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
+    # Named by content: a planning that was killed leaves at most equal or unused parts, never wrong ones.
+    name = f"plan/{spec.fp8}-{first_shard:08d}-{sha256[:8]}.parquet"
+    store.create(name, data)
+    return Part(name, first_shard, len(shards), len(images), sha256)
+
+
+def images_of(store: Store, parts: list[Part]) -> Iterator[Image]:
+    for part in parts:
+        for row_group in range(part.shards):
+            yield from read_images(store, Shard(part.first_shard + row_group, part.name, row_group))
+
+
+@lru_cache(maxsize=4)
+def _part(store: Store, name: str) -> bytes:
+    try:
+        data = store.get(Wanted(name, 0, ""))
+    except ObjectGoneError:
+        raise CorruptError(
+            f"{store.uri}/{name}, a part of the plan, is gone. Restore it, or plan a new output."
+        ) from None
+    if not name.endswith(f"-{hashlib.sha256(data).hexdigest()[:8]}.parquet"):
+        raise CorruptError(
+            f"{store.uri}/{name}, a part of the plan, is damaged: its sha256 does not begin as its name says. Restore "
+            "it, or plan a new output."
+        )
+    return data
+
+
+def in_order(images: Iterator[Image]) -> Iterator[Image]:
+    """Pass images on, and stop the run where the store lists them out of order: merging relies on it."""
+    last = b""
+    for image in images:
+        key = image.key.encode()
+        if key <= last and last:
+            raise StoreError(
+                f"The source lists its objects out of order ({image.key!r} after {last.decode()!r}). Expected the "
+                "order of their UTF-8 bytes, as S3 has it; directory buckets (S3 Express) do not."
+            )
+        last = key
+        yield image
