@@ -132,7 +132,7 @@ def measure(
 
 def watched(title: str, function: Callable[..., Figures], *arguments: Any) -> Figures:
     """Measure something, and how much of the CPUs other programs (or other guests of the host) had meanwhile."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     def busy_seconds() -> float:
         times = psutil.cpu_times()
@@ -382,7 +382,6 @@ def table(result: Figures) -> list[str]:
 
 
 def describe_hardware() -> Figures:
-    import joblib  # type: ignore[import-untyped]
     import psutil
 
     cpuinfo: dict[str, str] = {}
@@ -398,7 +397,7 @@ def describe_hardware() -> Figures:
         gpus = found.stdout.splitlines()
     return {
         "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        "cores": joblib.cpu_count(),  # those that affinity and containers leave
+        "cores": len(os.sched_getaffinity(0)),
         "bfloat16": [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flag in flags],
         "gpus": gpus,
         "memory_bytes": psutil.virtual_memory().total,
