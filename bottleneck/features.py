@@ -218,8 +218,9 @@ class Features:
         store = open_store(self.plan.output)
         try:
             data = store.get(Wanted(name, 0, ""))
-            with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
-                return file.read(columns=columns)
+            # Without threads of pyarrow's, see `listing.read_images`; a layer is one column chunk, they gain nothing.
+            with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True, pre_buffer=False) as file:
+                return file.read(columns=columns, use_threads=False)
         except ObjectGoneError:
             raise CorruptError(f"{store.uri}/{name} is gone since it was listed.") from None
         except (pa.ArrowException, OSError) as error:

@@ -90,7 +90,7 @@ def _rows(output: str, names: list[str]) -> tuple[dict[str, dict[str, Any]], lis
             continue
         data = pa.BufferReader(fs.cat_file(f"{root.rstrip('/')}/{name}"))
         try:
-            table = pq.ParquetFile(data, page_checksum_verification=True).read()
+            table = pq.ParquetFile(data, page_checksum_verification=True, pre_buffer=False).read(use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise AssertionError(f"{name} cannot be read whole: {error}") from error
         if not name.startswith("data/"):

@@ -268,6 +268,6 @@ def seeded(request: Any) -> random.Random:
 
 def _title(process: psutil.Process) -> str:
     try:
-        return f"{process.pid} {' '.join(process.cmdline())[:150]}"
+        return f"{process.pid} {' '.join(process.cmdline()).strip()[:150]}"
     except psutil.NoSuchProcess:
         return f"{process.pid} (gone now)"

@@ -79,7 +79,7 @@ def _kill_drivers_until_done(
         while True:
             job = stack.enter_context(Job(photos.folder, output, environment=seen.environment))
             if len(dead) < at_most:
-                _wait_for_a_moment(job, at_any_time=len(dead) % 3 == 0, rng=rng)
+                _wait_for_a_moment(job, at_any_time=len(dead) % 2 == 0, rng=rng)
             ended = job.wait() if len(dead) == at_most or not job.runs() else None
             for died_at, earlier in dead:
                 if time.monotonic() - died_at > AGENT_SECONDS:
@@ -96,7 +96,7 @@ def _kill_drivers_until_done(
 
 def _wait_for_a_moment(job: Job, *, at_any_time: bool, rng: random.Random) -> None:
     if at_any_time:
-        pause = rng.uniform(0, 12)
+        pause = rng.uniform(0, 15)
         print(f"kill after {pause:.2f} s")
         job.wait_for("a moment", lambda: time.monotonic() > job.started + pause)
     else:
@@ -138,7 +138,7 @@ def _kill_workers(job: Job, rng: random.Random, at_most: int) -> int:
 def _kill_one(job: Job, title: str, rng: random.Random) -> int:
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
         victim = rng.choice(job.workers(title))
-        print(f"kill {' '.join(victim.cmdline())} with {num_data_files(job.output)} shards done")
+        print(f"kill {victim.cmdline()[0].strip()} with {num_data_files(job.output)} shards done")
         victim.kill()
         return 1
     return 0

@@ -87,7 +87,9 @@ def test_a_run_has_patience_with_the_store(faults: list[Fault], photos_in_bucket
     print(f"{proxy.injected} in {len(proxy.requests)} requests, {result['seconds']} s")
     assert sum(proxy.injected.values()) > 0.05 * len(proxy.requests)
     assert all(proxy.injected[fault.kind] for fault in faults)
-    assert result["done_before"] + result["done_now"] == photos_in_bucket.photos.num_shards
+    assert result["done_before"] == 0
+    # A write whose answer was lost is done, but not known as this run's.
+    assert 0.5 * result["shards"] < result["done_now"] <= result["shards"] == photos_in_bucket.photos.num_shards
     photos_in_bucket.check()
 
 
