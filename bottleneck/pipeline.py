@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from bottleneck import errors
 from bottleneck.base import has_bfloat16
-from bottleneck.errors import IncompleteError, StoreError
+from bottleneck.errors import BottleneckError, IncompleteError, StoreError
 from bottleneck.extract import (
     Summary,
     Tally,
@@ -31,7 +31,7 @@ from bottleneck.listing import Shard
 from bottleneck.plan import Extended, Plan, load_plan
 from bottleneck.progress import Progress, quiet_start
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
-from bottleneck.stages import ExtractFeatures, prepare_stage, raised
+from bottleneck.stages import ExtractFeatures, as_result, prepare_stage, raised
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ CPU_BATCH_SIZE = 32
 GPU_BATCH_SIZE = 256
 TASK_RETRIES = 2
 """A task that dies this often again probably meets an image that kills decoders: it is then run apart."""
+EMIT_RETRIES = 5
+"""How often the task that hands out shards may be lost."""
 ACTOR_RESTARTS = 1000
 """Bounded, so that a network that cannot start does not start for ever; far above what a spot market does to a run."""
 LOCAL_STORE_BYTES = 1_000_000_000
@@ -140,7 +142,7 @@ class Run:
         self.num_gpus = int(ray.cluster_resources().get("GPU", 0))
         self.num_cpus = int(ray.cluster_resources().get("CPU", 1))
         self.num_actors = options.num_actors or self.num_gpus or max(1, self.num_cpus // CORES_PER_ACTOR)
-        self.live = ray.remote(num_cpus=0, max_restarts=-1)(_Live).remote()
+        self.live = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(_Live).remote()
         self.order: str | None = None
         self.forget: list[int] = []
         self.images_done = 0
@@ -207,6 +209,11 @@ class Run:
             on_progress(Progress(images, plan.num_images, tally.rejected, live.get("limiting", "start")))
 
         self._drain(plan, work, None, tally, show)
+        for _ in range(EMIT_RETRIES):
+            if self._snapshot().get("emitted", True) or not lost():
+                break
+            self.results = self._start(guarded=False)  # the task that hands out shards was killed, no image is suspect
+            self._drain(plan, work, None, tally, show)
         if left := lost():
             log.warning("%d shards lost their workers and are prepared again, image by image", len(left))
             self.results = self._start(guarded=True)
@@ -261,7 +268,7 @@ class Run:
         import ray
         from ray.data import ActorPoolStrategy
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports every worker that dies, in a page each
         warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")  # the only way to bound retries
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -353,6 +360,10 @@ class _Live:
         self.first_batch_at = math.inf
         self.resolved: dict[str, Any] | None = None
         self.order: str | None = None
+        self.emitted = False
+
+    def report_emitted(self) -> None:
+        self.emitted = True
 
     def report_resolved(self, resolved: dict[str, Any]) -> None:
         self.resolved = resolved
@@ -371,7 +382,8 @@ class _Live:
         self.order = order
         for shard in forget:
             self.images.pop(shard, None)
-        result: dict[str, Any] = {"images": self.images, "limiting": "start", "resolved": self.resolved}
+        result: dict[str, Any] = {"images": self.images, "limiting": "start"}
+        result |= {"resolved": self.resolved, "emitted": self.emitted}
         seconds = self.seconds
         if seconds["network"]:
             # Where the networks hardly wait they are the limit, else what they wait for.
@@ -388,14 +400,19 @@ def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
     while (order := ray.get(live.what_to_do.remote())) is None:
         time.sleep(POLL_SECONDS / 10)
     wanted = json.loads(order)
-    work = Work.from_json(wanted["work"])
+    work = json.dumps(wanted["work"])
     if wanted["shards"] is None:
-        plan = load_plan(work.output)
-        shards = pending_shards(plan, plan.committed()) if plan else []
+        try:
+            plan = load_plan(wanted["work"]["output"])
+            shards = pending_shards(plan, plan.committed()) if plan else []
+        except BottleneckError as error:
+            yield pa.table({"work": [work], "shard": [json.dumps(as_result(error))]})
+            return
     else:
         shards = [Shard(**shard) for shard in wanted["shards"]]
     for shard in shards:
-        yield pa.table({"work": [json.dumps(wanted["work"])], "shard": [json.dumps(asdict(shard))]})
+        yield pa.table({"work": [work], "shard": [json.dumps(asdict(shard))]})
+    ray.get(live.report_emitted.remote())
 
 
 def _process_started_at() -> float:

@@ -29,14 +29,17 @@ log = logging.getLogger(__name__)
 def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
     """First stage: a shard's number -> its rows and pixels."""
     work = Work.from_json(json.loads(table.column("work")[0].as_py()))
-    shard = Shard(**json.loads(table.column("shard")[0].as_py()))
+    row = json.loads(table.column("shard")[0].as_py())
+    if "error" in row:
+        return _message(-1, note=row)
+    shard = Shard(**row)
     decoder = GuardedByProcess() if guarded else None
     try:
         if work.is_committed(shard.number):
             return _message(shard.number, note={"receipt": asdict(Receipt(shard.number, {}, 0, created=False))})
         prepared = prepare_shard(work, shard, decoder or guarded_by_exit)
     except Exception as error:
-        return _message(shard.number, note=_error(error))
+        return _message(shard.number, note=as_result(error))
     finally:
         if decoder:
             decoder.close()
@@ -57,7 +60,7 @@ class ExtractFeatures:
             self.base = Base.of(request, precision, batch_size, num_threads)
             live.report_resolved.remote({"spec": self.base.spec.to_json()})
         except Exception as error:
-            self.error = _error(error)  # raised here, it would only restart the actor
+            self.error = as_result(error)  # raised here, it would only restart the actor
             live.report_resolved.remote(self.error)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -87,7 +90,7 @@ class ExtractFeatures:
             receipt = extract_prepared(work, self.base, Prepared(shard, rows, pixels_NHWC), report)
             return {"receipt": asdict(receipt)}
         except Exception as error:
-            return _error(error)
+            return as_result(error)
         finally:
             self.idle_since = time.monotonic()
 
@@ -120,7 +123,8 @@ def raised(error: list[str]) -> BottleneckError:
     return made
 
 
-def _error(error: BaseException) -> dict[str, Any]:
+def as_result(error: BaseException) -> dict[str, Any]:
+    """An error as a result row."""
     if isinstance(error, BottleneckError):
         return {"error": [type(error).__name__, str(error)]}
     log.exception("a stage failed")

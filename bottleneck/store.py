@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import hashlib
 import logging
 import os
 import random
@@ -324,11 +325,15 @@ class BucketStore:
         return await self._patiently(f"reading {self._name(wanted.key)}", read)
 
     def exists(self, key: str) -> bool:
+        return self._etag(key) is not None
+
+    def _etag(self, key: str) -> str | None:
+        request = {"Bucket": self.bucket, "Key": self.prefix + key}
         try:
-            self._call(f"looking for {self._name(key)}", "head_object", Bucket=self.bucket, Key=self.prefix + key)
+            etag: str = self._call(f"looking for {self._name(key)}", "head_object", **request)["ETag"]
         except ObjectGoneError:
-            return False
-        return True
+            return None
+        return etag.strip('"')
 
     def create(self, key: str, data: bytes) -> bool:
         # One PUT, which S3 takes up to 5 GB: the condition holds for the whole object.
@@ -336,11 +341,12 @@ class BucketStore:
         try:
             self._call(f"writing {self._name(key)}", "put_object", **put)
         except FileExistsError:
-            # Some gateways answer every refused PUT alike, so look that the object is really there. It may also be
-            # our own from a try whose answer was lost, which is as good.
-            if not self.exists(key):
+            # Some gateways answer every refused PUT alike, so look that the object is really there. It may be our own,
+            # from a try whose answer was lost: then, as a rule, its ETag is the md5 of what we sent.
+            etag = self._etag(key)
+            if etag is None:
                 raise StoreError(f"The store refused to create {self._name(key)}, which is not there.") from None
-            return False
+            return etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
         return True
 
     def replace(self, key: str, data: bytes) -> None:

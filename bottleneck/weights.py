@@ -73,18 +73,24 @@ def _load_file(network: Any, base: str, weights: str, path: str, needs_top: bool
         ) from error
 
 
-@contextlib.contextmanager
-def _local_copy(weights: str) -> Iterator[str]:
-    """The path of a weights file; one from a store is copied to a temporary file for as long."""
+def check_weights(weights: str) -> None:
+    """Refuse what cannot be weights, without loading anything. Raises WeightsError."""
+    if weights == "imagenet" or weights.startswith("random:"):
+        return
     if not weights.endswith(".h5"):
         raise WeightsError(
             f"Expected imagenet, random:SEED or a Keras weights file ending in .h5. Received: {weights}."
         )
+    if "://" not in weights and not os.path.isfile(os.path.expanduser(weights)):
+        raise WeightsError(f"No such weights. Expected imagenet, random:SEED, a file or URI. Received: {weights}.")
+
+
+@contextlib.contextmanager
+def _local_copy(weights: str) -> Iterator[str]:
+    """The path of a weights file; one from a store is copied to a temporary file for as long."""
+    check_weights(weights)
     if "://" not in weights:
-        path = os.path.abspath(os.path.expanduser(weights))
-        if not os.path.isfile(path):
-            raise WeightsError(f"No such weights. Expected imagenet, random:SEED, a file or URI. Received: {weights}.")
-        yield path
+        yield os.path.abspath(os.path.expanduser(weights))
         return
     prefix, _, name = weights.rpartition("/")
     try:

@@ -19,6 +19,7 @@ from bottleneck.extract import Summary, Tally, check_request, summarize
 from bottleneck.pipeline import Run, RunOptions, workers_have_bfloat16
 from bottleneck.plan import Extended, Plan, extend_plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
+from bottleneck.weights import check_weights
 from jobs import plan as plan_job
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ def extract(config: Config) -> Summary:
     plan, extended = load_plan(config.output), None
     if plan is None:
         preflight(config.source, config.output)
+        if not os.environ.get("RAY_ADDRESS"):  # where the workers are other machines, only they can tell
+            check_weights(config.features.weights)
         has_bfloat16 = workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16
         precision = choose_precision(config.features, has_bfloat16)
     else:
