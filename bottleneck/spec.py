@@ -45,9 +45,9 @@ class FeatureRequest:
         if len(set(names)) < len(names):
             raise UsageError(f"--layers names a layer twice. Received: {' '.join(self.layers)}. Name each one once.")
         seed = self.weights.removeprefix("random:")
-        if self.weights != "imagenet" and ":" not in self.weights:
-            # A file is recorded by its whole path, so that it is found again from any folder.
-            object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))
+        path = os.path.abspath(os.path.expanduser(self.weights))
+        if os.path.isfile(path):  # recorded by its whole path, so that it is found again from any folder
+            object.__setattr__(self, "weights", path)
         if self.weights.startswith("random:") and not (seed.isascii() and seed.isdigit()):
             raise UsageError(
                 f"--weights random:SEED needs a whole number as its seed. Received: {self.weights}. Try random:0."
