@@ -20,7 +20,7 @@ demo: setup
 	@$(BIN)/bottleneck demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov=bottleneck --cov=jobs --cov-report=term
 
 # Format, lint and types: what CI asks besides the tests.
 check: setup

@@ -49,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is done is kept; run the same command again to go on.", file=sys.stderr)
         print(json.dumps({"error": "Interrupted", "message": "interrupted", "exit_code": 3}))
-        return 3
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Without Python's own end: threads of Ray and pyarrow that were cut short can abort it, with another exit code.
+        os._exit(3)
 
 
 def parse(job: ModuleType, arguments: list[str]) -> Any:
