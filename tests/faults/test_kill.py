@@ -117,7 +117,9 @@ def test_a_run_outlives_its_workers(
         with Job(photos.folder, output) as job:
             killed += _kill_workers(job, rng, at_most=min(6, kills - killed))
             result = job.wait().succeeded()
-        assert (result["done_before"], result["done_now"]) == (0, photos.num_shards)
+        # An actor killed between its write and its answer leaves a shard that its next try finds already there.
+        assert result["done_before"] == 0
+        assert photos.num_shards - killed <= result["done_now"] <= photos.num_shards
         check(output, photos, reference)
 
 
