@@ -41,8 +41,8 @@ class Work:
     run_id: str
 
     @classmethod
-    def of(cls, plan: Plan) -> "Work":
-        return cls(plan.source, plan.output, plan.spec, plan.limits, uuid.uuid4().hex[:12])
+    def of(cls, plan: Plan, run_id: str = "") -> "Work":
+        return cls(plan.source, plan.output, plan.spec, plan.limits, run_id or uuid.uuid4().hex[:12])
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "spec": self.spec.to_json(), "limits": vars(self.limits)}
@@ -184,7 +184,7 @@ def extract_local(
     done = plan.committed()
     tally = Tally(plan, max_rejected)
     if finished(plan) is None:
-        work = Work.of(plan)
+        work = Work.of(plan, tally.run_id)
         base = None
         for shard in pending_shards(plan, done):
             if work.is_committed(shard.number):
@@ -267,6 +267,7 @@ class Tally:
             raise UsageError(f"--max-rejected takes a share from 0 to 1. Received: {max_rejected}.")
         self.allowed = max_rejected * plan.num_images
         self.max_rejected = max_rejected
+        self.run_id = uuid.uuid4().hex[:12]
         self.receipts: dict[int, Receipt] = {}
         self.images = 0
         self.reasons: dict[str, int] = {}
@@ -301,7 +302,7 @@ def summarize(
     details: dict[str, Any] | None = None,
 ) -> Summary:
     """Finish the output (unless it is finished) and say what was done."""
-    document = finished(plan) or finish(plan, tally.receipts)
+    document = finished(plan) or finish(plan, tally.receipts, tally.run_id)
     tally.check(document["rejected"])
     return Summary(
         output=plan.output,

@@ -139,11 +139,13 @@ def read_footer(store: Store, name: str, size: int) -> dict[str, Any]:
         ) from error
 
 
-def finish(plan: Plan, receipts: dict[int, Receipt] | None = None) -> dict[str, Any]:
+def finish(plan: Plan, receipts: dict[int, Receipt] | None = None, run_id: str = "") -> dict[str, Any]:
     """Account for every shard and write `_SUCCESS.json`; its content is returned.
 
     Args:
         receipts: those of this run by shard; the footers of all other shards are read.
+        run_id: this run's. A shard whose footer has it, but whose answer was lost with its worker, is added to
+            `receipts`, so that the run counts what it did.
 
     Raises:
         IncompleteError: if shards are missing.
@@ -162,10 +164,12 @@ def finish(plan: Plan, receipts: dict[int, Receipt] | None = None) -> dict[str, 
         if shard in ours:
             return ours[shard]
         footer = read_footer(store, plan.data_name(shard), committed[shard])
-        return Receipt(shard, footer["statuses"], committed[shard], created=False)
+        return Receipt(shard, footer["statuses"], committed[shard], created=footer.get("run_id") == run_id)
 
     with ThreadPoolExecutor(16) as pool:
         accounts = list(pool.map(account, range(plan.num_shards)))
+    if receipts is not None:
+        receipts.update((one.shard, one) for one in accounts if one.created)
     totals = sum((Counter(receipt.statuses) for receipt in accounts), Counter())
     document = {
         "format": FORMAT,

@@ -197,7 +197,7 @@ class Run:
         done_before = plan.committed()
         tally = Tally(plan, max_rejected)
         images_before = sum(plan.images_in(shard) for shard in done_before)
-        work = Work.of(plan)
+        work = Work.of(plan, tally.run_id)
 
         def lost() -> list[Shard]:
             return [shard for shard in pending_shards(plan, plan.committed()) if shard.number not in tally.receipts]

@@ -202,6 +202,17 @@ def test_a_receipt_of_a_file_that_another_wrote_is_not_believed(tmp_path: Path) 
     assert finish(plan, receipts)["rejected"] == {"empty": 1, "truncated": 1}
 
 
+def test_a_file_of_this_run_counts_where_its_answer_was_lost(tmp_path: Path) -> None:
+    plan = planned(tmp_path, tiny.spec(**LAYERS))
+    told = {shard: write(plan, shard) for shard in range(plan.num_shards)}
+    receipts = {0: told[0], 1: Receipt(1, {}, 0, created=False)}
+    finish(plan, receipts, run_id="test")
+    assert receipts == told
+    receipts = {0: told[0]}
+    finish(plan, receipts, run_id="another")
+    assert list(receipts) == [0]
+
+
 def test_missing_shards_are_not_finished(tmp_path: Path) -> None:
     plan = planned(tmp_path, tiny.spec(**LAYERS))
     write(plan, 1)

@@ -36,8 +36,9 @@ RUN_SECONDS = 240
 """A run takes 20 to 40 s on two cores; only a hang takes longer, except where a fault says so."""
 GONE_SECONDS = 45
 """Until a killed driver's workers have noticed: about 3 s, but half a minute for one that was just starting."""
-AGENT_SECONDS = 90
-"""Until Ray's two agents have, which try for a minute to tell a server that died as well; they do no work."""
+WAITING_SECONDS = 90
+"""Until those have that try for a minute to reach a server that died as well: Ray's two agents, and a worker that never
+had anything to do. None of them does any work."""
 
 # Titles of Ray's workers, as regular expressions.
 EMITTING = r"MapBatches\(_emit\)"
@@ -45,7 +46,7 @@ PREPARING = r"MapBatches\(prepare_stage\)"
 EXTRACTING_STARTS = r"MapWorker\(MapBatches\(ExtractFeatures\)\)\.__init__"
 EXTRACTING = r"MapWorker\(MapBatches\(ExtractFeatures\)\)(?!\.__init__)"
 COUNTING = r"_Live"
-AGENTS = r"DashboardAgent|RuntimeEnvAgent"
+WAITING = r"DashboardAgent|RuntimeEnvAgent|IDLE"
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,13 @@ class Job:
             self.process.kill()
             self.process.wait()
 
-    def orphans(self, seconds: float = GONE_SECONDS, *, agents: bool = True) -> list[str]:
-        """What still runs so many seconds after the driver has ended, with or without Ray's agents."""
+    def orphans(self, seconds: float = GONE_SECONDS, *, waiting: bool = True) -> list[str]:
+        """What still runs so many seconds after the driver has ended, with or without what only waits for Ray."""
         deadline = time.monotonic() + seconds
         while True:
             left = [_title(process) for process in self.processes()]
-            if not agents:
-                left = [title for title in left if not re.search(rf"^\d+ ray::({AGENTS})", title)]
+            if not waiting:
+                left = [title for title in left if not re.search(rf"^\d+ ray::({WAITING})", title)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.1)
