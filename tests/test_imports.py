@@ -17,8 +17,9 @@ LAYERS = [
     {"sources", "decode", "weights"},
     {"listing", "guard", "base"},
     {"plan"},
-    {"features"},
-    {"extract", "recompute", "verify"},
+    {"features", "head"},
+    {"extract", "recompute", "verify", "evaluate"},
+    {"report"},
     {"stages"},
     {"pipeline", "trainer"},
 ]

@@ -1,0 +1,302 @@
+"""The classifier on features: scikit-learn's verbs, fitted here or by `trainer`, saved as safetensors and JSON.
+
+Legend: N images, D features, K classes (one column of scores where there are two), H hidden units of an mlp.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.spec import FeatureSpec, sha256_json
+from bottleneck.store import ObjectGoneError, Wanted, open_store
+
+Kind = Literal["logistic", "svm", "mlp"]
+Scale = Literal["none", "standard", "l2"]
+ClassWeight = Literal["none", "balanced"]
+
+FORMAT = 1
+HEAD_JSON = "head.json"
+HEAD_TENSORS = "head.safetensors"
+
+PREDICTION_FIELDS = [
+    pa.field("predicted", pa.string()),
+    pa.field("probability", pa.float32()),
+    pa.field("top_labels", pa.list_(pa.string())),
+    pa.field("top_probabilities", pa.list_(pa.float32())),
+]
+"""What a head says of an image: its best class, that class' probability, and the best few, best first."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a head comes from; what another dataset must share with it, and what a report tells."""
+
+    layer: str
+    """Column of the features, as `block5_pool:avg`."""
+    spec: FeatureSpec
+    features: str
+    """URI of the features it was fitted on."""
+    plan_sha256: str
+    """Digest of their plan."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON values: the split, the grid, the metrics on the held-out part, versions."""
+
+
+class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier on features, used like any of scikit-learn's.
+
+    Args:
+        kind: `logistic` (multinomial, the optimum of LogisticRegression), `svm` (one against the rest, squared hinge,
+            the optimum of LinearSVC) or `mlp` (one hidden layer of 256).
+        C: inverse strength of the L2 penalty, above 0; the mlp has none.
+        scale: `standard` removes mean and variance, `l2` gives each row length 1.
+        class_weight: `balanced` weighs classes by the inverse of their size.
+
+    Attributes:
+        classes_: labels [K], sorted.
+        coef_, intercept_: [K, D] and [K] in float64 on scaled features; one row where there are two classes.
+        origin_: where a head that was loaded, or fitted by the job, comes from.
+    """
+
+    def __init__(
+        self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: ClassWeight = "none"
+    ) -> None:
+        self.kind = kind
+        self.C = C
+        self.scale = scale
+        self.class_weight = class_weight
+
+    # Predicting
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores [N, K], or [N] where there are two classes: log odds of a logistic head, margins of an svm."""
+        check_is_fitted(self)
+        features_ND = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        scores_NK = self._scores(features_ND)
+        return scores_NK[:, 0] if scores_NK.shape[1] == 1 else scores_NK
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities [N, K]. An svm's are its margins through a softmax whose temperature held-out folds gave."""
+        check_is_fitted(self)
+        features_ND = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        return self._probabilities(features_ND)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels [N]."""
+        scores = self.decision_function(X)
+        best_N = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        labels_N: np.ndarray = self.classes_[best_N]
+        return labels_N
+
+    def predictions(self, features_ND: np.ndarray, top: int = 5) -> pa.Table:
+        """What the head says of each row, as a table of PREDICTION_FIELDS with up to `top` classes a row."""
+        features_ND = np.asarray(features_ND)
+        count = min(top, len(self.classes_))
+        if not len(features_ND):
+            return pa.table([pa.array([], one.type) for one in PREDICTION_FIELDS], schema=pa.schema(PREDICTION_FIELDS))
+        probabilities_NK = self._probabilities(features_ND.astype(np.float32, copy=False))
+        # Stable, so that of equal classes the first is best, as argmax has it.
+        best_NT = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :count]
+        values_NT = np.take_along_axis(probabilities_NK, best_NT, axis=1).astype(np.float32)
+        labels_NT = self.classes_[best_NT].astype(object)
+        offsets = pa.array(np.arange(0, len(best_NT) * count + 1, count), pa.int32())
+        columns = [
+            pa.array(labels_NT[:, 0], pa.string()),
+            pa.array(values_NT[:, 0]),
+            pa.ListArray.from_arrays(offsets, pa.array(labels_NT.reshape(-1), pa.string())),
+            pa.ListArray.from_arrays(offsets, pa.array(values_NT.reshape(-1))),
+        ]
+        return pa.table(columns, schema=pa.schema(PREDICTION_FIELDS))
+
+    def _scores(self, features_ND: np.ndarray) -> np.ndarray:
+        scaled_ND = self._scaled(features_ND)
+        if self.kind == "mlp":
+            hidden_NH = np.maximum(scaled_ND @ self.hidden_coef_.T + self.hidden_intercept_, 0)
+            scaled_ND = hidden_NH
+        scores_NK: np.ndarray = scaled_ND @ self.coef_.T + self.intercept_
+        return scores_NK
+
+    def _probabilities(self, features_ND: np.ndarray) -> np.ndarray:
+        return probabilities(self._scores(features_ND) * (self.temperature_ if self.kind == "svm" else 1.0))
+
+    def _scaled(self, features_ND: np.ndarray) -> np.ndarray:
+        features_ND = features_ND.astype(np.float64)
+        if self.scale == "l2":
+            return l2_scaled(features_ND)
+        return (features_ND - self.mean_) / self.scale_ if self.scale == "standard" else features_ND
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coef_")
+
+    # Saving
+
+    def save(self, uri: str, origin: Origin | None = None) -> None:
+        """Write `head.safetensors`, then `head.json`, to a folder or s3:// prefix.
+
+        Raises:
+            UsageError: if there is a head already, or the classes are no strings.
+        """
+        from safetensors.numpy import save
+
+        check_is_fitted(self)
+        origin = origin or getattr(self, "origin_", None)
+        if origin is None:
+            raise UsageError("A head is saved with the origin of its features. Received none: give save(uri, origin).")
+        store = open_store(uri)
+        if store.exists(HEAD_JSON):
+            raise UsageError(f"{store.uri} holds a head already. Give a new place.")
+        data = save({name: np.ascontiguousarray(value) for name, value in self._tensors().items()})
+        document = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "C": self.C,
+            "scale": self.scale,
+            "class_weight": self.class_weight,
+            "classes": [str(label) for label in self.classes_],
+            "dim": self.n_features_in_,
+            "layer": origin.layer,
+            "fingerprint": origin.spec.fingerprint,
+            "spec": origin.spec.to_json(),
+            "features": origin.features,
+            "plan_sha256": origin.plan_sha256,
+            "details": origin.details,
+            "tensors_sha256": hashlib.sha256(data).hexdigest(),
+        }
+        store.replace(HEAD_TENSORS, data)
+        text = json.dumps({**document, "sha256": sha256_json(document)}, indent=1, ensure_ascii=False)
+        if not store.create(HEAD_JSON, text.encode() + b"\n"):
+            raise UsageError(f"Another job wrote a head to {store.uri} at the same time. Fit again, to a new place.")
+        self.origin_ = origin
+
+    @classmethod
+    def load(cls, uri: str) -> Self:
+        """Read a head. Nothing of it is ever executed.
+
+        Raises:
+            UsageError: if there is none, or of a format this version does not know.
+            CorruptError: if a file is truncated, changed or not what it should be; it says which.
+        """
+        document, data = _read(uri)
+        try:
+            head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
+            head.classes_ = np.array(document["classes"], dtype=object)
+            head.n_features_in_ = int(document["dim"])
+            spec = FeatureSpec.from_json(document["spec"])
+            names = ("layer", "features", "plan_sha256", "details")
+            head.origin_ = Origin(spec=spec, **{name: document[name] for name in names})
+            head.sha256_ = str(document["sha256"])
+            head._take_tensors(_tensors(data, uri))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CorruptError(f"{uri} is no readable head: {error!r}. Restore it, or fit it again.") from error
+        return head
+
+    def check_fits(self, spec: FeatureSpec) -> None:
+        """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
+        mine = self.origin_.spec
+        if mine.fingerprint == spec.fingerprint:
+            return
+        old, new = mine.to_json(), spec.to_json()
+        differing = "; ".join(
+            f"{name}: head {old[name]}, features {new[name]}"
+            for name in old
+            if old[name] != new[name] and name != "weights"
+        )
+        raise FingerprintError(
+            f"The head was fitted on other features, so its answers would mean nothing. Differing: {differing}. "
+            "Extract with the head's values, or fit a head on these features."
+        )
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        tensors = {"coef": self.coef_, "intercept": self.intercept_}
+        if self.scale == "standard":
+            tensors |= {"mean": self.mean_, "scale": self.scale_}
+        if self.kind == "svm":
+            tensors["temperature"] = np.array([self.temperature_])
+        if self.kind == "mlp":
+            tensors |= {"hidden_coef": self.hidden_coef_, "hidden_intercept": self.hidden_intercept_}
+        return tensors
+
+    def _take_tensors(self, tensors: dict[str, np.ndarray]) -> None:
+        """Check every array against what the kind, the classes and the dimensions ask for, and keep it."""
+        dim, num_classes = self.n_features_in_, len(self.classes_)
+        rows = 1 if num_classes == 2 else num_classes
+        width = dim
+        expected: dict[str, tuple[int, ...]] = {}
+        if self.kind == "mlp":
+            width = len(tensors["hidden_intercept"])
+            expected |= {"hidden_coef": (width, dim), "hidden_intercept": (width,)}
+        if self.scale == "standard":
+            expected |= {"mean": (dim,), "scale": (dim,)}
+        if self.kind == "svm":
+            expected["temperature"] = (1,)
+        expected |= {"coef": (rows, width), "intercept": (rows,)}
+        found = {name: value.shape for name, value in tensors.items()}
+        if found != expected:
+            raise ValueError(f"expected arrays {expected}, found {found}")
+        for name, value in tensors.items():
+            if value.dtype != np.float64 or not np.isfinite(value).all():
+                raise ValueError(f"{name} is not all finite float64")
+            setattr(self, f"{name}_", value)
+        if self.kind == "svm":
+            self.temperature_ = float(tensors["temperature"][0])
+
+
+def probabilities(scores_NK: np.ndarray) -> np.ndarray:
+    """Softmax over classes; of one column of log odds, the probabilities of both classes."""
+    if scores_NK.shape[1] == 1:
+        scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
+    powers_NK = np.exp(scores_NK - scores_NK.max(axis=1, keepdims=True))
+    result_NK: np.ndarray = powers_NK / powers_NK.sum(axis=1, keepdims=True)
+    return result_NK
+
+
+def l2_scaled(features_ND: np.ndarray) -> np.ndarray:
+    """Rows of length 1; rows of zeros stay."""
+    norms_N = np.linalg.norm(features_ND, axis=1, keepdims=True)
+    result_ND: np.ndarray = features_ND / np.where(norms_N == 0, 1, norms_N)
+    return result_ND
+
+
+def _read(uri: str) -> tuple[dict[str, Any], bytes]:
+    """The two files of a head, checked against each other and themselves."""
+    store = open_store(uri)
+    try:
+        text = store.get(Wanted(HEAD_JSON, 0, ""))
+    except ObjectGoneError:
+        raise UsageError(f"{store.uri} holds no head: it has no {HEAD_JSON}. Fit one with `bottleneck fit`.") from None
+    mend = "Restore it, or fit the head again."
+    try:
+        document = json.loads(text)
+        digest = document.pop("sha256")
+        unchanged = digest == sha256_json(document)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"{store.uri}/{HEAD_JSON} is truncated or no head: {error!r}. {mend}") from error
+    if document.get("format") != FORMAT:
+        raise UsageError(f"{store.uri} has format {document.get('format')}; this version reads format {FORMAT}.")
+    if not unchanged:
+        raise CorruptError(f"{store.uri}/{HEAD_JSON} was changed after it was written: its sha256 differs. {mend}")
+    try:
+        data = store.get(Wanted(HEAD_TENSORS, 0, ""))
+    except ObjectGoneError:
+        raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is gone. {mend}") from None
+    if hashlib.sha256(data).hexdigest() != document.get("tensors_sha256"):
+        raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is not the file {HEAD_JSON} speaks of: damaged. {mend}")
+    return {**document, "sha256": digest}, data
+
+
+def _tensors(data: bytes, uri: str) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors: dict[str, np.ndarray] = load(data)
+    except SafetensorError as error:
+        raise CorruptError(f"{uri}/{HEAD_TENSORS} is no safetensors file: {error}. Fit the head again.") from error
+    return tensors
