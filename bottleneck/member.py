@@ -1,0 +1,210 @@
+"""What each worker of a fit does with the images it owns; plain Python, wherever it runs.
+
+Features are read once, by the worker that owns their files, and stay there in float32; what travels are sums, products
+and, where all images fit one worker, the images themselves, from worker to worker.
+
+Legend: N images of this worker, D features, K classes, F folds, P problems.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bottleneck.errors import FeaturesError
+from bottleneck.evaluate import Evaluator
+from bottleneck.features import Features
+from bottleneck.head import Head
+from bottleneck.losses import LocalObjective, Problems, Rows
+
+PRODUCT_VALUES = 8_000_000
+"""Of one block while products are summed: 64 MB of float64."""
+
+
+class Member:
+    """One worker's images. Every public method is a request of the leader's."""
+
+    def __init__(self, publish: Callable[[Any], Any] = lambda value: value, fetch: Callable[[Any], Any] = lambda h: h):
+        """Args: publish, fetch: make an array readable by other workers, and read it there."""
+        self.publish, self.fetch = publish, fetch
+        self.features_ND = np.empty((0, 0), np.float32)
+        self.codes_N = np.empty(0, np.int64)
+        self.folds_N = np.empty(0, np.int64)
+        self.keys_N = np.empty(0, object)
+
+    # Reading
+
+    def read(self, features: Features, layer: str, files: list[str], num_rows: int) -> tuple[list[str], np.ndarray, Any]:
+        """Read files, keeping labelled ok images.
+
+        Args:
+            num_rows: ok images in these files, at least.
+
+        Returns:
+            The labels here, every image's label as a number into them, its digest, and the number without label.
+        """
+        dim = features.spec.dims[features.spec.layers.index(layer)]
+        self.features_ND = np.empty((num_rows, dim), np.float32)
+        keys, labels, digests = [], [], []
+        end = unlabelled = 0
+        for name in files:
+            table = features.table(name, ["key", "label", "status", "sha256", layer])
+            ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+            labelled = ok.filter(pc.is_valid(ok.column("label"))).combine_chunks()
+            unlabelled += len(ok) - len(labelled)
+            values = labelled.column(layer).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            values_ND = values.reshape(len(labelled), dim)
+            start, end = end, end + len(labelled)
+            if end > len(self.features_ND):
+                self.features_ND = np.resize(self.features_ND, (end, dim))
+            self.features_ND[start:end] = values_ND
+            finite_N = np.isfinite(self.features_ND[start:end]).all(axis=1)
+            if not finite_N.all():
+                key = labelled.column("key")[int(np.flatnonzero(~finite_N)[0])].as_py()
+                raise FeaturesError(
+                    f"{features.plan.output}/{name} has features that are NaN or infinite, first those of {key}. Look "
+                    "at it with `bottleneck verify --full`; delete the file and run extract again to have it done again."
+                )
+            keys.append(labelled.column("key").to_pylist())
+            labels.append(labelled.column("label"))
+            digests.append(_digests(labelled.column("sha256").combine_chunks()))
+        self.features_ND = self.features_ND[:end]
+        self.keys_N = np.array([key for part in keys for key in part], dtype=object)
+        return *_encoded(labels), np.concatenate([np.empty(0, np.uint64), *digests]), unlabelled
+
+    def hold(self, features_ND: np.ndarray) -> None:
+        """Take images that are in memory already."""
+        self.features_ND = features_ND
+        self.keys_N = np.array([str(number) for number in range(len(features_ND))], dtype=object)
+
+    def place(self, codes_N: np.ndarray, folds_N: np.ndarray, scale: str) -> None:
+        """Learn the images' classes and sides, and how they are scaled."""
+        self.codes_N, self.folds_N = codes_N, folds_N
+        self.factors_N = None
+        if scale == "l2":
+            norms_N = np.concatenate(
+                [np.empty(0), *(np.linalg.norm(self.features_ND[p].astype(np.float64), axis=1) for p in self._parts())]
+            )
+            self.factors_N = 1 / np.where(norms_N == 0, 1, norms_N)
+
+    # Sums
+
+    def sums(self, num_folds: int) -> np.ndarray:
+        """Sum of the features of every fold, [F, D]."""
+        return self._by_fold(num_folds, lambda block_ND, fold: block_ND)
+
+    def squares(self, num_folds: int, means_FD: np.ndarray) -> np.ndarray:
+        """Sum of squared distances to the mean of what a fold leaves (row f of the means), of every fold: [F, F, D]."""
+        parts = [self._by_fold(num_folds, lambda block_ND, fold, m=mean_D: (block_ND - m) ** 2) for mean_D in means_FD]
+        return np.stack(parts)
+
+    def _by_fold(self, num_folds: int, of: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+        result_FD = np.zeros((num_folds, self.features_ND.shape[1]))
+        for part in self._parts():
+            block_ND = self._block(part)
+            for fold in range(num_folds):
+                result_FD[fold] += of(block_ND[self.folds_N[part] == fold], fold).sum(axis=0)
+        return result_FD
+
+    def covariance(self, center_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
+        """Of all images that are fitted on, times their number; float32 will do for a preconditioner. [D, D]"""
+        result_DD = np.zeros((len(center_D), len(center_D)))
+        for part in self._parts():
+            block_ND = self._block(part)[self.folds_N[part] >= 0]
+            scaled_ND = ((block_ND - center_D) / scale_D).astype(np.float32)
+            result_DD += scaled_ND.T @ scaled_ND
+        return result_DD
+
+    # Images as a whole
+
+    def share(self) -> Any:
+        """A handle by which other workers read this one's images."""
+        handle = self.publish((self.features_ND, self.factors_N))
+        self.features_ND, self.factors_N = self.fetch(handle)  # so that they are held once
+        return handle
+
+    def products(self, pairs: list[tuple[Any, Any]], center_D: np.ndarray, scale_D: np.ndarray) -> list[np.ndarray]:
+        """Inner products of the scaled images behind pairs of handles."""
+        results = []
+        for left, right in pairs:
+            (left_ND, left_N), (right_ND, right_N) = self.fetch(left), self.fetch(right)
+            result_NN = np.zeros((len(left_ND), len(right_ND)))
+            width = max(1, PRODUCT_VALUES // max(1, len(left_ND) + len(right_ND)))
+            for start in range(0, left_ND.shape[1], width):
+                columns = slice(start, start + width)
+                blocks = [
+                    (part_ND[:, columns].astype(np.float64) - center_D[columns]) / scale_D[columns]
+                    for part_ND in ((left_ND,) if left_ND is right_ND else (left_ND, right_ND))
+                ]
+                result_NN += blocks[0] @ blocks[-1].T
+            if left_N is not None:
+                result_NN *= left_N[:, None] * right_N
+            results.append(result_NN)
+        return results
+
+    def expand(self, weights_NK: np.ndarray, center_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
+        """Sum of this worker's scaled images times weights, [D, K]."""
+        result_DK = np.zeros((len(center_D), weights_NK.shape[1]))
+        for part in self._parts():
+            result_DK += ((self._block(part) - center_D) / scale_D).T @ weights_NK[part]
+        return result_DK
+
+    # The objective, for images that stay where they are
+
+    def objective(self, product_dtype: str) -> None:
+        rows = Rows(self.features_ND, self.codes_N, self.folds_N, self.factors_N)
+        self._objective = LocalObjective(rows, np.dtype(product_dtype))
+
+    def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
+        return self._objective.evaluate(W, b, problems)
+
+    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> None:
+        self._objective.fix(W, b, problems)
+
+    def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
+        return self._objective.product(V, v, chosen_P)
+
+    def scores_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [n, K] of the images of a fold, and their classes."""
+        left_N = np.flatnonzero(self.folds_N == left_out)
+        scores = [
+            self._block(left_N[start : start + 8192]) @ W + b for start in range(0, len(left_N), 8192)
+        ]
+        return np.concatenate([np.empty((0, W.shape[1])), *scores]), self.codes_N[left_N]
+
+    # The held-out images
+
+    def judge(self, head: Head, fold: int) -> Evaluator:
+        """What a head says of this worker's images of a fold, counted."""
+        evaluator = Evaluator([str(label) for label in head.classes_])
+        chosen_N = np.flatnonzero(self.folds_N == fold)
+        for start in range(0, len(chosen_N), 4096):
+            part = chosen_N[start : start + 4096]
+            said = head.predictions(self.features_ND[part])
+            evaluator.add(self.keys_N[part], head.classes_[self.codes_N[part]], said)
+        return evaluator
+
+    def _block(self, part: Any) -> np.ndarray:
+        block_ND = self.features_ND[part].astype(np.float64)
+        return block_ND if self.factors_N is None else block_ND * self.factors_N[part, None]
+
+    def _parts(self) -> list[slice]:
+        size = max(1, PRODUCT_VALUES // max(1, self.features_ND.shape[1]))
+        return [slice(start, start + size) for start in range(0, len(self.features_ND), size)]
+
+
+def _digests(sha256: pa.FixedSizeBinaryArray) -> np.ndarray:
+    """The first eight bytes of every sha256."""
+    values = np.frombuffer(b"".join(value[:8] for value in sha256.to_pylist()), ">u8")
+    return values.astype(np.uint64)
+
+
+def _encoded(labels: list[Any]) -> tuple[list[str], np.ndarray]:
+    """Distinct labels and every row's number among them."""
+    chunks = [chunk.cast(pa.string()) for column in labels for chunk in column.chunks]
+    encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
