@@ -49,6 +49,8 @@ class Path:
     gaps: list[float] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
     """For each C the scores of the images left out, [n, K]."""
+    accuracies: list[float] = field(default_factory=list)
+    """For each C, of the images left out."""
 
 
 def basis_of_products(products_NN: np.ndarray, seen_N: np.ndarray, *, centred: bool) -> Basis:
@@ -116,9 +118,17 @@ def solve_path(
         path.values.append(float(optimum.values_P.sum()))
         path.gaps.append(float((optimum.gaps_P * optimum.values_P).sum() / optimum.values_P.sum()))
         path.scores.append(out_nR @ theta_JK[:-1] + theta_JK[-1])
+        if len(out_nR):
+            path.accuracies.append(accuracy(path.scores[-1], codes_N[folds_N == left_out]))
         if on_solved:
             on_solved(c, optimum)
     return path
+
+
+def accuracy(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
+    """Share of images whose best score is their class."""
+    best_N = scores_NK.argmax(axis=1) if scores_NK.shape[1] > 1 else (scores_NK[:, 0] > 0).astype(int)
+    return float((best_N == truth_N).mean())
 
 
 def problem_shape(kind: str, num_classes: int) -> tuple[int, int]:
@@ -133,12 +143,18 @@ def problems_of(kind: str, c: np.ndarray, left_out: np.ndarray, class_weights: n
     num_classes = class_weights.shape[1]
     repeat, _ = problem_shape(kind, num_classes)
     positive = np.arange(repeat) if repeat > 1 else np.ones(1, int)
+    if kind == "svm" and repeat > 1:
+        # As LIBLINEAR has it (`train` in linear.cpp): a class' weight counts where it is against the others, whose is 1.
+        identity = np.eye(num_classes)
+        weights = np.concatenate([identity * row + (1 - identity) for row in class_weights])
+    else:
+        weights = np.repeat(class_weights, repeat, axis=0)
     return Problems(
         kind,
         np.repeat(c, repeat),
         np.repeat(left_out, repeat),
         np.tile(positive, len(c)),
-        np.repeat(class_weights, repeat, axis=0),
+        weights,
     )
 
 
@@ -162,8 +178,9 @@ def _start(
         loss: np.ndarray = objective.evaluate(*coordinates.raw(theta, every), problems)[0]
         return loss + (penalty_J11 * theta**2).sum(axis=(0, 2)) / 2
 
-    chosen: np.ndarray = np.where((value(ahead) < value(last))[:, None], ahead, last)
-    return chosen
+    better_P = value(ahead) < value(last)
+    start: np.ndarray = np.where(better_P[:, None], ahead, last)
+    return start
 
 
 def _support_vector_solver(rows: Rows, products_MM: np.ndarray, problems: Problems) -> Solver:

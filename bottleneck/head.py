@@ -6,20 +6,20 @@ Legend: N images, D features, K classes (one column of scores where there are tw
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.leader import ClassWeight, HeadRequest, Kind, Leader, LocalTeam, Scale
+from bottleneck.losses import probabilities
+from bottleneck.member import Member
 from bottleneck.spec import FeatureSpec, sha256_json
 from bottleneck.store import ObjectGoneError, Wanted, open_store
-
-Kind = Literal["logistic", "svm", "mlp"]
-Scale = Literal["none", "standard", "l2"]
-ClassWeight = Literal["none", "balanced"]
 
 FORMAT = 1
 HEAD_JSON = "head.json"
@@ -72,6 +72,36 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.C = C
         self.scale = scale
         self.class_weight = class_weight
+
+    @classmethod
+    def of(cls, request: HeadRequest, c: float, classes: list[str], arrays: dict[str, np.ndarray]) -> Self:
+        """A head from what its fit gave."""
+        head = cls(request.kind, c, request.scale, request.class_weight)
+        head.classes_ = np.array(classes, dtype=object)
+        head._take(arrays)
+        head.n_features_in_ = arrays["hidden_coef" if request.kind == "mlp" else "coef"].shape[1]
+        return head
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit in this process.
+
+        Args:
+            X: features [N, D].
+            y: labels [N], of two classes at least.
+        """
+        features_ND, labels_N = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        check_classification_targets(labels_N)
+        self.classes_, codes_N = np.unique(labels_N, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"Expected at least two classes. Received one class: {self.classes_[0]}.")
+        request = HeadRequest(kind=self.kind, c=(self.C,), scale=self.scale, class_weight=self.class_weight)
+        member = Member()
+        member.hold(features_ND)
+        leader = Leader(
+            LocalTeam(member), [len(codes_N)], codes_N, np.zeros(len(codes_N), int), len(self.classes_), request, 1
+        )
+        self._take(leader.fit(features_ND.shape[1])[0])
+        return self
 
     # Predicting
 
@@ -134,6 +164,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "coef_")
+
+    def _take(self, arrays: dict[str, np.ndarray]) -> None:
+        for name, value in arrays.items():
+            setattr(self, f"{name}_", float(value[0]) if name == "temperature" else value)
 
     # Saving
 
@@ -243,18 +277,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for name, value in tensors.items():
             if value.dtype != np.float64 or not np.isfinite(value).all():
                 raise ValueError(f"{name} is not all finite float64")
-            setattr(self, f"{name}_", value)
-        if self.kind == "svm":
-            self.temperature_ = float(tensors["temperature"][0])
-
-
-def probabilities(scores_NK: np.ndarray) -> np.ndarray:
-    """Softmax over classes; of one column of log odds, the probabilities of both classes."""
-    if scores_NK.shape[1] == 1:
-        scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
-    powers_NK = np.exp(scores_NK - scores_NK.max(axis=1, keepdims=True))
-    result_NK: np.ndarray = powers_NK / powers_NK.sum(axis=1, keepdims=True)
-    return result_NK
+        self._take(tensors)
 
 
 def l2_scaled(features_ND: np.ndarray) -> np.ndarray:

@@ -198,3 +198,29 @@ def _curvatures(scores_NPK: np.ndarray, codes_N: np.ndarray, problems: Problems)
     else:
         bent_NP = (2 * (margin_NP < 1)).astype(scores_NPK.dtype)
     return bent_NP[:, :, None]
+
+
+def probabilities(scores_NK: np.ndarray) -> np.ndarray:
+    """Softmax over classes; of one column of log odds, the probabilities of both classes."""
+    if scores_NK.shape[1] == 1:
+        scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
+    powers_NK = np.exp(scores_NK - scores_NK.max(axis=1, keepdims=True))
+    result_NK: np.ndarray = powers_NK / powers_NK.sum(axis=1, keepdims=True)
+    return result_NK
+
+
+def svm_temperature(scores_NK: np.ndarray, codes_N: np.ndarray) -> float:
+    """The factor of an svm's margins with the least log loss (Guo et al. 2017), on images not fitted on."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(lambda power: log_loss(scores_NK * 10**power, codes_N), bounds=(-4, 4), method="bounded")
+    return float(10**found.x)
+
+
+def log_loss(scores_NK: np.ndarray, codes_N: np.ndarray) -> float:
+    """Sum of minus the log probability of every image's class."""
+    if scores_NK.shape[1] == 1:
+        scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
+    top_N = scores_NK.max(axis=1)
+    own_N = scores_NK[np.arange(len(codes_N)), codes_N]
+    return float((np.log(np.exp(scores_NK - top_N[:, None]).sum(axis=1)) + top_N - own_N).sum())

@@ -6,18 +6,19 @@ and, where all images fit one worker, the images themselves, from worker to work
 Legend: N images of this worker, D features, K classes, F folds, P problems.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bottleneck import mlp
+from bottleneck.compact import Path, accuracy, basis_of_products, basis_of_rows, solve_path
 from bottleneck.errors import FeaturesError
 from bottleneck.evaluate import Evaluator
 from bottleneck.features import Features
-from bottleneck.head import Head
-from bottleneck.losses import LocalObjective, Problems, Rows
+from bottleneck.losses import LocalObjective, Problems, Rows, log_loss
 
 PRODUCT_VALUES = 8_000_000
 """Of one block while products are summed: 64 MB of float64."""
@@ -36,7 +37,9 @@ class Member:
 
     # Reading
 
-    def read(self, features: Features, layer: str, files: list[str], num_rows: int) -> tuple[list[str], np.ndarray, Any]:
+    def read(
+        self, features: Features, layer: str, files: list[str], num_rows: int
+    ) -> tuple[list[str], np.ndarray, np.ndarray, int]:
         """Read files, keeping labelled ok images.
 
         Args:
@@ -65,7 +68,7 @@ class Member:
                 key = labelled.column("key")[int(np.flatnonzero(~finite_N)[0])].as_py()
                 raise FeaturesError(
                     f"{features.plan.output}/{name} has features that are NaN or infinite, first those of {key}. Look "
-                    "at it with `bottleneck verify --full`; delete the file and run extract again to have it done again."
+                    "at it with `bottleneck verify --full`; delete the file and extract again."
                 )
             keys.append(labelled.column("key").to_pylist())
             labels.append(labelled.column("label"))
@@ -93,19 +96,20 @@ class Member:
 
     def sums(self, num_folds: int) -> np.ndarray:
         """Sum of the features of every fold, [F, D]."""
-        return self._by_fold(num_folds, lambda block_ND, fold: block_ND)
+        return self._by_fold(num_folds)
 
     def squares(self, num_folds: int, means_FD: np.ndarray) -> np.ndarray:
         """Sum of squared distances to the mean of what a fold leaves (row f of the means), of every fold: [F, F, D]."""
-        parts = [self._by_fold(num_folds, lambda block_ND, fold, m=mean_D: (block_ND - m) ** 2) for mean_D in means_FD]
-        return np.stack(parts)
+        return np.stack([self._by_fold(num_folds, mean_D) for mean_D in means_FD])
 
-    def _by_fold(self, num_folds: int, of: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+    def _by_fold(self, num_folds: int, squared_from_D: np.ndarray | None = None) -> np.ndarray:
         result_FD = np.zeros((num_folds, self.features_ND.shape[1]))
         for part in self._parts():
             block_ND = self._block(part)
+            if squared_from_D is not None:
+                block_ND = (block_ND - squared_from_D) ** 2
             for fold in range(num_folds):
-                result_FD[fold] += of(block_ND[self.folds_N[part] == fold], fold).sum(axis=0)
+                result_FD[fold] += block_ND[self.folds_N[part] == fold].sum(axis=0)
         return result_FD
 
     def covariance(self, center_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
@@ -120,10 +124,10 @@ class Member:
     # Images as a whole
 
     def share(self) -> Any:
-        """A handle by which other workers read this one's images."""
-        handle = self.publish((self.features_ND, self.factors_N))
-        self.features_ND, self.factors_N = self.fetch(handle)  # so that they are held once
-        return handle
+        """A handle by which other workers read the images of this one that are fitted on."""
+        fitted_N = self.folds_N >= 0
+        factors_N = None if self.factors_N is None else self.factors_N[fitted_N]
+        return self.publish((self.features_ND if fitted_N.all() else self.features_ND[fitted_N], factors_N))
 
     def products(self, pairs: list[tuple[Any, Any]], center_D: np.ndarray, scale_D: np.ndarray) -> list[np.ndarray]:
         """Inner products of the scaled images behind pairs of handles."""
@@ -151,6 +155,16 @@ class Member:
             result_DK += ((self._block(part) - center_D) / scale_D).T @ weights_NK[part]
         return result_DK
 
+    def solve(self, handle: Any = None, way: str = "", *work: Any) -> Path | None:
+        """The path of one fold, on all images; nothing to do where there is no handle."""
+        if handle is None:
+            return None
+        matrix = self.fetch(handle)
+        codes_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance = work
+        make = basis_of_products if way == "products" else basis_of_rows
+        basis = make(matrix, folds_N != left_out, centred=kind != "svm")
+        return solve_path(basis, codes_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance)
+
     # The objective, for images that stay where they are
 
     def objective(self, product_dtype: str) -> None:
@@ -166,28 +180,54 @@ class Member:
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
         return self._objective.product(V, v, chosen_P)
 
-    def scores_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [n, K] of the images of a fold, and their classes."""
+    def right_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> tuple[int, int]:
+        """How many images of a fold these weights get right, and how many there are."""
+        right = count = 0
+        for scores_NK, codes_N in self._scores(W, b, left_out):
+            right += round(accuracy(scores_NK, codes_N) * len(codes_N))
+            count += len(codes_N)
+        return right, count
+
+    def log_losses(self, W: np.ndarray, b: np.ndarray, left_out: int, temperatures: np.ndarray) -> np.ndarray:
+        """Summed log loss of the images of a fold, at every temperature."""
+        result = np.zeros(len(temperatures))
+        for scores_NK, codes_N in self._scores(W, b, left_out):
+            result += [log_loss(scores_NK * factor, codes_N) for factor in temperatures]
+        return result
+
+    def _scores(self, W: np.ndarray, b: np.ndarray, left_out: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         left_N = np.flatnonzero(self.folds_N == left_out)
-        scores = [
-            self._block(left_N[start : start + 8192]) @ W + b for start in range(0, len(left_N), 8192)
-        ]
-        return np.concatenate([np.empty((0, W.shape[1])), *scores]), self.codes_N[left_N]
+        for start in range(0, len(left_N), 8192):
+            part = left_N[start : start + 8192]
+            yield self._block(part) @ W + b, self.codes_N[part]
+
+    def mlp_gradient(
+        self,
+        parameters: list[np.ndarray],
+        chosen_N: np.ndarray,
+        center_D: np.ndarray,
+        scale: Any,
+        weights_K: np.ndarray,
+    ) -> list[np.ndarray]:
+        """Gradient of an mlp over some of this worker's images."""
+        inputs_ND = (self._block(chosen_N) - center_D) / scale
+        codes_N = self.codes_N[chosen_N]
+        return mlp.gradient(parameters, inputs_ND, codes_N, weights_K[codes_N])
 
     # The held-out images
 
-    def judge(self, head: Head, fold: int) -> Evaluator:
-        """What a head says of this worker's images of a fold, counted."""
+    def judge(self, head: Any, fold: int) -> Evaluator:
+        """What a `Head` says of this worker's images of a fold, counted."""
         evaluator = Evaluator([str(label) for label in head.classes_])
         chosen_N = np.flatnonzero(self.folds_N == fold)
         for start in range(0, len(chosen_N), 4096):
             part = chosen_N[start : start + 4096]
             said = head.predictions(self.features_ND[part])
-            evaluator.add(self.keys_N[part], head.classes_[self.codes_N[part]], said)
+            evaluator.add(self.keys_N[part].tolist(), head.classes_[self.codes_N[part]].tolist(), said)
         return evaluator
 
     def _block(self, part: Any) -> np.ndarray:
-        block_ND = self.features_ND[part].astype(np.float64)
+        block_ND: np.ndarray = self.features_ND[part].astype(np.float64)
         return block_ND if self.factors_N is None else block_ND * self.factors_N[part, None]
 
     def _parts(self) -> list[slice]:

@@ -7,8 +7,8 @@ A problem is a value of C and the fold it leaves out (and, for an svm, a class).
 with the weight s_i of a row being C times its class' weight, and 0 for rows of the fold left out: what
 LogisticRegression (b is free) and LinearSVC (squared hinge, b is penalised like a weight) minimise. Newton's equations
 are solved by conjugate gradients in coordinates in which the rows' covariance is diagonal, and so is the
-preconditioner. As the penalty makes the objective 1-strongly convex, half the squared gradient bounds how far it is above
-the optimum.
+preconditioner. As the penalty makes the objective 1-strongly convex, half the squared gradient bounds how far it is
+above the optimum.
 
 Legend: N rows, D features, P problems, K score columns of a problem, J = D + 1 coordinates (the last is b).
 """

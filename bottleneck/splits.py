@@ -80,13 +80,13 @@ def _check_counts(counts_K: np.ndarray, classes: Sequence[str], test_fraction: f
     needed = (1 if num_folds == 1 else 2) + (1 if test_fraction else 0)
     # Two images of a class that is cross-validated are both fitted on; three give one to the test.
     needed = min(needed, 2)
-    few = [f"{classes[code]} ({counts_K[code]})" for code in np.flatnonzero(counts_K < needed)]
+    few = [f"{classes[code]} ({counts_K[code]})" for code in np.flatnonzero(counts_K < needed).tolist()]
     if few:
         named = ", ".join(few[:NUM_NAMED]) + (", ..." if len(few) > NUM_NAMED else "")
         raise UsageError(
             f"{len(few)} classes have too few images to be split: {named}. Expected at least {needed} different images "
-            "of each class. Add images and extract with --extend, or leave the class out of the source; --test-fraction "
-            "0 with a single --c needs only one."
+            "of each class. Add images and extract with --extend, or leave the class out of the source; "
+            "--test-fraction 0 with a single --c needs only one."
         )
 
 
