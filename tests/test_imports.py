@@ -19,13 +19,29 @@ LAYERS = [
     {"plan"},
     {"features", "head"},
     {"extract", "recompute", "verify", "evaluate"},
+    {"drawing", "page"},
+    {"sections"},
     {"report"},
     {"stages"},
     {"pipeline", "trainer"},
 ]
 """The modules of the library from the ground up; each imports only from layers below its own."""
 MAY_IMPORT_RAY = {"bottleneck.pipeline", "bottleneck.trainer"}
-HEAVY = {"numpy", "pyarrow", "ray", "tensorflow", "keras", "s3fs", "fsspec", "PIL", "sklearn", "pandas", "h5py", "tyro"}
+HEAVY = {
+    "numpy",
+    "pyarrow",
+    "ray",
+    "tensorflow",
+    "keras",
+    "s3fs",
+    "fsspec",
+    "PIL",
+    "sklearn",
+    "pandas",
+    "h5py",
+    "tyro",
+    "matplotlib",
+}
 PACKAGES = ("bottleneck", "jobs")
 MODULES = sorted((*(ROOT / "bottleneck").glob("*.py"), *(ROOT / "jobs").glob("*.py")))
 
