@@ -11,9 +11,9 @@ from typing import Any
 
 STYLE = """
 :root { color-scheme: light dark; --surface: #ffffff; --page: #f4f6f9; --text: #1b2230; --muted: #596273;
-  --line: #d5dae3; --accent: #1f5fbf; --bar: #d6e4f8; --note: #fff3d6; --note-text: #553c00; }
+  --line: #d5dae3; --accent: #1f5fbf; --bar: #d6e4f8; --meter: #7ba6e6; --note: #fff3d6; --note-text: #553c00; }
 @media (prefers-color-scheme: dark) { :root { --surface: #171b23; --page: #0f1218; --text: #e6e9ef; --muted: #a3acba;
-  --line: #313846; --accent: #8ab8ff; --bar: #22406b; --note: #3a2f12; --note-text: #ffe3a1; } }
+  --line: #313846; --accent: #8ab8ff; --bar: #22406b; --meter: #4b7fc9; --note: #3a2f12; --note-text: #ffe3a1; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); line-height: 1.5;
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif; }
@@ -32,13 +32,14 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; list-style: none; p
 nav a { display: inline-block; padding: .25rem 0; }
 section { background: var(--surface); border: 1px solid var(--line); border-radius: 10px; padding: 1.25rem;
   margin: 0 0 1rem; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .75rem; margin: 0; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(8.5rem, 45%), 1fr)); gap: .75rem;
+  margin: 0; }
 .numbers div { border-left: 3px solid var(--accent); padding-left: .75rem; }
 .numbers dt { color: var(--muted); font-size: .875rem; }
 .numbers dd { margin: 0; font-size: 1.5rem; font-weight: 650; font-variant-numeric: tabular-nums; }
 .numbers dd small { display: block; font-size: .8125rem; font-weight: 400; color: var(--muted); }
 .note { background: var(--note); color: var(--note-text); border-radius: 6px; padding: .6rem .9rem; max-width: none; }
-.scroll { overflow: auto; max-height: 34rem; border: 1px solid var(--line); border-radius: 6px; }
+.scroll { overflow: auto; max-height: 44rem; border: 1px solid var(--line); border-radius: 6px; }
 .scroll.picture { max-height: none; border: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .5rem .6rem; font-size: .875rem; }
@@ -46,7 +47,8 @@ th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-to
 th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 thead th { position: sticky; top: 0; background: var(--surface); border-top: 0; font-size: .875rem; }
 tbody th { font-weight: 500; }
-td.bar { background: linear-gradient(to right, var(--bar) var(--share), transparent var(--share)); }
+td.bar { background: linear-gradient(var(--meter), var(--meter)) left bottom / var(--share) 3px no-repeat content-box; }
+.sortable th { width: 17%; } .sortable th:first-child { width: 32%; }
 tr.best { background: var(--bar); font-weight: 650; }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: .2rem 0; cursor: pointer; }
 th button::after { content: " \\2195"; color: var(--muted); }
@@ -54,6 +56,7 @@ th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 figure { margin: 0; }
 .picture img { display: block; width: 100%; height: auto; border-radius: 6px; }
+.confusion { max-width: 54rem; }
 .calibration { max-width: 26rem; }
 .pairs, .gallery { list-style: none; padding: 0; margin: 0; display: grid; gap: 1rem; }
 .pairs { grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
@@ -75,7 +78,8 @@ details ul { margin: .4rem 0; padding-left: 1.25rem; }
 .made dt { color: var(--muted); }
 .made dd { margin: 0; overflow-wrap: anywhere; }
 footer { padding-bottom: 2rem; font-size: .875rem; color: var(--muted); }
-@media (max-width: 30rem) { section { padding: 1rem .8rem; } th, td { padding: .3rem .4rem; }
+@media (max-width: 30rem) { section { padding: 1rem .8rem; } th, td { padding: .3rem .35rem; }
+  table { font-size: .8125rem; } thead th { font-size: .75rem; } .numbers dd { font-size: 1.25rem; }
   .made { grid-template-columns: 1fr; gap: 0; } .made dd { margin-bottom: .4rem; } }
 @media (min-width: 56rem) { .pairs { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media print { section { break-inside: avoid; } .scroll { max-height: none; overflow: visible; } nav { display: none; }
