@@ -116,8 +116,8 @@ def _confusion(evaluation: Evaluation) -> str:
     # Digits are sharp at any size as SVG; ten thousand squares are smaller as PNG.
     file_format: Format = "svg" if num_classes <= MAX_NUMBERED else "png"
     light, dark = (_drawn(draw_confusion(evaluation, file_format, theme), file_format) for theme in (LIGHT, DARK))
-    # A cell of 26 px fits two digits.
-    width = min(30 * num_classes + 160, 900) if num_classes <= MAX_NUMBERED else 900
+    # A cell of 30 px fits two digits.
+    width = min(30 * num_classes + 160, 900) if num_classes <= MAX_NUMBERED else 840
     shown = page.picture(light, dark, alt, kind="confusion", min_width_px=width)
     return f"<p>{words}</p>{shown}"
 
