@@ -14,18 +14,34 @@ LAYERS = [
     {"errors", "progress"},
     {"spec"},
     {"rows", "store", "networks", "audit"},
-    {"sources", "decode", "weights"},
+    {"sources", "decode", "weights", "names", "describe"},
     {"listing", "guard", "base"},
     {"plan"},
     {"features", "head"},
     {"extract", "recompute", "verify", "evaluate"},
+    {"drawing", "page", "export"},
+    {"sections"},
     {"report"},
     {"stages"},
     {"pipeline", "trainer"},
 ]
 """The modules of the library from the ground up; each imports only from layers below its own."""
 MAY_IMPORT_RAY = {"bottleneck.pipeline", "bottleneck.trainer"}
-HEAVY = {"numpy", "pyarrow", "ray", "tensorflow", "keras", "s3fs", "fsspec", "PIL", "sklearn", "pandas", "h5py", "tyro"}
+HEAVY = {
+    "numpy",
+    "pyarrow",
+    "ray",
+    "tensorflow",
+    "keras",
+    "s3fs",
+    "fsspec",
+    "PIL",
+    "sklearn",
+    "pandas",
+    "h5py",
+    "tyro",
+    "matplotlib",
+}
 PACKAGES = ("bottleneck", "jobs")
 MODULES = sorted((*(ROOT / "bottleneck").glob("*.py"), *(ROOT / "jobs").glob("*.py")))
 

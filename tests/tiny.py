@@ -104,8 +104,12 @@ def saved_head(folder: Path, features_ND: np.ndarray, labels_N: np.ndarray, spec
 
     from bottleneck.head import Head, Origin
 
+    class Fitted(Head):
+        def fit(self, *_: Any) -> None:
+            """What scikit-learn knows an estimator by, and Head may not have yet."""
+
     fitted = LogisticRegression(max_iter=1000).fit(features_ND.astype(np.float64), labels_N)
-    head = Head()
+    head = Fitted()
     head.classes_, head.n_features_in_ = fitted.classes_.astype(object), features_ND.shape[1]
     head.coef_, head.intercept_ = fitted.coef_, fitted.intercept_
     head.save(str(folder), Origin(spec.layers[0], spec, "features", "0" * 64))

@@ -1,0 +1,163 @@
+"""`report.html`: one page that shows what a head is worth, where it fails, and what it was made of."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypedDict
+
+import pyarrow.compute as pc
+
+from bottleneck.decode import Decoded, decode
+from bottleneck.drawing import draw_confusion
+from bottleneck.errors import StoreError
+from bottleneck.evaluate import Evaluation
+from bottleneck.features import Features, read_footer
+from bottleneck.head import Head
+from bottleneck.plan import Plan
+from bottleneck.sections import Rejections, Thumbnails, report_html
+from bottleneck.store import Wanted, open_store
+
+REPORT_HTML = "report.html"
+CONFUSION_PNG = "confusion.png"
+EVALUATION_JSON = "evaluation.json"
+
+MAX_THUMBNAILS = 60
+"""About 4 kB each, so that a page stays below a megabyte."""
+THUMBNAIL_PX = 112
+MAX_REJECTED_KEYS = 20
+"""Keys named for each reason."""
+
+
+class Material(TypedDict):
+    """What `write_report` shows beside an evaluation; `report_of_features` gathers it."""
+
+    details: dict[str, dict[str, Any]]
+    thumbnails: Thumbnails
+    rejected: dict[str, Rejections]
+
+
+def write_report(
+    store_uri: str,
+    title: str,
+    evaluation: Evaluation,
+    *,
+    grid: list[dict[str, Any]] | None = None,
+    details: dict[str, dict[str, Any]],
+    thumbnails: Thumbnails,
+    rejected: dict[str, Rejections],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write `report.html`, `confusion.png` and `evaluation.json` to a folder or s3:// prefix, in place of old ones.
+
+        write_report(uri, "Flowers", evaluation, grid=grid, **report_of_features(features, head, evaluation))
+
+    Args:
+        grid: one dict a value of C: `C`, `folds` (accuracy of each fold), `mean`, `std`, `seconds`. The best is marked.
+        details: how everything was made: heading -> name -> value.
+        thumbnails: from `thumbnails_of`.
+        rejected: by reason.
+        notes: sentences shown on top, such as a warning of what the numbers do not say.
+    """
+    store = open_store(store_uri)
+    html = report_html(title, evaluation, grid, details, thumbnails, rejected, notes)
+    store.replace(CONFUSION_PNG, draw_confusion(evaluation))
+    store.replace(EVALUATION_JSON, json.dumps(evaluation.to_json(), ensure_ascii=False).encode())
+    store.replace(REPORT_HTML, html.encode())
+
+
+def report_of_features(features: Features, head: Head, evaluation: Evaluation) -> Material:
+    """Gather what a report shows beside the evaluation: from the plan, the first data file's footer and the source."""
+    plan, spec = features.plan, features.spec
+    footer = _footer(features)
+    made = {name: value for name, value in spec.to_json().items() if name not in ("layers", "dims")}
+    layers = dict(zip(spec.layers, spec.dims, strict=True))
+    details: dict[str, dict[str, Any]] = {
+        "Features": {"source": plan.source, "output": plan.output, "images": plan.num_images, "layers": layers, **made},
+        "Fingerprint": {"features": spec.fingerprint, "plan": plan.sha256},
+        "Head": {
+            **{name: getattr(head, name) for name in ("kind", "C", "scale", "class_weight")},
+            "layer": head.origin_.layer,
+            "classes": len(head.classes_),
+            "fitted on": head.origin_.features,
+            "its plan": head.origin_.plan_sha256,
+        },
+    }
+    if fitted := {key: value for key, value in head.origin_.details.items() if not _is_long(value)}:
+        details["Fitting"] = fitted
+    if footer:
+        details["Made with"] = {**footer["versions"], "device": footer["device"], "written": footer["written"]}
+    return Material(
+        details=details,
+        thumbnails=thumbnails_of(plan, keys_shown(evaluation)),
+        rejected=rejections_of(features),
+    )
+
+
+def keys_shown(evaluation: Evaluation) -> list[str]:
+    """The keys whose pictures a report shows, most useful first."""
+    keys = [mistake.key for mistake in evaluation.mistakes]
+    for pair in evaluation.confused:
+        examples = (evaluation.examples.get(label) for label in (pair.label, pair.predicted))
+        keys += [*pair.keys[:1], *(key for key in examples if key)]
+    return list(dict.fromkeys(keys))[:MAX_THUMBNAILS]
+
+
+def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
+    """Small pictures of images of a plan, from its source; what cannot be had any more is said, never an error.
+
+    Read by the plan's etags, so that no picture is shown that is not the one the features are of, and decoded within
+    the plan's limits: the centre square, turned as for the features.
+    """
+    wanted = {image.key: image for image in plan.images() if image.key in frozenset(keys)} if keys else {}
+    asked = [Wanted(one.key, one.size, one.etag, one.offset, one.length) for one in wanted.values()]
+    spec = replace(plan.spec, image_size_px=THUMBNAIL_PX, resize="crop", interpolation="bilinear")
+    found: dict[str, bytes] = {}
+    try:
+        for key, data in zip(wanted, open_store(plan.source).get_many(asked), strict=True):
+            decoded = decode(data, spec, plan.limits) if isinstance(data, bytes) else None
+            if isinstance(decoded, Decoded):
+                found[key] = _jpeg(decoded)
+    except StoreError as error:
+        return Thumbnails(found, f"The source {plan.source} cannot be reached, so pictures are missing: {error}")
+    if len(found) < len(keys):
+        return Thumbnails(
+            found,
+            f"{len(keys) - len(found)} of {len(keys)} pictures are missing: the images are no longer in the source "
+            f"{plan.source} as they were when the features were made.",
+        )
+    return Thumbnails(found)
+
+
+def rejections_of(features: Features) -> dict[str, Rejections]:
+    """Rejected images by reason, with the first keys of each."""
+    counts: dict[str, int] = {}
+    keys: dict[str, list[str]] = {}
+    for table in features.tables(["key", "status", "reason"]):
+        rows = table.filter(pc.is_valid(table.column("reason")))
+        for key, reason in zip(rows.column("key").to_pylist(), rows.column("reason").to_pylist(), strict=True):
+            counts[reason] = counts.get(reason, 0) + 1
+            if len(kept := keys.setdefault(reason, [])) < MAX_REJECTED_KEYS:
+                kept.append(key)
+    return {reason: Rejections(counts[reason], tuple(keys[reason])) for reason in sorted(counts)}
+
+
+def _footer(features: Features) -> dict[str, Any]:
+    sizes = features.plan.committed()
+    first = next(iter(sorted(sizes)), None)
+    if first is None:
+        return {}
+    return read_footer(open_store(features.plan.output), features.plan.data_name(first), sizes[first])
+
+
+def _is_long(value: Any) -> bool:
+    """Grids and lists of keys: too much for a line of a page."""
+    return len(json.dumps(value, default=str)) > 400
+
+
+def _jpeg(decoded: Decoded) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(decoded.pixels_HWC).save(file, "JPEG", quality=72, optimize=True)
+    return file.getvalue()

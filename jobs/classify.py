@@ -1,0 +1,146 @@
+"""Say what is on a few images: the most probable classes of each, without Ray and without an output.
+
+    bottleneck classify rose.jpg s3://bucket/photos/tulip.jpg --head head/
+    bottleneck classify rose.jpg --base mobilenet_0.75 --top 3
+
+With a head its classes, on the network its features came from; without one the network's own 1,000 ImageNet classes.
+About ten seconds, most of them Keras' start. An image that cannot be used gets a line with its reason, the others are
+classified all the same, and the exit code is 6.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from bottleneck.base import Base
+from bottleneck.decode import Decoded, Rejected, decode
+from bottleneck.errors import TooManyRejectedError, UsageError
+from bottleneck.head import Head
+from bottleneck.names import class_names
+from bottleneck.spec import FeatureRequest, Limits
+from bottleneck.store import ObjectGoneError, Wanted, open_store
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 32
+TOP_LAYER = "predictions"
+"""The softmax of every network of keras.applications, over ImageNet's classes."""
+NUM_CLASSES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
+    """Files or s3:// URIs."""
+    head: str | None = None
+    """The head to ask: a folder or s3:// prefix. Default: the network's own classes."""
+    base: str | None = None
+    """Without a head, the network to ask. Default: vgg16."""
+    weights: str | None = None
+    """Weights of the network, with its top where there is no head. Default: those of the head, else `imagenet`."""
+    names: str | None = None
+    """Without a head, names of the classes: Keras' imagenet_class_index.json, or text with a name a line. Default: the
+    one in Keras' cache."""
+    top: int = 5
+    """Classes to show of each image."""
+
+
+def main(config: Config) -> int:
+    if not config.images:
+        raise UsageError("Expected at least one image: a file or s3:// URI.")
+    if config.top < 1:
+        raise UsageError(f"--top takes a number of classes from 1 up. Received: {config.top}.")
+    classifier = HeadClassifier(config) if config.head else NetworkClassifier(config)
+    results: list[dict[str, Any]] = []
+    for start in range(0, len(config.images), BATCH_SIZE):
+        for result in classify(config.images[start : start + BATCH_SIZE], classifier, config.top):
+            _tell(result)
+            results.append(result)
+    num_rejected = sum("reason" in result for result in results)
+    exit_code = TooManyRejectedError.exit_code if num_rejected else 0
+    print(json.dumps({"images": results, "rejected": num_rejected, "exit_code": exit_code}, ensure_ascii=False))
+    return exit_code
+
+
+class HeadClassifier:
+    """A head on the network its features came from."""
+
+    def __init__(self, config: Config) -> None:
+        if config.base or config.names:
+            raise UsageError("A head brings its base and its classes: leave --base and --names out.")
+        self.head = Head.load(str(config.head))
+        spec = self.head.origin_.spec
+        self.base = Base(replace(spec, weights=config.weights or spec.weights), _batch_size(config))
+        self._layer = spec.layers.index(self.head.origin_.layer)
+
+    def __call__(self, pixels_NHWC: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
+        table = self.head.predictions(self.base(pixels_NHWC)[self._layer], top)
+        columns = (table.column(name).to_pylist() for name in ("top_labels", "top_probabilities"))
+        return [list(zip(*row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+class NetworkClassifier:
+    """A network with its top."""
+
+    def __init__(self, config: Config) -> None:
+        request = FeatureRequest(
+            base=config.base or "vgg16",
+            weights=config.weights or "imagenet",
+            layers=(TOP_LAYER,),
+            precision="float32",
+            dtype="float32",
+        )
+        if request.weights.startswith("random:"):
+            log.warning("The weights are %s, not trained ones: the answers mean nothing.", request.weights)
+        self.names = class_names(NUM_CLASSES, config.names)  # before the seconds that loading takes
+        self.base = Base.of(request, "float32", _batch_size(config))
+
+    def __call__(self, pixels_NHWC: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
+        probabilities_NK = self.base(pixels_NHWC)[0]
+        best_NT = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :top]
+        return [
+            [(self.names[k], float(row_K[k])) for k in best_T]
+            for row_K, best_T in zip(probabilities_NK, best_NT, strict=True)
+        ]
+
+
+def classify(
+    images: tuple[str, ...], classifier: HeadClassifier | NetworkClassifier, top: int
+) -> Iterator[dict[str, Any]]:
+    """One JSON object an image, in order: `image` with `classes`, or with the `reason` it cannot be used for."""
+    decoded = [_decoded(image, classifier.base) for image in images]
+    pixels = [one.pixels_HWC for one in decoded if isinstance(one, Decoded)]
+    answers = iter(classifier(np.stack(pixels), top) if pixels else [])
+    for image, one in zip(images, decoded, strict=True):
+        if isinstance(one, Rejected):
+            yield {"image": image, "reason": one.reason}
+        else:
+            classes = [{"class": label, "probability": round(value, 6)} for label, value in next(answers)]
+            yield {"image": image, "classes": classes}
+
+
+def _decoded(image: str, base: Base) -> Decoded | Rejected:
+    folder, slash, name = image.rpartition("/")
+    try:
+        data = open_store(folder or slash or ".").get(Wanted(name, 0, ""))
+    except ObjectGoneError:
+        return Rejected("missing")
+    return decode(data, base.spec, Limits())
+
+
+def _batch_size(config: Config) -> int:
+    return min(BATCH_SIZE, len(config.images))
+
+
+def _tell(result: dict[str, Any]) -> None:
+    if "reason" in result:
+        log.error("%s: %s", result["image"], result["reason"])
+        return
+    width = max(len(line["class"]) for line in result["classes"])
+    lines = (f"  {line['class']:{width}}  {line['probability']:8.2%}" for line in result["classes"])
+    log.info("%s\n%s", result["image"], "\n".join(lines))

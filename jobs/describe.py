@@ -1,0 +1,65 @@
+"""Show what a network is made of: every layer, its output, its parameters and the features that can be taken from it.
+
+    bottleneck describe vgg16
+    bottleneck describe mobilenet_0.5 --plot mobilenet.svg
+
+Builds the network without weights, so nothing is downloaded. Ten seconds. The table goes to stderr, the JSON line has
+the same lines.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from bottleneck.describe import describe, draw_network, table
+from bottleneck.errors import UsageError
+from bottleneck.store import open_store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    base: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BASE")]
+    """The network: `vgg16`, or `mobilenet_WIDTH` with WIDTH 0.25, 0.5, 0.75 or 1.0."""
+    plot: str | None = None
+    """Also draw it, to a file or s3:// URI ending in .png or .svg."""
+
+
+def main(config: Config) -> int:
+    file_format = os.path.splitext(config.plot or "")[1].removeprefix(".")
+    if config.plot and file_format not in ("png", "svg"):
+        raise UsageError(f"--plot takes a file ending in .png or .svg. Received: {config.plot}.")
+    description = describe(config.base)
+    log.info("%s", table(description))
+    if config.plot:
+        folder, slash, name = config.plot.rpartition("/")
+        open_store(folder or slash or ".").replace(name, draw_network(description, file_format))
+        log.info("plot: %s", config.plot)
+    layers = [
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "shape": list(layer.shape),
+            "parameters": layer.num_parameters,
+            "pooled_dim": layer.pooled_dim,
+            "dim": layer.dim,
+            "in_top": layer.in_top,
+        }
+        for layer in description.layers
+    ]
+    result = {
+        "base": config.base,
+        "input_shape": list(description.input_shape),
+        "parameters": description.num_parameters,
+        "parameters_without_top": description.num_body_parameters,
+        "default_layer": f"{description.default.name}:avg",
+        "plot": config.plot,
+        "layers": layers,
+    }
+    print(json.dumps(result))
+    return 0

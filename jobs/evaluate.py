@@ -1,0 +1,103 @@
+"""Say how good a head is on labelled features: accuracy with its interval, every class, calibration, worst mistakes.
+
+    bottleneck evaluate head/ features/
+    bottleneck evaluate head/ s3://bucket/features --report report/
+
+Streams the features' shards; seconds for 100,000 images. The classification report goes to stderr, the JSON line is the
+summary; `--report` writes report.html, confusion.png and evaluation.json (every count) to a folder or s3:// prefix.
+Features made otherwise than the head's are refused with exit code 4. On the features the head was fitted on the
+numbers are no estimate for new images, and the job says so.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow.compute as pc
+import tyro
+
+from bottleneck.evaluate import Evaluation, Evaluator, classification_report
+from bottleneck.features import Features, open_features
+from bottleneck.head import Head
+from bottleneck.report import report_of_features, write_report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    head: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HEAD")]
+    """The head to judge: a folder or s3:// prefix that `bottleneck fit` wrote."""
+    features: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")]
+    """Labelled features: an output of `bottleneck extract`."""
+    allow_incomplete: bool = False
+    """Also take features whose extraction is not finished, with the shards there are."""
+    report: str | None = None
+    """Folder or s3:// prefix for report.html, confusion.png and evaluation.json."""
+
+
+def main(config: Config) -> int:
+    head = Head.load(config.head)
+    features = open_features(config.features, allow_incomplete=config.allow_incomplete)
+    head.check_fits(features.spec)
+    evaluation = evaluate(head, features)
+    log.info("%s", classification_report(evaluation))
+    was_fitted_on = head.origin_.plan_sha256 == features.plan.sha256
+    _tell(evaluation, was_fitted_on=was_fitted_on)
+    result: dict[str, Any] = {**evaluation.summary(), "fitted_on_these": was_fitted_on}
+    if config.report:
+        title = f"Evaluation of {config.head}"
+        write_report(config.report, title, evaluation, **report_of_features(features, head, evaluation))
+        result["report"] = f"{config.report.rstrip('/')}/report.html"
+        log.info("report: %s", result["report"])
+    print(json.dumps(result))
+    return 0
+
+
+def evaluate(head: Head, features: Features) -> Evaluation:
+    """Predict every ok image of the features, a shard at a time."""
+    evaluator = Evaluator(head.classes_)
+    for keys, labels, features_ND in _shards(features, head.origin_.layer):
+        evaluator.add(keys, labels, head.predictions(features_ND))
+    return evaluator.result()
+
+
+def _shards(features: Features, layer: str) -> Iterator[tuple[list[str], list[str | None], np.ndarray]]:
+    dim = features.spec.dims[features.spec.layers.index(layer)]
+    for table in features.tables(["key", "label", "status", layer]):
+        ok = table.filter(pc.equal(table.column("status").cast("string"), "ok")).combine_chunks()
+        values = ok.column(layer).combine_chunks()
+        features_ND = values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), dim)
+        yield ok.column("key").to_pylist(), ok.column("label").to_pylist(), features_ND
+
+
+def _tell(evaluation: Evaluation, *, was_fitted_on: bool) -> None:
+    low, high = evaluation.accuracy_interval
+    log.info(
+        "accuracy %.2f %% (95 %% interval %.2f to %.2f), top-5 %.2f %%, calibration error %.3f, %s images",
+        100 * evaluation.accuracy,
+        100 * low,
+        100 * high,
+        100 * evaluation.top5_accuracy,
+        evaluation.calibration_error,
+        f"{evaluation.num_images:,}",
+    )
+    for pair in evaluation.confused[:3]:
+        log.info("most confused: %s taken for %s, %s x", pair.label, pair.predicted, f"{pair.images:,}")
+    if evaluation.unknown_labels:
+        named = ", ".join(f"{label} ({count:,})" for label, count in list(evaluation.unknown_labels.items())[:5])
+        num_labels, num_images = len(evaluation.unknown_labels), sum(evaluation.unknown_labels.values())
+        log.warning(
+            "The head does not know %s of the labels, so %s images count as its errors: %s%s",
+            num_labels,
+            f"{num_images:,}",
+            named,
+            ", ..." if num_labels > 5 else "",
+        )
+    if evaluation.num_unlabelled:
+        log.warning("%s images have no label and are left out.", f"{evaluation.num_unlabelled:,}")
+    if was_fitted_on:
+        log.warning("The head was fitted on images of these features: expect less on new ones.")
