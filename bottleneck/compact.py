@@ -7,14 +7,15 @@ diagonal, and each C starts where the one before ended.
 Legend: N images, D features, M of them seen by a fold, R dimensions of the span of those, K score columns.
 """
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 
 from bottleneck.losses import LocalObjective, Problems, Rows
-from bottleneck.newton import Coordinates, Optimum, Solver, minimize
+from bottleneck.newton import Coordinates, Solver, minimize
 
 DIRECT_IMAGES = 4096
 """An svm's Newton equations are solved directly up to here: its set of support vectors changes with every step."""
@@ -49,6 +50,7 @@ class Path:
     gaps: list[float] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
     """For each C the scores of the images left out, [n, K]."""
+    seconds: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
     """For each C, of the images left out."""
 
@@ -83,7 +85,6 @@ def solve_path(
     c_values: list[float],
     class_weights_K: np.ndarray,
     tolerance: float,
-    on_solved: Callable[[float, Optimum], None] | None = None,
 ) -> Path:
     """Solve one fold for each C, from the smallest up.
 
@@ -104,6 +105,7 @@ def solve_path(
     out_nR = basis.rows_NR[folds_N == left_out]
     ends: list[np.ndarray] = []
     for c in path.c:
+        started = time.monotonic()
         problems = problems_of(kind, np.array([c]), np.array([-1]), class_weights_K[None])
         solve = None
         if products_MM is not None:
@@ -120,8 +122,7 @@ def solve_path(
         path.scores.append(out_nR @ theta_JK[:-1] + theta_JK[-1])
         if len(out_nR):
             path.accuracies.append(accuracy(path.scores[-1], codes_N[folds_N == left_out]))
-        if on_solved:
-            on_solved(c, optimum)
+        path.seconds.append(time.monotonic() - started)
     return path
 
 
@@ -144,7 +145,7 @@ def problems_of(kind: str, c: np.ndarray, left_out: np.ndarray, class_weights: n
     repeat, _ = problem_shape(kind, num_classes)
     positive = np.arange(repeat) if repeat > 1 else np.ones(1, int)
     if kind == "svm" and repeat > 1:
-        # As LIBLINEAR has it (`train` in linear.cpp): a class' weight counts where it is against the others, whose is 1.
+        # As LIBLINEAR's `train` has it: a class' weight counts where it stands against the others, whose is 1.
         identity = np.eye(num_classes)
         weights = np.concatenate([identity * row + (1 - identity) for row in class_weights])
     else:
@@ -174,13 +175,14 @@ def _start(
     last, ahead = ends[-1], 2 * ends[-1] - ends[-2]
     penalty_J11 = coordinates.penalty_J[:, None, None]
 
-    def value(theta: np.ndarray) -> np.ndarray:
-        loss: np.ndarray = objective.evaluate(*coordinates.raw(theta, every), problems)[0]
-        return loss + (penalty_J11 * theta**2).sum(axis=(0, 2)) / 2
+    def value(theta: np.ndarray) -> Any:
+        return (
+            objective.evaluate(*coordinates.raw(theta, every), problems)[0]
+            + (penalty_J11 * theta**2).sum(axis=(0, 2)) / 2
+        )
 
     better_P = value(ahead) < value(last)
-    start: np.ndarray = np.where(better_P[:, None], ahead, last)
-    return start
+    return np.where(better_P[:, None], ahead, last)
 
 
 def _support_vector_solver(rows: Rows, products_MM: np.ndarray, problems: Problems) -> Solver:

@@ -26,7 +26,11 @@ class Fitted:
     head: Head
     evaluator: Evaluator
     """Of the held-out images."""
-    details: dict[str, Any]
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The split, the grid, the versions; a part of the head."""
+        return self.head.origin_.details
 
 
 def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: dict[str, int]) -> Fitted:
@@ -83,7 +87,7 @@ def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: 
         "versions": versions(),
     }
     head.origin_ = Origin(layer, features.spec, features.plan.output, features.plan.sha256, details)
-    return Fitted(head, evaluator, details)
+    return Fitted(head, evaluator)
 
 
 def chosen_layer(features: Features, request: HeadRequest) -> str:

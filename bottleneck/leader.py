@@ -7,6 +7,7 @@ Legend: N images, D features, K classes, F folds, P problems.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -318,11 +319,11 @@ class Leader:
         rotation_DD, variances_D = self._rotation(center_D, scale_D)
         c = list(self.request.c)
         pairs = [(value, fold) for value in c for fold in range(self.num_folds)] if self.num_folds > 1 else []
-        start = None
+        start, started = None, time.monotonic()
         if pairs:
             optimum, coordinates = self._minimize(pairs, center_D, rotation_DD, variances_D, None, GRID_TOLERANCE)
             W, b = coordinates.raw(optimum.theta_JPK, np.arange(len(optimum.values_P)))
-            self._fill(grid, self._scored(pairs, W, b, optimum))
+            self._fill(grid, self._scored(pairs, W, b, optimum, time.monotonic() - started))
             theta = optimum.theta_JPK.reshape(self.dim + 1, len(c), self.num_folds, -1)
             start = theta[:, c.index(grid.best_c)].mean(axis=1)
         optimum, coordinates = self._minimize(
@@ -383,7 +384,9 @@ class Leader:
         variances_D, rotation_DD = np.linalg.eigh(covariance_DD)
         return rotation_DD, np.maximum(variances_D, 0)
 
-    def _scored(self, pairs: list[tuple[float, int]], W: np.ndarray, b: np.ndarray, optimum: Optimum) -> list[Path]:
+    def _scored(
+        self, pairs: list[tuple[float, int]], W: np.ndarray, b: np.ndarray, optimum: Optimum, seconds: float
+    ) -> list[Path]:
         """What the folds' optima say of the images they left out, as paths without scores but accuracies."""
         paths = []
         repeat = len(optimum.values_P) // len(pairs)
@@ -399,6 +402,7 @@ class Leader:
                 path.accuracies.append(float(right / count))
                 value = optimum.values_P[own]
                 path.values.append(float(value.sum()))
+                path.seconds.append(seconds / len(pairs))
                 path.gaps.append(float((optimum.gaps_P[own] * value).sum() / value.sum()))
                 self.team.report({"c": c, "fold": fold, "accuracy": path.accuracies[-1]})
             paths.append(path)
@@ -439,6 +443,7 @@ class Leader:
                     "std": float(np.std(accuracies)),
                     "objectives": [path.values[at] for path in paths],
                     "gap": max(path.gaps[at] for path in paths),
+                    "seconds": sum(path.seconds[at] for path in paths),
                 }
             )
         best = int(np.argmax([row["mean"] for row in grid.rows]))

@@ -1,7 +1,7 @@
 """The fit on Ray Train: each worker owns a share of the features' files, rank 0 leads, the others answer it.
 
-Ray Train places the workers and starts the group again when one dies; what the leader found until then waits in an actor
-beside the group. Requests and answers pass through that actor, arrays through Ray's object store.
+Ray Train places the workers and starts the group again when one dies; what the leader found until then waits in an
+actor beside the group. Requests and answers pass through that actor, arrays through Ray's object store.
 """
 
 import asyncio
@@ -83,6 +83,7 @@ def fit_head(
     try:
         while True:
             for event in ray.get(exchange.events.remote()):
+                    continue
                 on_event(event)
             result = ray.get(exchange.result.remote())
             if result is not None:
@@ -117,7 +118,7 @@ def _work(given: dict[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     # Requests of a group that has died are told from this one's by the token.
     token = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex if rank == 0 else None)
-    member = Member(ray.put, ray.get)
+    member = Member(ray.put if size > 1 else lambda value: value, _fetch)
     with _threads(given["threads"]):
         if rank == 0:
             _lead(RayTeam(given["exchange"], token, size, member), given)
@@ -195,9 +196,7 @@ class RayTeam:
         return value if self.size == 1 else ray.put(value)
 
     def fetch(self, handle: Any) -> Any:
-        import ray
-
-        return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
+        return _fetch(handle)
 
     def recall(self, name: str) -> Any:
         import ray
@@ -266,6 +265,12 @@ class Exchange:
         return self.outcome
 
 
+def _fetch(handle: Any) -> Any:
+    import ray
+
+    return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
+
+
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Limit the threads of matrix products, which otherwise are one a core for every worker."""
@@ -273,5 +278,3 @@ def _threads(count: int) -> Iterator[None]:
 
     with threadpool_limits(count):
         yield
-
-

@@ -3,26 +3,28 @@
     bottleneck fit features/ head/
     bottleneck fit s3://bucket/features s3://bucket/head --c 0.1 1 10 100 1000 10000 --folds 3 --num-workers 4
 
-A Ray Train job; workers that die are replaced. The optimum is scikit-learn's (LogisticRegression, LinearSVC), whatever the
-number of workers. 1,360 images of 25,088 dimensions with six values of C take about 20 s on two cores, most of it Ray's
-start. HEAD gets head.safetensors and head.json, report.html and confusion.png. The JSON line has the figures.
+A Ray Train job; workers that die are replaced. The optimum is scikit-learn's (LogisticRegression, LinearSVC), whatever
+the number of workers. 1,360 images of 25,088 dimensions with six values of C take about 20 s on two cores, most of it
+Ray's start. HEAD gets head.safetensors and head.json, report.html and confusion.png. The JSON line has the figures.
 """
 
 import json
 import logging
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import tyro
 
-from bottleneck.errors import FingerprintError, UsageError
-from bottleneck.evaluate import Evaluation
+from bottleneck.errors import FingerprintError
+from bottleneck.evaluate import Evaluation, classification_report
 from bottleneck.features import Features, finished, open_features, read_footer
 from bottleneck.fitting import Fitted, chosen_layer
 from bottleneck.head import HEAD_JSON, Head
 from bottleneck.leader import HeadRequest
-from bottleneck.progress import duration
+from bottleneck.progress import PLAIN_SECONDS, duration
+from bottleneck.report import report_of_features, write_report
 from bottleneck.store import open_store
 from bottleneck.trainer import fit_head
 
@@ -55,8 +57,172 @@ def main(config: Config) -> int:
         print(json.dumps(_result(config.head, head)))
         return 0
     fitted = fit(config, features)
-    fitted.head.save(config.head)
     evaluation = fitted.evaluator.result()
+    if fitted.details["held_out"]:
+        fitted.details["accuracy"] = evaluation.accuracy
+        # Before the head, whose file says that all is done.
+        log.info("report: %s", write_head_report(config.head, fitted, features, evaluation))
+    fitted.head.save(config.head)
     tell(fitted, evaluation, config.head, time.monotonic() - started)
     print(json.dumps(_result(config.head, Head.load(config.head))))
     return 0
+
+
+def fit(config: Config, features: Features) -> Fitted:
+    """The fit on Ray Train, with its display."""
+    with Table(config.request) as table:
+        return fit_head(
+            features,
+            config.request,
+            rows_of(features),
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            on_event=table.show,
+        )
+
+
+def rows_of(features: Features) -> dict[str, int]:
+    """Ok images of every data file, from `_SUCCESS.json`, or where there is none from the footers."""
+    document = finished(features.plan)
+    if document is not None:
+        return {features.plan.data_name(line["shard"]): line["ok"] for line in document["shards"]}
+    store = open_store(features.plan.output)
+    sizes = {features.plan.data_name(shard): size for shard, size in features.plan.committed().items()}
+    return {name: read_footer(store, name, sizes[name])["statuses"].get("ok", 0) for name in features.files}
+
+
+def tell(fitted: Fitted, evaluation: Evaluation, head: str, seconds: float) -> None:
+    """What a person wants to know at the end, on stderr."""
+    details = fitted.details
+    log.info(
+        "fitted on %s images of %s classes, C = %s, in %s (the fit itself %s)",
+        f"{details['fitted_on']:,}",
+        len(fitted.head.classes_),
+        f"{details['c']:g}",
+        duration(seconds),
+        duration(details["seconds"]),
+    )
+    if details["unlabelled"]:
+        log.warning("%s images have no label and were left out", f"{details['unlabelled']:,}")
+    if details["held_out"]:
+        low, high = evaluation.accuracy_interval
+        log.info("%s", classification_report(evaluation))
+        log.info(
+            "accuracy %.2f %% on %s held-out images (95 %% interval %.2f to %.2f)",
+            100 * evaluation.accuracy,
+            f"{details['held_out']:,}",
+            100 * low,
+            100 * high,
+        )
+    log.info("head: %s", head)
+
+
+def write_head_report(head: str, fitted: Fitted, features: Features, evaluation: Evaluation) -> str:
+    """The page beside the head, on the held-out images. Returns its URI."""
+    grid = [
+        {"C": row["c"], "folds": row["accuracies"], "mean": row["mean"], "std": row["std"], "seconds": row["seconds"]}
+        for row in fitted.details["grid"]
+    ]
+    title = f"A {fitted.head.kind} head of {len(fitted.head.classes_)} classes"
+    material = report_of_features(features, fitted.head, evaluation)
+    write_report(head, title, evaluation, grid=grid or None, **material)
+    return f"{open_store(head).uri}/report.html"
+
+
+def _check_same(head: Head, features: Features, request: HeadRequest, layer: str, uri: str) -> None:
+    """Refuse a place where another head is, and say in what it differs."""
+    asked = {**asdict(request), "layer": layer, "c": list(request.c)}
+    there = {**head.origin_.details.get("request", {}), "features": head.origin_.plan_sha256}
+    differing = [
+        f"{name}: fitted {there.get(name)}, requested {value}"
+        for name, value in {**asked, "features": features.plan.sha256}.items()
+        if there.get(name) != value
+    ]
+    if differing:
+        raise FingerprintError(
+            f"{uri} holds a head that was fitted otherwise. Differing: {'; '.join(differing)}. Give the same values, "
+            "or another place."
+        )
+
+
+def _result(uri: str, head: Head) -> dict[str, Any]:
+    details = head.origin_.details
+    return {
+        "head": uri,
+        "kind": head.kind,
+        "c": head.C,
+        "classes": len(head.classes_),
+        "accuracy": details.get("accuracy"),
+        "grid": [{"c": row["c"], "mean": row["mean"], "gap": row["gap"]} for row in details["grid"]],
+        **{name: details[name] for name in ("images", "fitted_on", "held_out", "num_workers", "seconds", "way")},
+        "sha256": head.sha256_,
+    }
+
+
+class Table:
+    """The grid as it fills: a live table on a terminal, a line a fit anywhere else. All on stderr."""
+
+    def __init__(self, request: HeadRequest) -> None:
+        self.request = request
+        self.accuracies: dict[tuple[float, int], float] = {}
+        self.state = "starting"
+        self._live: Any = None
+        self._told = time.monotonic()
+
+    def __enter__(self) -> "Table":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        for line in [] if self._live is not None else self.lines():
+            log.info("%s", line)
+
+    def show(self, event: dict[str, Any]) -> None:
+        if "accuracy" in event:
+            self.accuracies[event["c"], event["fold"]] = event["accuracy"]
+            self.state = f"C = {event['c']:g}, fold {event['fold'] + 1}"
+        elif "read" in event:
+            self.state = f"{event['read']:,} images of {event['classes']} classes read in {duration(event['seconds'])}"
+        elif "epoch" in event:
+            self.state = f"epoch {event['epoch']} of {event['epochs']}"
+        else:
+            self.state = f"step {event['step']}, {event['passes']} passes, at most {event['gap']:.0e} above the optimum"
+        if self._live is not None:
+            self._live.update(self._drawn(), refresh=True)
+        elif "read" in event or time.monotonic() - self._told > PLAIN_SECONDS:
+            self._told = time.monotonic()
+            log.info("fit: %s", self.state)
+
+    def rows(self) -> list[list[str]]:
+        """C, each fold's accuracy and their mean, as text."""
+        rows = []
+        for c in self.request.c if self.accuracies else []:
+            found = [self.accuracies.get((c, fold)) for fold in range(self.request.folds)]
+            known = [value for value in found if value is not None]
+            mean = f"{sum(known) / len(known):.4f}" if len(known) == len(found) else ""
+            rows.append([f"{c:g}", *("" if value is None else f"{value:.4f}" for value in found), mean])
+        return rows
+
+    def lines(self) -> list[str]:
+        """The table as plain text."""
+        if not self.accuracies:
+            return []
+        head = ["C", *(f"fold {fold + 1}" for fold in range(self.request.folds)), "mean"]
+        return ["".join(f"{cell:>10}" for cell in row) for row in [head, *self.rows()]]
+
+    def _drawn(self) -> Any:
+        from rich.table import Table as Drawn
+
+        drawn = Drawn(title=f"fit: {self.state}", title_justify="left")
+        for name in ["C", *(f"fold {fold + 1}" for fold in range(self.request.folds)), "mean"]:
+            drawn.add_column(name, justify="right")
+        for row in self.rows():
+            drawn.add_row(*row)
+        return drawn
