@@ -83,7 +83,6 @@ def fit_head(
     try:
         while True:
             for event in ray.get(exchange.events.remote()):
-                    continue
                 on_event(event)
             result = ray.get(exchange.result.remote())
             if result is not None:
