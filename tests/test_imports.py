@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "progress"},
+    {"errors", "progress", "live"},
     {"spec"},
     {"rows", "store", "networks", "audit"},
     {"sources", "decode", "weights"},
@@ -20,11 +20,11 @@ LAYERS = [
     {"features", "head"},
     {"extract", "recompute", "verify", "evaluate"},
     {"report"},
-    {"stages"},
+    {"stages", "session"},
     {"pipeline", "trainer"},
 ]
 """The modules of the library from the ground up; each imports only from layers below its own."""
-MAY_IMPORT_RAY = {"bottleneck.pipeline", "bottleneck.trainer"}
+MAY_IMPORT_RAY = {"bottleneck.session", "bottleneck.pipeline", "bottleneck.trainer"}
 HEAVY = {"numpy", "pyarrow", "ray", "tensorflow", "keras", "s3fs", "fsspec", "PIL", "sklearn", "pandas", "h5py", "tyro"}
 PACKAGES = ("bottleneck", "jobs")
 MODULES = sorted((*(ROOT / "bottleneck").glob("*.py"), *(ROOT / "jobs").glob("*.py")))

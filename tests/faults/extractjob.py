@@ -45,7 +45,7 @@ EMITTING = r"MapBatches\(_emit\)"
 PREPARING = r"MapBatches\(prepare_stage\)"
 EXTRACTING_STARTS = r"MapWorker\(MapBatches\(ExtractFeatures\)\)\.__init__"
 EXTRACTING = r"MapWorker\(MapBatches\(ExtractFeatures\)\)(?!\.__init__)"
-COUNTING = r"_Live"
+COUNTING = r"Live"
 WAITING = r"DashboardAgent|RuntimeEnvAgent|IDLE"
 
 
