@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.rows import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.spec import FeatureSpec, sha256_json
 from bottleneck.store import ObjectGoneError, Wanted, open_store
 
@@ -24,14 +25,6 @@ ClassWeight = Literal["none", "balanced"]
 FORMAT = 1
 HEAD_JSON = "head.json"
 HEAD_TENSORS = "head.safetensors"
-
-PREDICTION_FIELDS = [
-    pa.field("predicted", pa.string()),
-    pa.field("probability", pa.float32()),
-    pa.field("top_labels", pa.list_(pa.string())),
-    pa.field("top_probabilities", pa.list_(pa.float32())),
-]
-"""What a head says of an image: its best class, that class' probability, and the best few, best first."""
 
 
 @dataclass(frozen=True)
