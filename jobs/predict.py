@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from bottleneck.errors import UsageError
+from bottleneck.errors import UsageError, WeightsError
 from bottleneck.extract import Summary, Tally, summarize
 from bottleneck.features import open_features
 from bottleneck.pipeline import Run, RunOptions
@@ -123,7 +123,11 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
             tell_plan(plan)
             return summarize(plan, Tally(plan, config.max_rejected), done, started, extended)
     if not os.environ.get("RAY_ADDRESS"):  # where the workers are other machines, only they can tell
-        check_weights(request.weights)
+        try:
+            check_weights(request.weights)
+        except WeightsError as error:
+            hint = "The head was fitted with these; say by --weights where they are now, their sha256 is compared."
+            raise WeightsError(f"{error} {hint}" if config.weights is None else str(error)) from None
     with Run(request, spec.features.precision, config.run) as run:
         if plan is None:
             head.check_fits(run.spec())

@@ -98,15 +98,19 @@ def digits_folder(folder: Path, per_class: int) -> Path:
     return write_files(folder, {f"{c}/{n:04d}.jpg": jpeg(10 * n + c) for c in range(10) for n in range(per_class)})
 
 
-def saved_head(folder: Path, features_ND: np.ndarray, labels_N: np.ndarray, spec: FeatureSpec) -> Any:
+def saved_head(folder: Path, features_ND: np.ndarray, labels_N: np.ndarray, spec: FeatureSpec, layer: int = 0) -> Any:
     """A logistic head with scikit-learn's optimum, saved in a folder as if fitted on features of a spec."""
     from sklearn.linear_model import LogisticRegression
 
     from bottleneck.head import Head, Origin
 
+    class Fitted(Head):  # scikit-learn takes nothing for an estimator, and so for a fitted one, that has no `fit`
+        def fit(self, X: Any, y: Any) -> Fitted:
+            raise NotImplementedError
+
     fitted = LogisticRegression(max_iter=1000).fit(features_ND.astype(np.float64), labels_N)
-    head = Head()
+    head = Fitted()
     head.classes_, head.n_features_in_ = fitted.classes_.astype(object), features_ND.shape[1]
     head.coef_, head.intercept_ = fitted.coef_, fitted.intercept_
-    head.save(str(folder), Origin(spec.layers[0], spec, "features", "0" * 64))
+    head.save(str(folder), Origin(spec.layers[layer], spec, "features", "0" * 64))
     return Head.load(str(folder))
