@@ -159,7 +159,7 @@ def extract_prepared(
             parts.append(features_ND)
         if on_batch:
             on_batch(start + len(batch_NHWC))
-    made = (columns or stored)([np.concatenate(parts) for parts in features], ok_rows(prepared.rows))
+    made = (columns or feature_columns)([np.concatenate(parts) for parts in features], ok_rows(prepared.rows))
     table = pa.table([*prepared.rows.columns, *made], schema=data_schema(work.holds))
     name = data_name(work.holds, prepared.shard)
     return write_shard(
@@ -167,7 +167,7 @@ def extract_prepared(
     )
 
 
-def stored(features: list[np.ndarray], is_ok: np.ndarray) -> list[pa.Array]:
+def feature_columns(features: list[np.ndarray], is_ok: np.ndarray) -> list[pa.Array]:
     """Features as fixed-size lists, null for the rows that are not ok."""
     columns = []
     for features_ND in features:
