@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from servers import S3Server
 from test_jobs import run
 
 from bottleneck.base import Base
@@ -330,6 +331,19 @@ def test_an_output_holds_features_or_predictions(world: World, predictions: Path
     ):
         assert (code, refused["error"]) == (2, "UsageError"), refused
     assert not (tmp_path / "new").exists()
+
+
+def test_features_head_and_predictions_may_be_in_a_bucket(
+    world: World, predictions: Path, do: Do, s3_server: S3Server, bucket: str, s3_environment: dict[str, str]
+) -> None:
+    s3_server.upload_folder(world.features, bucket, "features/")
+    s3_server.upload_folder(world.head, bucket, "head/")
+    features, head, output = (f"s3://{bucket}/{name}" for name in ("features", "head", "out"))
+    code, summary = do("predict", features, head, output, "--max-rejected", "1")
+    assert (code, summary["ok"], summary["done_now"]) == (0, 20, 6)
+    assert summary["fingerprint"] == plan_of(predictions).holds.fingerprint
+    assert verify(output, full=True).exit_code == 0
+    assert do("predict", features, head, output, "--max-rejected", "1")[1]["done_now"] == 0
 
 
 # Verify
