@@ -104,9 +104,9 @@ def saved_head(folder: Path, features_ND: np.ndarray, labels_N: np.ndarray, spec
 
     from bottleneck.head import Head, Origin
 
-    class Fitted(Head):  # scikit-learn takes nothing for an estimator, and so for a fitted one, that has no `fit`
-        def fit(self, X: Any, y: Any) -> Fitted:
-            raise NotImplementedError
+    class Fitted(Head):
+        def fit(self, *_: Any) -> None:
+            """What scikit-learn knows an estimator by, and Head may not have yet."""
 
     fitted = LogisticRegression(max_iter=1000).fit(features_ND.astype(np.float64), labels_N)
     head = Fitted()
