@@ -1,8 +1,8 @@
 """Judge the objects of an output one by one: each is what the format says, or `Wrong` says why it is not.
 
-With `verify` a separate reader on purpose: fsspec, pyarrow and these two files, none of the code that wrote the output,
-so that a mistake there cannot hide itself. What cannot be fetched is a StoreError. Bytes that are none of ours may also
-raise what json and pyarrow raise; `verify` knows.
+With `audit_rows` and `verify` a separate reader on purpose: fsspec, pyarrow and these three files, none of the code
+that wrote the output, so that a mistake there cannot hide itself. What cannot be fetched is a StoreError. Bytes that
+are none of ours may also raise what json and pyarrow raise; `verify` knows.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from itertools import zip_longest
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bottleneck.errors import StoreError, UsageError
@@ -44,6 +43,7 @@ _PLANNING: Fields = {
     list: "parts",
 }
 _PLAN: Fields = {int: "shard_size", str: "labels source", dict: "spec limits"}
+_PREDICTIONS: Fields = {int: "top", str: "head head_sha256 made_of"}
 _PART: Fields = {int: "first_shard shards images", str: "name sha256"}
 _FOOTER: Fields = {int: "format shard images", str: "fingerprint run_id written device", dict: "spec statuses versions"}
 SUCCESS: Fields = {int: "format images ok", str: "fingerprint plan_sha256 finished", dict: "rejected", list: "shards"}
@@ -71,6 +71,12 @@ _IMAGE_FIELDS = [
     pa.field("height", pa.int32()),
     pa.field("mode", pa.string()),
     pa.field("sha256", pa.binary(32)),
+]
+_PREDICTION_FIELDS = [
+    pa.field("predicted", pa.string()),
+    pa.field("probability", pa.float32()),
+    pa.field("top_labels", pa.list_(pa.string())),
+    pa.field("top_probabilities", pa.list_(pa.float32())),
 ]
 _TAIL_BYTES = 65_536
 """Fetched of every data file for its footer; a footer of ours takes some 5 KB, so one request is enough."""
@@ -182,8 +188,8 @@ class Plan:
             expect("extension is", document.get("extension"), len(self.documents))
         else:
             check_fields(document, _PLAN)
-            expect("fingerprint is", fingerprint, _fingerprint(document["spec"]), "but that of its spec is")
-            _data_schema(document["spec"])
+            expect("fingerprint is", fingerprint, _fingerprint(document), "but that of its spec is")
+            data_schema(document)
         shard = self.num_shards
         for part in document["parts"]:
             check_fields(part, _PART)
@@ -210,7 +216,7 @@ class Plan:
         """
         data = objects.read(part["name"])
         expect("sha256 of its bytes is", hashlib.sha256(data).hexdigest(), part["sha256"])
-        tables = _read_tables(data, _PART_SCHEMA)
+        tables = read_tables(data, _PART_SCHEMA)
         num_shards, num_images = len(tables), sum(table.num_rows for table in tables)
         if (num_shards, num_images) != (part["shards"], part["images"]):
             raise Wrong(
@@ -247,7 +253,7 @@ def check_footer(objects: Objects, plan: Plan, shard: int) -> Counter[str]:
     expected = {"format": 1, "fingerprint": plan.fingerprint, "shard": shard, "images": metadata.num_rows}
     for field, value in expected.items():
         expect(f"{field} in its footer is", footer[field], value)
-    expect("the spec in its footer has fingerprint", _fingerprint(footer["spec"]), plan.fingerprint)
+    expect("the spec in its footer has fingerprint", _fingerprint(footer), plan.fingerprint)
     statuses = check_counts(footer["statuses"], REASONS | {"ok"})
     expect("statuses in its footer add up to", statuses.total(), metadata.num_rows, "but the number of its rows is")
     return statuses
@@ -267,50 +273,7 @@ def _read_metadata(objects: Objects, name: str) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(tail[-needed:]))
 
 
-def check_data(objects: Objects, plan: Plan, shard: int, images: pa.Table, statuses: Counter[str]) -> None:
-    """Read every value of a data file (page checksums verified) and compare its rows with the plan.
-
-    Args:
-        images: the shard's, from its part.
-        statuses: what the file's footer says.
-
-    Raises:
-        StoreError: the file cannot be fetched.
-        Wrong: a column or a row is not what it should be.
-    """
-    spec = plan.documents["plan.json"]["spec"]
-    table = pa.concat_tables(_read_tables(objects.read(plan.data_name(shard)), _data_schema(spec)))
-    rows = table.drop_columns(spec["layers"]).to_pylist()
-    for number, (row, image) in enumerate(zip(rows, images.to_pylist(), strict=True)):
-        status, reason = row["status"], row["reason"]
-        # A rejected image may have been gone or another one when it was read, so its etag is not the plan's.
-        for field in ("key", "label", "etag") if status == "ok" else ("key", "label"):
-            expect(f"row {number}: {field} is", row[field], image[field])
-        if (status, reason) != ("ok", None) and not (status == "rejected" and reason in REASONS):
-            raise Wrong(f"row {number}: status {status!r} with reason {reason!r}, expected ok or a known reason")
-        if status == "ok" and (empty := [name for name in ("width", "height", "mode", "sha256") if row[name] is None]):
-            raise Wrong(f"row {number}: ok, but without {', '.join(empty)}")
-    counts = Counter(row["reason"] or "ok" for row in rows)
-    expect("its rows are", dict(counts), dict(statuses), "but its footer says")
-    ok = [row["status"] == "ok" for row in rows]
-    for layer in spec["layers"]:
-        _check_features(table[layer].combine_chunks(), layer, ok)
-
-
-def _check_features(column: pa.FixedSizeListArray, layer: str, ok: list[bool]) -> None:
-    """Features where, and only where, a row is ok, and all of them finite."""
-    for number, (is_ok, has_features) in enumerate(zip(ok, column.is_valid().to_pylist(), strict=True)):
-        if is_ok != has_features:
-            state = "ok, but has no" if is_ok else "rejected, but has"
-            raise Wrong(f"row {number} is {state} features in {layer}")
-    finite = pc.is_finite(column.flatten()).fill_null(False)  # flatten leaves the rejected rows out
-    if (position := finite.index(False).as_py()) >= 0:
-        nth, dim = divmod(position, column.type.list_size)
-        number = [number for number, is_ok in enumerate(ok) if is_ok][nth]
-        raise Wrong(f"row {number}: value {dim} of {layer} is NaN, infinite or null")
-
-
-def _read_tables(data: bytes, schema: pa.Schema) -> list[pa.Table]:
+def read_tables(data: bytes, schema: pa.Schema) -> list[pa.Table]:
     """The row groups of a Parquet file with exactly this schema."""
     # Without pyarrow's threads, with which a process that ends soon after a read aborts now and then.
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
@@ -324,7 +287,11 @@ def _read_tables(data: bytes, schema: pa.Schema) -> list[pa.Table]:
     return tables
 
 
-def _data_schema(spec: dict[str, Any]) -> pa.Schema:
+def data_schema(document: dict[str, Any]) -> pa.Schema:
+    """The schema of the data files of a plan.json."""
+    spec = document["spec"]
+    if "predictions" in document:
+        return pa.schema(_IMAGE_FIELDS + _PREDICTION_FIELDS)
     value = {"float16": pa.float16(), "float32": pa.float32()}[spec["dtype"]]
     layers = zip(spec["layers"], spec["dims"], strict=True)
     return pa.schema(_IMAGE_FIELDS + [pa.field(layer, pa.list_(value, dim)) for layer, dim in layers])
@@ -335,8 +302,14 @@ def _sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fingerprint(spec: dict[str, Any]) -> str:
-    return _sha256_json({key: value for key, value in spec.items() if key != "weights"})
+def _fingerprint(document: dict[str, Any]) -> str:
+    """Of the features a plan.json or a footer describes, or of the predictions made of them."""
+    features = _sha256_json({key: value for key, value in document["spec"].items() if key != "weights"})
+    if "predictions" not in document:
+        return features
+    predictions = document["predictions"]
+    check_fields(predictions, _PREDICTIONS)
+    return _sha256_json({"features": features, "head_sha256": predictions["head_sha256"], "top": predictions["top"]})
 
 
 def _field(field: pa.Field | None) -> str:

@@ -24,7 +24,7 @@ from bottleneck.listing import Shard, read_images
 from bottleneck.plan import Extended, Plan, data_name, differences, load_plan, make_plan
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.sources import Image, Labels
-from bottleneck.spec import FeatureRequest, FeatureSpec, Limits
+from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, OutputSpec, PredictionSpec
 from bottleneck.store import ObjectChangedError, ObjectGoneError, Wanted, normal_uri, open_store
 
 log = logging.getLogger(__name__)
@@ -39,20 +39,30 @@ class Work:
     spec: FeatureSpec
     limits: Limits
     run_id: str
+    predictions: PredictionSpec | None = None
 
     @classmethod
     def of(cls, plan: Plan, run_id: str = "") -> "Work":
-        return cls(plan.source, plan.output, plan.spec, plan.limits, run_id or uuid.uuid4().hex[:12])
+        run_id = run_id or uuid.uuid4().hex[:12]
+        return cls(plan.source, plan.output, plan.spec, plan.limits, run_id, plan.predictions)
+
+    @property
+    def holds(self) -> OutputSpec:
+        """What the rows of the output hold."""
+        return self.predictions or self.spec
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "spec": self.spec.to_json(), "limits": vars(self.limits)}
+        predictions = self.predictions.to_json() if self.predictions else None
+        return {**vars(self), "spec": self.spec.to_json(), "limits": vars(self.limits), "predictions": predictions}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Work":
-        return cls(**{**value, "spec": FeatureSpec.from_json(value["spec"]), "limits": Limits(**value["limits"])})
+        spec, limits = FeatureSpec.from_json(value["spec"]), Limits(**value["limits"])
+        predictions = PredictionSpec(features=spec, **value["predictions"]) if value["predictions"] else None
+        return cls(**{**value, "spec": spec, "limits": limits, "predictions": predictions})
 
     def is_committed(self, shard: int) -> bool:
-        return open_store(self.output).exists(data_name(self.spec, shard))
+        return open_store(self.output).exists(data_name(self.holds, shard))
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,9 @@ class Summary:
 
 
 Decoder = Callable[[bytes, FeatureSpec, Limits], Decoded | Rejected]
+Columns = Callable[[list[np.ndarray], np.ndarray], list[pa.Array]]
+"""Makes what a data file holds beside the images' outcomes, of the features of a shard's ok rows (one array [N, D] a
+layer) and of which rows are ok: the features themselves, or a head's predictions."""
 
 
 def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepared:
@@ -127,27 +140,47 @@ def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepar
 
 
 def extract_prepared(
-    work: Work, base: Base, prepared: Prepared, on_batch: Callable[[int], None] | None = None
+    work: Work,
+    base: Base,
+    prepared: Prepared,
+    on_batch: Callable[[int], None] | None = None,
+    columns: Columns | None = None,
 ) -> Receipt:
     """Compute a prepared shard's features and commit its data file.
 
     Args:
         on_batch: called with the number of images of the shard done so far.
+        columns: what is made of the features; they are stored where left out.
     """
-    features: list[list[np.ndarray]] = [[] for _ in work.spec.layers]
+    features = [[np.empty((0, dim), work.spec.dtype)] for dim in work.spec.dims]
     for start in range(0, len(prepared.pixels_NHWC), base.batch_size):
         batch_NHWC = prepared.pixels_NHWC[start : start + base.batch_size]
         for parts, features_ND in zip(features, base(batch_NHWC), strict=True):
             parts.append(features_ND)
         if on_batch:
             on_batch(start + len(batch_NHWC))
-    is_ok = np.array([reason is None for reason in prepared.rows.column("reason").to_pylist()])
-    columns = [_column(parts, is_ok, dim, work.spec.dtype) for parts, dim in zip(features, work.spec.dims, strict=True)]
-    table = pa.table([*prepared.rows.columns, *columns], schema=data_schema(work.spec))
-    name = data_name(work.spec, prepared.shard)
+    made = (columns or feature_columns)([np.concatenate(parts) for parts in features], ok_rows(prepared.rows))
+    table = pa.table([*prepared.rows.columns, *made], schema=data_schema(work.holds))
+    name = data_name(work.holds, prepared.shard)
     return write_shard(
-        open_store(work.output), name, work.spec, prepared.shard, table, run_id=work.run_id, device=base.device
+        open_store(work.output), name, work.holds, prepared.shard, table, run_id=work.run_id, device=base.device
     )
+
+
+def feature_columns(features: list[np.ndarray], is_ok: np.ndarray) -> list[pa.Array]:
+    """Features as fixed-size lists, null for the rows that are not ok."""
+    columns = []
+    for features_ND in features:
+        values_ND = np.zeros((len(is_ok), features_ND.shape[1]), features_ND.dtype)
+        values_ND[is_ok] = features_ND
+        flat = pa.array(values_ND.reshape(-1))
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, features_ND.shape[1], mask=pa.array(~is_ok)))
+    return columns
+
+
+def ok_rows(rows: pa.Table) -> np.ndarray:
+    """Which rows are ok, as a mask [N]."""
+    return np.array([reason is None for reason in rows.column("reason").to_pylist()], bool)
 
 
 def extract_shard(work: Work, base: Base, shard: Shard) -> Receipt:
@@ -224,7 +257,16 @@ def open_or_make_plan(
 def check_request(
     plan: Plan, source: str, request: FeatureRequest, *, limits: Limits, labels: Labels, shard_size: int | None
 ) -> None:
-    """Raise FingerprintError, naming each differing field, unless a plan is what was asked for."""
+    """Raise FingerprintError, naming each differing field, unless a plan is what was asked for.
+
+    Raises:
+        UsageError: if it is one of predictions.
+    """
+    if plan.predictions:
+        raise UsageError(
+            f"{plan.output} is an output of predictions. Give another output for features, or go on there with "
+            f"`bottleneck predict {plan.source} {plan.predictions.head} {plan.output}`."
+        )
     asked: dict[str, Any] = {
         "base": request.base,
         "layers": list(requested_layers(request)),
@@ -313,7 +355,7 @@ def summarize(
         done_before=len(done_before),
         done_now=sum(receipt.created for receipt in tally.receipts.values()),
         seconds=round(time.monotonic() - started, 2),
-        fingerprint=plan.spec.fingerprint,
+        fingerprint=plan.holds.fingerprint,
         extended=extended,
         details=details or {},
     )
@@ -358,10 +400,3 @@ def _row(image: Image, outcome: Decoded | Rejected, sha256: bytes | None) -> tup
         outcome.mode,
         sha256,
     )
-
-
-def _column(parts: list[np.ndarray], is_ok: np.ndarray, dim: int, dtype: str) -> pa.Array:
-    """Features of the ok rows as fixed-size lists, null for the others."""
-    values_ND = np.zeros((len(is_ok), dim), dtype)
-    values_ND[is_ok] = np.concatenate([np.empty((0, dim), dtype), *parts])
-    return pa.FixedSizeListArray.from_arrays(pa.array(values_ND.reshape(-1)), dim, mask=pa.array(~is_ok))

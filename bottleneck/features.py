@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
 from bottleneck.plan import FORMAT, Plan, json_bytes, load_plan, versions
 from bottleneck.rows import data_schema
-from bottleneck.spec import FeatureSpec, canonical_layer
+from bottleneck.spec import FeatureSpec, OutputSpec, canonical_layer
 from bottleneck.store import ObjectChangedError, ObjectGoneError, Store, Wanted, open_store
 
 SUCCESS = "_SUCCESS.json"
@@ -54,13 +54,13 @@ class Receipt:
 
 
 def write_shard(
-    store: Store, name: str, spec: FeatureSpec, shard: int, rows: pa.Table, *, run_id: str, device: str
+    store: Store, name: str, spec: OutputSpec, shard: int, rows: pa.Table, *, run_id: str, device: str
 ) -> Receipt:
     """Encode a shard's rows and create its data file, whole or not at all.
 
     Args:
         rows: in the schema `rows.data_schema(spec)`, in the plan's order.
-        device: what the features were computed on, for the footer.
+        device: what the values were computed on, for the footer.
 
     Returns:
         The receipt; of the file that was there first, if another attempt was faster.
@@ -79,13 +79,13 @@ def outcomes(rows: pa.Table) -> dict[str, int]:
 
 
 def encode(
-    rows: pa.Table, spec: FeatureSpec, shard: int, statuses: dict[str, int], *, run_id: str, device: str
+    rows: pa.Table, spec: OutputSpec, shard: int, statuses: dict[str, int], *, run_id: str, device: str
 ) -> bytes:
     """The bytes of a data file."""
     footer = {
         "format": FORMAT,
         "fingerprint": spec.fingerprint,
-        "spec": spec.to_json(),
+        **spec.described(),
         "shard": shard,
         "images": rows.num_rows,
         "statuses": statuses,
@@ -98,15 +98,19 @@ def encode(
     # Splitting the bytes of numbers into streams before zstd makes files smaller (MobileNet on flowers: float32 by 3 %,
     # float16 by 7 %), but DuckDB 2.0 cannot read float16 written so. Level 3 of zstd gains nothing over 1: 1,222 bytes
     # a row of 768 float16 against 1,215, at half again the time; 25,088 values four fifths zero take 14,800 of 50,176.
-    encoding = "BYTE_STREAM_SPLIT" if spec.dtype == "float32" else "PLAIN"
-    layers = {f"{layer}.list.element": encoding for layer in spec.layers}
+    encodings, dictionaries = {}, ["label", "status", "reason", "mode"]
+    if isinstance(spec, FeatureSpec):
+        encoding = "BYTE_STREAM_SPLIT" if spec.dtype == "float32" else "PLAIN"
+        encodings = {f"{layer}.list.element": encoding for layer in spec.layers}
+    else:
+        dictionaries += ["predicted", "top_labels.list.element"]
     with pq.ParquetWriter(
         buffer,
         data_schema(spec),
         compression="zstd",
         compression_level=1,
-        use_dictionary=["label", "status", "reason", "mode"],
-        column_encoding=layers,
+        use_dictionary=dictionaries,
+        column_encoding=encodings or None,
         write_statistics=["key", "label", "status", "reason"],
         write_page_checksum=True,
     ) as writer:
@@ -173,7 +177,7 @@ def finish(plan: Plan, receipts: dict[int, Receipt] | None = None, run_id: str =
     totals = sum((Counter(receipt.statuses) for receipt in accounts), Counter())
     document = {
         "format": FORMAT,
-        "fingerprint": plan.spec.fingerprint,
+        "fingerprint": plan.holds.fingerprint,
         "plan_sha256": plan.sha256,
         "images": plan.num_images,
         "ok": totals.pop("ok", 0),
@@ -276,17 +280,22 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
         allow_incomplete: also open an output whose extraction is not finished, with the shards it has.
 
     Raises:
-        UsageError: if there is no plan.
+        UsageError: if there is no plan, or one of predictions.
         IncompleteError: if shards are missing, unless allowed.
     """
     plan = load_plan(output)
     if plan is None:
         raise UsageError(f"{output} holds no features: it has no plan.json. Make some with `bottleneck extract`.")
+    if plan.predictions:
+        raise UsageError(
+            f"{output} holds the predictions of the head {plan.predictions.head}, no features. Expected an output of "
+            "`bottleneck extract`; predictions are read by whatever reads Parquet."
+        )
     if not allow_incomplete and finished(plan) is None:
         done = len(plan.committed())
         raise IncompleteError(
             f"{output} is not finished: {done} of {plan.num_shards} shards are there. Run its `bottleneck extract` "
-            "command again, or open what there is with allow_incomplete=True."
+            "command again, or take what there is with --allow-incomplete (in Python allow_incomplete=True)."
         )
     return Features(plan, [plan.data_name(shard) for shard in sorted(plan.committed())])
 

@@ -18,20 +18,13 @@ from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.leader import ClassWeight, HeadRequest, Kind, Leader, LocalTeam, Scale
 from bottleneck.losses import probabilities
 from bottleneck.member import Member
+from bottleneck.rows import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.spec import FeatureSpec, sha256_json
 from bottleneck.store import ObjectGoneError, Wanted, open_store
 
 FORMAT = 1
 HEAD_JSON = "head.json"
 HEAD_TENSORS = "head.safetensors"
-
-PREDICTION_FIELDS = [
-    pa.field("predicted", pa.string()),
-    pa.field("probability", pa.float32()),
-    pa.field("top_labels", pa.list_(pa.string())),
-    pa.field("top_probabilities", pa.list_(pa.float32())),
-]
-"""What a head says of an image: its best class, that class' probability, and the best few, best first."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from bottleneck.errors import CorruptError, StoreError
 from bottleneck.sources import Image
-from bottleneck.spec import FeatureSpec
+from bottleneck.spec import OutputSpec
 from bottleneck.store import ObjectGoneError, Store, Wanted
 
 SHARDS_PER_PART = 32
@@ -112,7 +112,7 @@ class Comparison:
 
 def freeze(
     store: Store,
-    spec: FeatureSpec,
+    spec: OutputSpec,
     images: Iterable[Image],
     skipped: Counter[str],
     *,
@@ -147,7 +147,7 @@ def freeze(
     )
 
 
-def _write_part(store: Store, spec: FeatureSpec, images: list[Image], first_shard: int, shard_size: int) -> Part:
+def _write_part(store: Store, spec: OutputSpec, images: list[Image], first_shard: int, shard_size: int) -> Part:
     buffer = io.BytesIO()
     shards = range(0, len(images), shard_size)
     with pq.ParquetWriter(buffer, PART_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
@@ -159,10 +159,24 @@ def _write_part(store: Store, spec: FeatureSpec, images: list[Image], first_shar
             )
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
-    # Named by content: a planning that was killed leaves at most equal or unused parts, never wrong ones.
-    name = f"plan/{spec.fp8}-{first_shard:08d}-{sha256[:8]}.parquet"
+    name = _part_name(spec, first_shard, sha256)
     store.create(name, data)
     return Part(name, first_shard, len(shards), len(images), sha256)
+
+
+def _part_name(spec: OutputSpec, first_shard: int, sha256: str) -> str:
+    # By content: a planning that was killed leaves at most equal or unused parts, never wrong ones.
+    return f"plan/{spec.fp8}-{first_shard:08d}-{sha256[:8]}.parquet"
+
+
+def copy(listing: Listing, source: Store, store: Store, spec: OutputSpec) -> Listing:
+    """The same shards of the same images as those of another output, as parts of this one."""
+    parts = []
+    for part in listing.parts:
+        name = _part_name(spec, part.first_shard, part.sha256)
+        store.create(name, _part(source, part.name))
+        parts.append(replace(part, name=name))
+    return replace(listing, parts=parts)
 
 
 def images_of(store: Store, parts: list[Part]) -> Iterator[Image]:

@@ -2,11 +2,7 @@
 
 import json
 import logging
-import math
-import os
 import queue
-import signal
-import socket
 import threading
 import time
 import warnings
@@ -17,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 
 from bottleneck import errors
-from bottleneck.base import has_bfloat16
 from bottleneck.errors import BottleneckError, IncompleteError, StoreError
 from bottleneck.extract import (
     Summary,
@@ -28,8 +23,10 @@ from bottleneck.extract import (
 )
 from bottleneck.features import Receipt
 from bottleneck.listing import Shard
+from bottleneck.live import Live, process_started_at
 from bottleneck.plan import Extended, Plan, load_plan
-from bottleneck.progress import Progress, quiet_start
+from bottleneck.progress import Progress
+from bottleneck.session import start_ray
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import ExtractFeatures, as_result, prepare_stage, raised
 
@@ -46,8 +43,6 @@ EMIT_RETRIES = 5
 """How often the task that hands out shards may be lost."""
 ACTOR_RESTARTS = 1000
 """Bounded, so that a network that cannot start does not start for ever; far above what a spot market does to a run."""
-LOCAL_STORE_BYTES = 1_000_000_000
-"""Ray's shared memory on one machine: room for about ten prepared shards."""
 POLL_SECONDS = 0.5
 
 
@@ -65,57 +60,6 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise errors.UsageError(f"--{name.replace('_', '-')} takes a number from 1 up. Received: {value}.")
-
-
-def start_ray() -> None:
-    """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else."""
-    # A thread that still iterates while the run is being stopped must not start Ray a second time.
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    import ray
-
-    if ray.is_initialized():
-        return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    address = os.environ.get("RAY_ADDRESS", "")
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        if address:
-            # Ray itself tries for minutes to reach a cluster that is not there.
-            host, colon, port = address.rpartition("://")[2].rpartition(":")
-            if colon:
-                socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, **options)
-        else:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
-            with quiet_start():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=LOCAL_STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
-                    **options,
-                )
-    except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
-        raise KeyboardInterrupt from stopped
-    except (OSError, RuntimeError, ValueError) as error:
-        if address:
-            message = f"No Ray cluster answers at RAY_ADDRESS={address}: {error}. Unset it to run on this machine."
-        else:
-            message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
-        raise StoreError(message) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)
-    logging.getLogger("ray").setLevel(logging.ERROR)
-
-
-def workers_have_bfloat16() -> bool:
-    """Ask a worker like those that will run: one with a GPU if the cluster has any."""
-    start_ray()
-    import ray
-
-    num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    return bool(ray.get(ray.remote(num_cpus=0, num_gpus=num_gpus)(has_bfloat16).remote()))
 
 
 class Run:
@@ -142,7 +86,7 @@ class Run:
         self.num_gpus = int(ray.cluster_resources().get("GPU", 0))
         self.num_cpus = int(ray.cluster_resources().get("CPU", 1))
         self.num_actors = options.num_actors or self.num_gpus or max(1, self.num_cpus // CORES_PER_ACTOR)
-        self.live = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(_Live).remote()
+        self.live = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(Live).remote()
         self.order: str | None = None
         self.forget: list[int] = []
         self.images_done = 0
@@ -344,53 +288,10 @@ class Run:
             return {}
         images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
         return {
-            "first_batch_seconds": round(live["first_batch_at"] - _process_started_at(), 2),
+            "first_batch_seconds": round(live["first_batch_at"] - process_started_at(), 2),
             "images_per_second": round(images / max(1e-9, self.last_receipt_at - live["first_batch_at"]), 2),
             "limiting": live["limiting"],
         }
-
-
-class _Live:
-    """A counter that the actors tell how far they are, batch by batch; only the display reads it."""
-
-    def __init__(self) -> None:
-        self.images: dict[int, int] = {}
-        self.seconds = {"network": 0.0, "decode": 0.0, "read": 0.0}
-        self.idle_seconds = 0.0
-        self.first_batch_at = math.inf
-        self.resolved: dict[str, Any] | None = None
-        self.order: str | None = None
-        self.emitted = False
-
-    def report_emitted(self) -> None:
-        self.emitted = True
-
-    def report_resolved(self, resolved: dict[str, Any]) -> None:
-        self.resolved = resolved
-
-    def what_to_do(self) -> str | None:
-        return self.order
-
-    def report(self, shard: int, images: int, network: float, idle: float, decode: float, read: float) -> None:
-        self.first_batch_at = min(self.first_batch_at, time.time() - network)
-        self.images[shard] = images
-        for name, seconds in (("network", network), ("decode", decode), ("read", read)):
-            self.seconds[name] += seconds
-        self.idle_seconds += idle
-
-    def snapshot(self, forget: list[int], order: str | None) -> dict[str, Any]:
-        self.order = order
-        for shard in forget:
-            self.images.pop(shard, None)
-        result: dict[str, Any] = {"images": self.images, "limiting": "start"}
-        result |= {"resolved": self.resolved, "emitted": self.emitted}
-        seconds = self.seconds
-        if seconds["network"]:
-            # Where the networks hardly wait they are the limit, else what they wait for.
-            waiting = self.idle_seconds > 0.15 * (seconds["network"] + self.idle_seconds)
-            slower = "decode" if seconds["decode"] > seconds["read"] else "read"
-            result |= {"limiting": slower if waiting else "network", "first_batch_at": self.first_batch_at}
-        return result
 
 
 def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
@@ -413,10 +314,3 @@ def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
     for shard in shards:
         yield pa.table({"work": [work], "shard": [json.dumps(asdict(shard))]})
     ray.get(live.report_emitted.remote())
-
-
-def _process_started_at() -> float:
-    """When this process was started, in seconds since the epoch, so that importing counts as start-up."""
-    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
-        ticks = int(stat.read().rpartition(")")[2].split()[19])
-        return time.time() - (float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))

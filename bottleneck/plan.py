@@ -20,7 +20,7 @@ from typing import Any
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
 from bottleneck.listing import Comparison, Listing, Part, Shard, freeze, images_of, in_order
 from bottleneck.sources import Image, Labels, list_images
-from bottleneck.spec import FeatureSpec, Limits, sha256_json
+from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, sha256_json
 from bottleneck.store import ObjectGoneError, Store, Wanted, open_store
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,13 @@ class Plan:
     labels: Labels
     shard_size: int
     listings: list[Listing]
+    predictions: PredictionSpec | None = None
+    """Of a plan of predictions: the head that is asked for its answer to the features."""
+
+    @property
+    def holds(self) -> OutputSpec:
+        """What the rows of the output hold."""
+        return self.predictions or self.spec
 
     @property
     def num_images(self) -> int:
@@ -66,7 +73,7 @@ class Plan:
     @property
     def sha256(self) -> str:
         """The plan's digest, which `_SUCCESS.json` repeats: it changes with every extension."""
-        return sha256_json({"fingerprint": self.spec.fingerprint, "parts": [part.sha256 for part in self.parts]})
+        return sha256_json({"fingerprint": self.holds.fingerprint, "parts": [part.sha256 for part in self.parts]})
 
     def shards(self) -> Iterator[Shard]:
         for part in self.parts:
@@ -83,11 +90,11 @@ class Plan:
         raise IndexError(shard)
 
     def data_name(self, shard: int) -> str:
-        return data_name(self.spec, shard)
+        return data_name(self.holds, shard)
 
     def committed(self) -> dict[int, int]:
         """The shards whose data files are there, by number, with their sizes in bytes: the truth about progress."""
-        names = re.compile(rf"data/s(\d{{8}})-{self.spec.fp8}\.parquet")
+        names = re.compile(rf"data/s(\d{{8}})-{self.holds.fp8}\.parquet")
         found = ((names.fullmatch(entry.key), entry.size) for entry in open_store(self.output).list("data/"))
         return {int(match[1]): size for match, size in found if match}
 
@@ -98,7 +105,7 @@ class Plan:
         return heapq.merge(*runs, key=lambda image: image.key.encode())
 
 
-def data_name(spec: FeatureSpec, shard: int) -> str:
+def data_name(spec: OutputSpec, shard: int) -> str:
     """The data file of a shard: its number and its fingerprint, so that nothing else can be taken for it."""
     return f"data/s{shard:08d}-{spec.fp8}.parquet"
 
@@ -132,14 +139,17 @@ def load_plan(output: str) -> Plan | None:
     while (extension := _read_json(store, _extension_name(len(listings)))) is not None:
         listings.append(_listing(extension))
     try:
+        spec = FeatureSpec.from_json(document["spec"])
+        predictions = document.get("predictions")
         return Plan(
             source=document["source"],
             output=store.uri,
-            spec=FeatureSpec.from_json(document["spec"]),
+            spec=spec,
             limits=Limits(**document["limits"]),
             labels=document["labels"],
             shard_size=document["shard_size"],
             listings=listings,
+            predictions=PredictionSpec(features=spec, **predictions) if predictions else None,
         )
     except (KeyError, TypeError) as error:
         raise CorruptError(f"{output}/plan.json is damaged: {error!r}.") from error
@@ -148,7 +158,7 @@ def load_plan(output: str) -> Plan | None:
 def make_plan(
     source: str,
     output: str,
-    spec: FeatureSpec,
+    spec: OutputSpec,
     *,
     limits: Limits | None = None,
     labels: Labels = "folder",
@@ -169,20 +179,27 @@ def make_plan(
     skipped: Counter[str] = Counter()
     images = list_images(source_store, labels, skipped)
     listing = freeze(output_store, spec, in_order(images), skipped, first_shard=0, shard_size=shard_size)
+    return commit_plan(source_store.uri, output, spec, limits or Limits(), labels, shard_size, listing)
+
+
+def commit_plan(
+    source: str, output: str, spec: OutputSpec, limits: Limits, labels: Labels, shard_size: int, listing: Listing
+) -> Plan:
+    """Create `plan.json` for a listing whose parts are written; or return the plan of a run that was first."""
     document = {
         **_header(spec),
-        "spec": spec.to_json(),
-        "limits": asdict(limits or Limits()),
+        **spec.described(),
+        "limits": asdict(limits),
         "labels": labels,
         "shard_size": shard_size,
-        "source": source_store.uri,
+        "source": source,
         **asdict(listing),
     }
-    output_store.create("plan.json", json_bytes(document))
+    open_store(output).create("plan.json", json_bytes(document))
     plan = load_plan(output)
     if plan is None:
         raise StoreError(f"{output}/plan.json was written and is gone again.")
-    asked = {name: document[name] for name in ("spec", "limits", "labels", "source")}
+    asked = {name: document.get(name) for name in ("spec", "predictions", "limits", "labels", "source")}
     if message := differences(plan, asked):
         raise FingerprintError(f"Another run planned this output first. {message}")
     return plan
@@ -196,7 +213,7 @@ def extend_plan(plan: Plan) -> tuple[Plan, Extended]:
         seen = Comparison(plan.images(), in_order(list_images(source_store, plan.labels, skipped)))
         listing = freeze(
             output_store,
-            plan.spec,
+            plan.holds,
             seen.new_images(),
             skipped,
             first_shard=plan.num_shards,
@@ -205,21 +222,28 @@ def extend_plan(plan: Plan) -> tuple[Plan, Extended]:
         extended = Extended(listing.images, seen.changed, seen.gone, seen.changed_keys, seen.gone_keys)
         if not listing.images:
             return plan, extended
-        number = len(plan.listings)
-        document = {**_header(plan.spec), "extension": number, **asdict(listing)}
-        created = output_store.create(_extension_name(number), json_bytes(document))
-        newer = load_plan(plan.output)
-        if newer is None:
-            raise StoreError(f"{plan.output}/plan.json is gone.")
+        plan, created = commit_extension(plan, listing)
         if created:
-            return newer, extended
-        plan = newer  # another run extended first: compare again, with its images planned
+            return plan, extended
+        # Another run extended first: compare again, with its images planned.
+
+
+def commit_extension(plan: Plan, listing: Listing) -> tuple[Plan, bool]:
+    """Append a listing whose parts are written, and return the plan as it is now; False if another run was first."""
+    number = len(plan.listings)
+    document = {**_header(plan.holds), "extension": number, **asdict(listing)}
+    created = open_store(plan.output).create(_extension_name(number), json_bytes(document))
+    newer = load_plan(plan.output)
+    if newer is None:
+        raise StoreError(f"{plan.output}/plan.json is gone.")
+    return newer, created
 
 
 def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
     """The message of a refused run, with the planned and the requested value of each field that differs; or None."""
     planned: dict[str, Any] = {
         "spec": plan.spec.to_json(),
+        "predictions": plan.predictions.to_json() if plan.predictions else None,
         "limits": asdict(plan.limits),
         "labels": plan.labels,
         "source": plan.source,
@@ -227,14 +251,15 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
     }
     lines = []
     for name, value in requested.items():
-        pairs = [(key, planned[name][key], value[key]) for key in value] if isinstance(value, dict) else None
-        for key, old, new in pairs or [(name, planned[name], value)]:
-            if old != new and key != "weights":
+        whole = planned[name]
+        by_key = isinstance(value, dict) and isinstance(whole, dict)
+        for key, old, new in [(key, whole[key], value[key]) for key in value] if by_key else [(name, whole, value)]:
+            if old != new and key not in ("weights", "head"):  # where they are; their sha256 tells whether they differ
                 lines.append(f"{key}: planned {_shown(old)}, requested {_shown(new)}")
     if not lines:
         return None
     return (
-        f"{plan.output} was planned with other settings, so this run would mix features. Differing: "
+        f"{plan.output} was planned with other settings, so this run would mix two kinds of results. Differing: "
         + "; ".join(lines)
         + ". Give the planned values, or another output."
     )
@@ -242,9 +267,7 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
 
 def preflight(source: str, output: str) -> None:
     """Refuse a source without images and an output that holds anything but a plan and its data. Raises UsageError."""
-    for entry in itertools.islice(open_store(output).list(), 100):
-        if not _KNOWN_OBJECT.fullmatch(entry.key):
-            raise UsageError(f"The output {output} holds something else: {entry.key}. Give an empty or new place.")
+    check_output(output)
     store = open_store(source)
     skipped: Counter[str] = Counter()
     if next(list_images(store, "none", skipped), None) is None:
@@ -254,11 +277,18 @@ def preflight(source: str, output: str) -> None:
         raise UsageError(f"The source {store.uri} is empty or does not exist. Expected a folder or prefix with images.")
 
 
+def check_output(output: str) -> None:
+    """Refuse an output that holds anything but a plan and its data. Raises UsageError."""
+    for entry in itertools.islice(open_store(output).list(), 100):
+        if not _KNOWN_OBJECT.fullmatch(entry.key):
+            raise UsageError(f"The output {output} holds something else: {entry.key}. Give an empty or new place.")
+
+
 def json_bytes(document: dict[str, Any]) -> bytes:
     return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def _header(spec: FeatureSpec) -> dict[str, Any]:
+def _header(spec: OutputSpec) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "fingerprint": spec.fingerprint,

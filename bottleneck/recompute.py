@@ -10,8 +10,9 @@ import numpy as np
 
 from bottleneck.base import Base
 from bottleneck.decode import Decoded, decode
+from bottleneck.errors import UsageError
 from bottleneck.features import open_features
-from bottleneck.plan import Plan
+from bottleneck.plan import Plan, load_plan
 from bottleneck.store import ObjectChangedError, ObjectGoneError, Wanted, open_store
 
 MIN_COSINE = 0.999
@@ -28,6 +29,16 @@ class Comparison:
     """Keys whose features are not those of their images, with the cosine."""
     unreadable: list[str] = field(default_factory=list)
     """Keys whose images have changed or gone since."""
+
+
+def check_recomputable(output: str) -> None:
+    """Refuse an output of predictions. Raises UsageError."""
+    plan = load_plan(output)
+    if plan is not None and plan.predictions:
+        raise UsageError(
+            f"--recompute compares features, and {output} holds predictions. Verify the features they can be made of, "
+            "or predict again to another output and compare."
+        )
 
 
 def recompute(output: str, num_images: int, seed: int | None = None, batch_size: int = 8) -> Comparison:

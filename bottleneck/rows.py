@@ -4,7 +4,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from bottleneck.spec import FeatureSpec
+from bottleneck.spec import OutputSpec, PredictionSpec
 
 Reason = Literal[
     "empty",
@@ -33,9 +33,22 @@ IMAGE_FIELDS = [
 """What every data file says of an image beside its features. `width`, `height` (pixels, as stored) and `mode` (Pillow's
 name) are null where no header could be read, `sha256` (of the image's bytes) where no bytes were read."""
 
+PREDICTION_FIELDS = [
+    pa.field("predicted", pa.string()),
+    pa.field("probability", pa.float32()),
+    pa.field("top_labels", pa.list_(pa.string())),
+    pa.field("top_probabilities", pa.list_(pa.float32())),
+]
+"""What a head says of an image: its best class, that class' probability, and the best few, best first."""
 
-def data_schema(spec: FeatureSpec) -> pa.Schema:
-    """The schema of a data file: `IMAGE_FIELDS`, then one column of D values for each layer, null unless ok."""
+
+def data_schema(spec: OutputSpec) -> pa.Schema:
+    """The schema of a data file: `IMAGE_FIELDS`, then one column of D values for each layer, or a head's predictions.
+
+    What follows the image's own fields is null unless the row is ok.
+    """
+    if isinstance(spec, PredictionSpec):
+        return pa.schema(IMAGE_FIELDS + PREDICTION_FIELDS)
     values = pa.float16() if spec.dtype == "float16" else pa.float32()
     columns = [pa.field(layer, pa.list_(values, dim)) for layer, dim in zip(spec.layers, spec.dims, strict=True)]
     return pa.schema(IMAGE_FIELDS + columns)

@@ -89,6 +89,10 @@ class FeatureSpec:
         """The first eight digits of the fingerprint, as they stand in file names."""
         return self.fingerprint[:8]
 
+    def described(self) -> dict[str, Any]:
+        """What a plan and a footer say of an output of these features."""
+        return {"spec": self.to_json()}
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "layers": list(self.layers), "dims": list(self.dims)}
 
@@ -99,6 +103,46 @@ class FeatureSpec:
             odd = ", ".join(sorted(set(value) ^ known))
             raise UsageError(f"This output's feature spec was written by another version of bottleneck: fields {odd}.")
         return cls(**{**value, "layers": tuple(value["layers"]), "dims": tuple(value["dims"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSpec:
+    """What the predictions of one output are: those of one head, on one kind of features."""
+
+    features: FeatureSpec
+    head: str
+    """Where the head was, for people to read; the fingerprint holds the sha256 instead."""
+    head_sha256: str
+    top: int
+    """Classes of a row, best first."""
+    made_of: Literal["images", "features"]
+    """What the source holds; the predictions are the same either way, so it is not in the fingerprint."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"--top takes a number of classes from 1 up. Received: {self.top}.")
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that changes a prediction; 64 hex digits."""
+        return sha256_json(
+            {"features": self.features.fingerprint, "head_sha256": self.head_sha256, "top": self.top},
+        )
+
+    @property
+    def fp8(self) -> str:
+        return self.fingerprint[:8]
+
+    def described(self) -> dict[str, Any]:
+        """What a plan and a footer say of an output of these predictions."""
+        return {"spec": self.features.to_json(), "predictions": self.to_json()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "features"}
+
+
+OutputSpec = FeatureSpec | PredictionSpec
+"""What the rows of an output hold beside the outcomes of images."""
 
 
 @dataclass(frozen=True, kw_only=True)

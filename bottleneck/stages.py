@@ -17,10 +17,11 @@ import pyarrow as pa
 from bottleneck import errors
 from bottleneck.base import Base
 from bottleneck.errors import BottleneckError
-from bottleneck.extract import Prepared, Work, extract_prepared, prepare_shard
+from bottleneck.extract import Columns, Prepared, Work, extract_prepared, prepare_shard
 from bottleneck.features import Receipt
 from bottleneck.guard import GuardedByProcess, guarded_by_exit
 from bottleneck.listing import Shard
+from bottleneck.predict import Predictor
 from bottleneck.spec import FeatureRequest, Precision
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,10 @@ def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
 
 
 class ExtractFeatures:
-    """Second stage, one actor a network: rows and pixels -> the committed data file's receipt."""
+    """Second stage, one actor a network: rows and pixels -> the committed data file's receipt.
+
+    Where the work is one of predictions, the actor loads the head as well, and stores its answers.
+    """
 
     def __init__(
         self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None, live: Any
@@ -56,6 +60,7 @@ class ExtractFeatures:
         self.live = live
         self.error: dict[str, Any] | None = None
         self.idle_since: float | None = None
+        self.predictor: Predictor | None = None
         try:
             self.base = Base.of(request, precision, batch_size, num_threads)
             live.report_resolved.remote({"spec": self.base.spec.to_json()})
@@ -87,12 +92,19 @@ class ExtractFeatures:
             pixels = table.column("pixels").chunk(0)
             pixels_NHWC = np.frombuffer(pixels[0].as_buffer(), np.uint8).reshape(-1, size, size, 3)
             rows = pa.ipc.open_stream(table.column("rows")[0].as_buffer()).read_all()
-            receipt = extract_prepared(work, self.base, Prepared(shard, rows, pixels_NHWC), report)
+            receipt = extract_prepared(work, self.base, Prepared(shard, rows, pixels_NHWC), report, self._columns(work))
             return {"receipt": asdict(receipt)}
         except Exception as error:
             return as_result(error)
         finally:
             self.idle_since = time.monotonic()
+
+    def _columns(self, work: Work) -> Columns | None:
+        if work.predictions is None:
+            return None
+        if self.predictor is None or self.predictor.spec != work.predictions:
+            self.predictor = Predictor(work.predictions)
+        return self.predictor
 
 
 def _message(

@@ -1,6 +1,7 @@
 """Prove that an output is what its plan says: nothing lost, nothing twice, nothing strange.
 
-What one object must be is in `audit`; here they are listed, compared with each other, and the faulty ones named.
+What one object must be is in `audit` and `audit_rows`; here they are listed, compared with each other, and the faulty
+ones named.
 """
 
 import hashlib
@@ -24,11 +25,11 @@ from bottleneck.audit import (
     Plan,
     Wrong,
     check_counts,
-    check_data,
     check_fields,
     check_footer,
     expect,
 )
+from bottleneck.audit_rows import check_data
 from bottleneck.errors import StoreError, UsageError
 
 _EXTENSION = re.compile(r"plan/extension-[0-9]{5}\.json")

@@ -12,7 +12,19 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
-JOBS = ("extract", "plan", "verify", "fit", "evaluate", "classify", "describe", "export", "demo", "benchmark")
+JOBS = (
+    "extract",
+    "plan",
+    "verify",
+    "fit",
+    "evaluate",
+    "predict",
+    "classify",
+    "describe",
+    "export",
+    "demo",
+    "benchmark",
+)
 
 NOTE = """exit codes: 0 done, 1 corrupt, 2 usage, 3 incomplete, 4 other fingerprint, 5 environment, 6 too many rejected
 the last line on stdout is one JSON object; progress and logs go to stderr"""

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field
 from bottleneck import base
 from bottleneck.base import choose_precision
 from bottleneck.extract import Summary, Tally, check_request, summarize
-from bottleneck.pipeline import Run, RunOptions, workers_have_bfloat16
+from bottleneck.pipeline import Run, RunOptions
 from bottleneck.plan import Extended, Plan, extend_plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
+from bottleneck.session import workers_have_bfloat16
 from bottleneck.weights import check_weights
 from jobs import plan as plan_job
 
@@ -67,10 +68,10 @@ def extract(config: Config) -> Summary:
         precision = plan.spec.precision
         if config.extend:
             plan, extended = extend_plan(plan)
-            _tell_extended(extended)
+            tell_extended(extended)
         done = plan.committed()
         if len(done) == plan.num_shards:  # nothing to extract, so nothing to start
-            _tell_plan(plan)
+            tell_plan(plan)
             return summarize(plan, Tally(plan, config.max_rejected), done, started, extended)
     with Run(config.features, precision, config.run) as run:
         if plan is None:
@@ -82,15 +83,15 @@ def extract(config: Config) -> Summary:
                 labels=config.labels,
                 shard_size=config.shard_size,
             )
-        _tell_plan(plan)
+        tell_plan(plan)
         with Display("extract") as display:
             return run.extract(plan, config.max_rejected, display.show, extended)
 
 
-def _tell_plan(plan: Plan) -> None:
+def tell_plan(plan: Plan) -> None:
     spec = plan.spec
     log.info(
-        "%s images in %s shards -> %s: %s, weights %s, %s, %s",
+        "%s images in %s shards -> %s: %s, weights %s, %s, %s%s",
         f"{plan.num_images:,}",
         f"{plan.num_shards:,}",
         plan.output,
@@ -98,10 +99,11 @@ def _tell_plan(plan: Plan) -> None:
         spec.weights,
         " ".join(spec.layers),
         spec.precision,
+        f"; predictions of {plan.predictions.head}" if plan.predictions else "",
     )
 
 
-def _tell_extended(extended: Extended) -> None:
+def tell_extended(extended: Extended) -> None:
     log.info("extended by %s images", f"{extended.added:,}")
     for count, keys, what in (
         (extended.changed, extended.changed_keys, "planned images have changed since"),

@@ -17,8 +17,8 @@ import tyro
 
 from bottleneck import base
 from bottleneck.extract import open_or_make_plan
-from bottleneck.pipeline import workers_have_bfloat16
 from bottleneck.plan import Plan
+from bottleneck.session import workers_have_bfloat16
 from bottleneck.sources import Labels
 from bottleneck.spec import FeatureRequest, Limits
 

@@ -7,6 +7,7 @@ Every data file's footer by default; `--full` reads every value; `--recompute N`
 code 0 if all is well, 3 if shards are missing, 1 if anything is corrupt or foreign; each such object is named.
 """
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from bottleneck.errors import CorruptError, UsageError
-from bottleneck.recompute import recompute
+from bottleneck.recompute import check_recomputable, recompute
 from bottleneck.verify import verify
 
 log = logging.getLogger(__name__)
@@ -24,16 +25,19 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """The output of `bottleneck extract`."""
+    """The output of `bottleneck extract` or `bottleneck predict`."""
     full: bool = False
     """Read every row and value as well, not only the footers."""
     recompute: int = 0
-    """Extract this many random images again from the source and compare."""
+    """Extract this many random images again from the source and compare; of features only."""
 
 
 def main(config: Config) -> int:
     if config.recompute < 0:
         raise UsageError(f"--recompute takes a number of images from 0 up. Received: {config.recompute}.")
+    if config.recompute:
+        with contextlib.suppress(CorruptError):  # which verifying tells in full
+            check_recomputable(config.output)
     report = verify(config.output, full=config.full)
     result = report.to_json()
     exit_code = report.exit_code

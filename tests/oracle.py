@@ -95,7 +95,7 @@ def _rows(output: str, names: list[str]) -> tuple[dict[str, dict[str, Any]], lis
             raise AssertionError(f"{name} cannot be read whole: {error}") from error
         if not name.startswith("data/"):
             continue
-        layers = table.column_names[table.column_names.index("sha256") + 1 :]
+        layers = table.column_names[table.column_names.index("sha256") + 1 :]  # or what was predicted from them
         assert layers, f"{name} has no features after sha256: {table.column_names}"
         features = {layer: _values(table[layer].combine_chunks()) for layer in layers}
         for number, row in enumerate(table.select(["key", "status", "reason"]).to_pylist()):
@@ -105,8 +105,10 @@ def _rows(output: str, names: list[str]) -> tuple[dict[str, dict[str, Any]], lis
     return rows, twice
 
 
-def _values(column: pa.FixedSizeListArray) -> list[np.ndarray[Any, Any] | None]:
+def _values(column: pa.Array) -> list[np.ndarray[Any, Any] | None]:
     """One array for each row, None where it is null."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return [None if value is None else np.array(value) for value in column.to_pylist()]
     values_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
     rest = iter(values_ND)
     return [next(rest) if valid else None for valid in column.is_valid().to_pylist()]

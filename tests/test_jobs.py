@@ -22,6 +22,10 @@ OPTIONS = {
     ],
     "plan": ["source", "output", "labels", "shard_size", *FEATURES, *LIMITS],
     "verify": ["output", "full", "recompute"],
+    "predict": [
+        *["source", "head", "output", "top", "weights", "allow_incomplete", "labels", "shard_size", *LIMITS],
+        *["extend", "max_rejected", "num_actors", "batch_size"],
+    ],
     "demo": ["folder"],
 }
 

@@ -98,7 +98,7 @@ def digits_folder(folder: Path, per_class: int) -> Path:
     return write_files(folder, {f"{c}/{n:04d}.jpg": jpeg(10 * n + c) for c in range(10) for n in range(per_class)})
 
 
-def saved_head(folder: Path, features_ND: np.ndarray, labels_N: np.ndarray, spec: FeatureSpec) -> Any:
+def saved_head(folder: Path, features_ND: np.ndarray, labels_N: np.ndarray, spec: FeatureSpec, layer: int = 0) -> Any:
     """A logistic head with scikit-learn's optimum, saved in a folder as if fitted on features of a spec."""
     from sklearn.linear_model import LogisticRegression
 
@@ -112,5 +112,5 @@ def saved_head(folder: Path, features_ND: np.ndarray, labels_N: np.ndarray, spec
     head = Fitted()
     head.classes_, head.n_features_in_ = fitted.classes_.astype(object), features_ND.shape[1]
     head.coef_, head.intercept_ = fitted.coef_, fitted.intercept_
-    head.save(str(folder), Origin(spec.layers[0], spec, "features", "0" * 64))
+    head.save(str(folder), Origin(spec.layers[layer], spec, "features", "0" * 64))
     return Head.load(str(folder))

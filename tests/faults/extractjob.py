@@ -1,4 +1,4 @@
-"""`bottleneck extract` as a real process, to be killed: in a session of its own, by which its Ray processes are found.
+"""A job as a real process, to be killed: in a session of its own, by which its Ray processes are found.
 
     with Job(photos, output, environment=photos.environment) as job:
         job.wait_for_shards(3)
@@ -45,7 +45,7 @@ EMITTING = r"MapBatches\(_emit\)"
 PREPARING = r"MapBatches\(prepare_stage\)"
 EXTRACTING_STARTS = r"MapWorker\(MapBatches\(ExtractFeatures\)\)\.__init__"
 EXTRACTING = r"MapWorker\(MapBatches\(ExtractFeatures\)\)(?!\.__init__)"
-COUNTING = r"_Live"
+COUNTING = r"Live"
 WAITING = r"DashboardAgent|RuntimeEnvAgent|IDLE"
 
 
@@ -79,22 +79,18 @@ class Ended:
         return self.result
 
 
-class Job:
-    """A running extract job; leaving the context kills what is left of it."""
+class AnyJob:
+    """A running job; leaving the context kills what is left of it."""
 
     def __init__(
-        self,
-        source: str | Path,
-        output: str | Path,
-        *options: str,
-        environment: Mapping[str, str] | None = None,
-        asked: tuple[str, ...] = (*ASKED, "--shard-size", str(SHARD_SIZE)),
+        self, output: str | Path, *arguments: str | Path, environment: Mapping[str, str] | None = None
     ) -> None:
+        """Start a job that fills an output, by all of its arguments."""
         self.output = str(output)
         self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", "extract", str(source), str(output), *asked, *options],
+            [sys.executable, "-m", "jobs", *map(str, arguments)],
             cwd=REPOSITORY,
             env=clean_environment() | dict(environment or {}),
             stdin=subprocess.DEVNULL,
@@ -202,6 +198,27 @@ class Job:
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.1)
+
+
+class Job(AnyJob):
+    """A running extract job."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        output: str | Path,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        asked: tuple[str, ...] = (*ASKED, "--shard-size", str(SHARD_SIZE)),
+    ) -> None:
+        super().__init__(output, "extract", source, output, *asked, *options, environment=environment)
+
+
+class PredictJob(AnyJob):
+    """A running predict job."""
+
+    def __init__(self, source: str | Path, head: str | Path, output: str | Path, *options: str) -> None:
+        super().__init__(output, "predict", source, head, output, *options)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from extractjob import (
     EXTRACTING_STARTS,
     PREPARING,
     WAITING_SECONDS,
+    AnyJob,
     Ended,
     Job,
     Photos,
@@ -115,14 +116,14 @@ def test_a_run_outlives_its_workers(
         number += 1
         output = tmp_path / f"features-{number}"
         with Job(photos.folder, output) as job:
-            killed += _kill_workers(job, rng, at_most=min(6, kills - killed))
+            killed += kill_workers(job, rng, at_most=min(6, kills - killed))
             result = job.wait().succeeded()
         # ... also the shard of an actor killed between its write and its answer.
         assert (result["done_before"], result["done_now"]) == (0, photos.num_shards)
         check(output, photos, reference)
 
 
-def _kill_workers(job: Job, rng: random.Random, at_most: int) -> int:
+def kill_workers(job: AnyJob, rng: random.Random, at_most: int) -> int:
     """Kill a worker each time some more shards are done: the first two a task and an actor, then any that is there."""
     kinds = [PREPARING, EXTRACTING]
     killed = 0
@@ -136,7 +137,7 @@ def _kill_workers(job: Job, rng: random.Random, at_most: int) -> int:
     return killed
 
 
-def _kill_one(job: Job, title: str, rng: random.Random) -> int:
+def _kill_one(job: AnyJob, title: str, rng: random.Random) -> int:
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
         victim = rng.choice(job.workers(title))
         print(f"kill {victim.cmdline()[0].strip()} with {num_data_files(job.output)} shards done")

@@ -1,0 +1,56 @@
+"""What a run is doing right now: its actors tell a counter, and the display reads it."""
+
+import math
+import os
+import time
+from typing import Any
+
+
+class Live:
+    """A counter that the actors tell how far they are, batch by batch; only the display reads it."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, int] = {}
+        self.seconds = {"network": 0.0, "decode": 0.0, "read": 0.0}
+        self.idle_seconds = 0.0
+        self.first_batch_at = math.inf
+        self.resolved: dict[str, Any] | None = None
+        self.order: str | None = None
+        self.emitted = False
+
+    def report_emitted(self) -> None:
+        self.emitted = True
+
+    def report_resolved(self, resolved: dict[str, Any]) -> None:
+        self.resolved = resolved
+
+    def what_to_do(self) -> str | None:
+        return self.order
+
+    def report(self, shard: int, images: int, network: float, idle: float, decode: float, read: float) -> None:
+        self.first_batch_at = min(self.first_batch_at, time.time() - network)
+        self.images[shard] = images
+        for name, seconds in (("network", network), ("decode", decode), ("read", read)):
+            self.seconds[name] += seconds
+        self.idle_seconds += idle
+
+    def snapshot(self, forget: list[int], order: str | None) -> dict[str, Any]:
+        self.order = order
+        for shard in forget:
+            self.images.pop(shard, None)
+        result: dict[str, Any] = {"images": self.images, "limiting": "start"}
+        result |= {"resolved": self.resolved, "emitted": self.emitted}
+        seconds = self.seconds
+        if seconds["network"]:
+            # Where the networks hardly wait they are the limit, else what they wait for.
+            waiting = self.idle_seconds > 0.15 * (seconds["network"] + self.idle_seconds)
+            slower = "decode" if seconds["decode"] > seconds["read"] else "read"
+            result |= {"limiting": slower if waiting else "network", "first_batch_at": self.first_batch_at}
+        return result
+
+
+def process_started_at() -> float:
+    """When this process was started, in seconds since the epoch, so that importing counts as start-up."""
+    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+        ticks = int(stat.read().rpartition(")")[2].split()[19])
+        return time.time() - (float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))

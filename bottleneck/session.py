@@ -1,0 +1,66 @@
+"""Ray itself: started on this machine or joined, and asked what its workers can do."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+from bottleneck.base import has_bfloat16
+from bottleneck.errors import StoreError
+from bottleneck.progress import quiet_start
+
+LOCAL_STORE_BYTES = 1_000_000_000
+"""Ray's shared memory on one machine: room for about ten prepared shards."""
+
+
+def start_ray() -> None:
+    """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else."""
+    # A thread that still iterates while the run is being stopped must not start Ray a second time.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    address = os.environ.get("RAY_ADDRESS", "")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if address:
+            # Ray itself tries for minutes to reach a cluster that is not there.
+            host, colon, port = address.rpartition("://")[2].rpartition(":")
+            if colon:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address, **options)
+        else:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
+            with quiet_start():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=LOCAL_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    **options,
+                )
+    except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
+        raise KeyboardInterrupt from stopped
+    except (OSError, RuntimeError, ValueError) as error:
+        if address:
+            message = f"No Ray cluster answers at RAY_ADDRESS={address}: {error}. Unset it to run on this machine."
+        else:
+            message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
+        raise StoreError(message) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def workers_have_bfloat16() -> bool:
+    """Ask a worker like those that will run: one with a GPU if the cluster has any."""
+    start_ray()
+    import ray
+
+    num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    return bool(ray.get(ray.remote(num_cpus=0, num_gpus=num_gpus)(has_bfloat16).remote()))

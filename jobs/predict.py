@@ -1,0 +1,146 @@
+"""Predict the class of every image of a source with a head, into a Parquet dataset.
+
+    bottleneck predict new-photos/ head/ predictions/
+    bottleneck predict features/ head/ predictions/
+
+The source holds images, or the features `extract` made of them, which needs no network and no Ray. Images
+take as long as `extract` does. Plans if there is no plan, predicts what is missing, finishes. Kill it anywhere and run
+it again. The JSON line says what was done and what there is.
+"""
+
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from bottleneck.errors import UsageError, WeightsError
+from bottleneck.extract import Summary, Tally, summarize
+from bottleneck.features import open_features
+from bottleneck.pipeline import Run, RunOptions
+from bottleneck.plan import Plan, extend_plan, load_plan, make_plan, preflight
+from bottleneck.predict import Predictor, check_predictions, plan_like, predict_features, prediction_spec
+from bottleneck.progress import Display
+from bottleneck.sources import Labels
+from bottleneck.spec import Limits, PredictionSpec
+from bottleneck.weights import check_weights
+from jobs.extract import report, tell_extended, tell_plan
+
+if TYPE_CHECKING:
+    from bottleneck.head import Head
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A folder or s3://bucket/prefix with images, or the output of `bottleneck extract`."""
+    head: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HEAD")]
+    """The folder or s3:// prefix of a head; it knows which features it needs."""
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """A folder or s3://bucket/prefix for the predictions."""
+    top: int = 5
+    """Classes that a row names, the most probable first."""
+    weights: str | None = None
+    """Where the base's weights are on this machine, if not where they were when the head was fitted."""
+    allow_incomplete: bool = False
+    """Predict what there is of features that are not finished; the predictions stay unfinished as well."""
+    labels: Labels = "folder"
+    """`folder`: an image's label is the name of the folder that holds it."""
+    shard_size: int | None = None
+    """Images of a shard, the unit of work and of loss, in a new plan (512); features keep theirs."""
+    limits: Limits = field(default_factory=Limits)
+    extend: bool = False
+    """Look at the source again and add the images the plan does not have."""
+    max_rejected: float = 0.05
+    """Share of the planned images that may be rejected before the run stops."""
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(config: Config) -> int:
+    started = time.monotonic()
+    summary = predict(config)
+    report(summary, time.monotonic() - started)
+    print(json.dumps(asdict(summary)))
+    return 0
+
+
+def predict(config: Config) -> Summary:
+    """The whole job, without its printing of the result."""
+    from bottleneck.head import Head
+
+    head = Head.load(config.head)
+    plan = load_plan(config.output)
+    spec = prediction_spec(head, config.head, config.top, config.source, plan)
+    if spec.made_of == "features":
+        return _from_features(config, spec, head, plan)
+    return _from_images(config, spec, head, plan)
+
+
+def _from_features(config: Config, spec: PredictionSpec, head: "Head", plan: Plan | None) -> Summary:
+    started = time.monotonic()
+    if (config.labels, config.shard_size, config.limits) != ("folder", None, Limits()):
+        raise UsageError(
+            f"{config.source} holds features, whose labels, shards and limits are those of their plan. Leave --labels, "
+            "--shard-size, --max-bytes, --max-pixels and --tiff out."
+        )
+    if plan is not None:
+        check_predictions(plan, config.source, spec)
+        done = plan.committed()
+        if len(done) == plan.num_shards and not config.extend:
+            tell_plan(plan)
+            return summarize(plan, Tally(plan, config.max_rejected), done, started)
+    features = open_features(config.source, allow_incomplete=config.allow_incomplete)
+    head.check_fits(features.spec)
+    plan, extended = plan_like(features.plan, config.output, spec, plan, extend=config.extend)
+    if extended:
+        tell_extended(extended)
+    tell_plan(plan)
+    with Display("predict") as display:
+        return predict_features(plan, features, Predictor(spec, head), config.max_rejected, display.show, extended)
+
+
+def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan | None) -> Summary:
+    started = time.monotonic()
+    request, extended = spec.features.request, None
+    if config.weights is not None:
+        request = replace(request, weights=config.weights)
+    if plan is None:
+        preflight(config.source, config.output)
+    else:
+        check_predictions(
+            plan, config.source, spec, limits=config.limits, labels=config.labels, shard_size=config.shard_size
+        )
+        if config.extend:
+            plan, extended = extend_plan(plan)
+            tell_extended(extended)
+        done = plan.committed()
+        if len(done) == plan.num_shards:  # nothing to predict, so nothing to start
+            tell_plan(plan)
+            return summarize(plan, Tally(plan, config.max_rejected), done, started, extended)
+    if not os.environ.get("RAY_ADDRESS"):  # where the workers are other machines, only they can tell
+        try:
+            check_weights(request.weights)
+        except WeightsError as error:
+            hint = "The head was fitted with these; say by --weights where they are now, their sha256 is compared."
+            raise WeightsError(f"{error} {hint}" if config.weights is None else str(error)) from None
+    with Run(request, spec.features.precision, config.run) as run:
+        if plan is None:
+            head.check_fits(run.spec())
+            plan = make_plan(
+                config.source,
+                config.output,
+                spec,
+                limits=config.limits,
+                labels=config.labels,
+                shard_size=config.shard_size,
+            )
+        tell_plan(plan)
+        with Display("predict") as display:
+            # The workers load the head from where it is now, whatever it was called when the plan was made.
+            plan = replace(plan, predictions=spec)
+            return run.extract(plan, config.max_rejected, display.show, extended)
