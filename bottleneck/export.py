@@ -4,6 +4,7 @@ Legend: N images, S x S pixels of the base's input, D features, K classes, H hid
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import logging
@@ -176,15 +177,11 @@ def _onnx_file(model: Any) -> bytes:
             f"ONNX is written on TensorFlow. Received: KERAS_BACKEND={keras.backend.backend()}. Leave it out, or "
             "export to a file ending in .keras."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import tf2onnx  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                f"Writing ONNX needs the package tf2onnx: {error}. `pip install bottleneck-features[onnx]`, or export "
-                "to a file ending in .keras."
-            ) from error
+    if importlib.util.find_spec("tf2onnx") is None:
+        raise UsageError(
+            "Writing ONNX needs the package tf2onnx: `pip install bottleneck-features[onnx]`. Or export to a file "
+            "ending in .keras."
+        )
     with tempfile.TemporaryDirectory(prefix="bottleneck-export-") as folder, _quiet():
         path = os.path.join(folder, "model.onnx")
         model.export(path, format="onnx", verbose=False)
