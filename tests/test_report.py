@@ -100,6 +100,14 @@ def test_the_job_prints_the_report_and_writes_the_page(
         assert picture.format == "PNG"
 
 
+@pytest.mark.usefixtures("s3_environment")
+def test_a_report_goes_to_a_bucket(bucket: str, features: Features, head: Any) -> None:
+    uri = f"s3://{bucket}/report"
+    assert main(["evaluate", head.uri, features.plan.output, "--report", uri]) == 0
+    assert main(["evaluate", head.uri, features.plan.output, "--report", uri]) == 0  # again, in place of the first
+    assert [entry.key for entry in open_store(uri).list()] == ["confusion.png", "evaluation.json", "report.html"]
+
+
 def test_features_of_another_kind_are_refused(
     features: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
