@@ -130,7 +130,7 @@ def draw_network(description: Description, file_format: str) -> bytes:
     from matplotlib.patches import Patch
 
     shown = [layer for layer in description.layers if layer.kind in PLAIN_KINDS or layer.is_default]
-    figure = Figure(figsize=(max(9.0, 0.62 * len(shown) + 1.5), 6.2), facecolor="white", layout="constrained")
+    figure: Any = Figure(figsize=(max(9.0, 0.62 * len(shown) + 1.5), 6.2), facecolor="white", layout="constrained")
     axes = figure.subplots()
     position, edges = 0.0, []
     for layer in shown:

@@ -95,7 +95,7 @@ def _figure(theme: Theme, size_inches: tuple[float, float], num_rows: int = 1, *
     """A figure without pyplot, whose state is the process's, in the colours of a theme."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size_inches, facecolor=theme.surface, layout="constrained")
+    figure: Any = Figure(figsize=size_inches, facecolor=theme.surface, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     keywords = {"gridspec_kw": {"height_ratios": layout.pop("height_ratios")}} if "height_ratios" in layout else {}
     axes = figure.subplots(num_rows, **layout, **keywords)

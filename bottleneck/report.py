@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
@@ -12,7 +13,7 @@ from bottleneck.decode import Decoded, decode
 from bottleneck.drawing import draw_confusion
 from bottleneck.errors import StoreError
 from bottleneck.evaluate import Evaluation
-from bottleneck.features import Features, read_footer
+from bottleneck.features import Features, finished, read_footer
 from bottleneck.head import Head
 from bottleneck.plan import Plan
 from bottleneck.sections import Rejections, Thumbnails, report_html
@@ -130,16 +131,26 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
 
 
 def rejections_of(features: Features) -> dict[str, Rejections]:
-    """Rejected images by reason, with the first keys of each."""
-    counts: dict[str, int] = {}
+    """Rejected images by reason, with the first keys of each. Reads only shards that have some, where that is known."""
+    plan = features.plan
+    document = finished(plan)
+    names, totals = features.files, {}
+    if document is not None:
+        totals = document["rejected"]
+        names = [plan.data_name(line["shard"]) for line in document["shards"] if line["rejected"]]
+    counts: Counter[str] = Counter()
     keys: dict[str, list[str]] = {}
-    for table in features.tables(["key", "status", "reason"]):
+    for name in names:
+        if totals and all(len(keys.get(reason, [])) == min(totals[reason], MAX_REJECTED_KEYS) for reason in totals):
+            break
+        table = features.table(name, ["key", "reason"])
         rows = table.filter(pc.is_valid(table.column("reason")))
         for key, reason in zip(rows.column("key").to_pylist(), rows.column("reason").to_pylist(), strict=True):
-            counts[reason] = counts.get(reason, 0) + 1
+            counts[reason] += 1
             if len(kept := keys.setdefault(reason, [])) < MAX_REJECTED_KEYS:
                 kept.append(key)
-    return {reason: Rejections(counts[reason], tuple(keys[reason])) for reason in sorted(counts)}
+    counts = Counter(totals) or counts
+    return {reason: Rejections(counts[reason], tuple(keys.get(reason, ()))) for reason in sorted(counts)}
 
 
 def _footer(features: Features) -> dict[str, Any]:

@@ -143,9 +143,9 @@ def _pairs(evaluation: Evaluation, images: dict[str, bytes]) -> str:
 def _pair(pair: ConfusedPair, evaluation: Evaluation, images: dict[str, bytes]) -> str:
     shown = []
     for label, key, words in (
-        (pair.label, evaluation.examples.get(pair.label), f"a <b>{name(pair.label)}</b>"),
+        (pair.label, evaluation.examples.get(pair.label), f"<b>{name(pair.label)}</b>"),
         (pair.label, pair.keys[0] if pair.keys else None, f"{name(pair.label)}, <b>mistaken</b>"),
-        (pair.predicted, evaluation.examples.get(pair.predicted), f"a <b>{name(pair.predicted)}</b>"),
+        (pair.predicted, evaluation.examples.get(pair.predicted), f"<b>{name(pair.predicted)}</b>"),
     ):
         shown.append(page.thumbnail(images.get(key or ""), f"{label}: {key or 'no example'}", words))
     keys = "".join(f'<li class="key">{name(key)}</li>' for key in pair.keys)

@@ -20,7 +20,7 @@ from bottleneck.features import Features
 from bottleneck.fitting import Fitted, fit_features
 from bottleneck.leader import HeadRequest
 from bottleneck.member import Member
-from bottleneck.pipeline import start_ray
+from bottleneck.session import start_ray
 from bottleneck.stages import as_result, raised
 
 log = logging.getLogger(__name__)

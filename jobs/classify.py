@@ -1,7 +1,7 @@
 """Say what is on a few images: the most probable classes of each, without Ray and without an output.
 
-    bottleneck classify rose.jpg s3://bucket/photos/tulip.jpg --head head/
-    bottleneck classify rose.jpg --base mobilenet_0.75 --top 3
+    bottleneck classify daisy.jpg s3://bucket/photos/tulip.jpg --head head/
+    bottleneck classify daisy.jpg --base mobilenet_0.75 --top 3
 
 With a head its classes, on the network its features came from; without one the network's own 1,000 ImageNet classes.
 About ten seconds, most of them Keras' start. An image that cannot be used gets a line with its reason, the others are

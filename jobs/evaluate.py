@@ -26,6 +26,8 @@ from bottleneck.report import report_of_features, write_report
 
 log = logging.getLogger(__name__)
 
+FITTED_ON_THESE = "The head was fitted on images of these features: expect less on new ones."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -50,7 +52,8 @@ def main(config: Config) -> int:
     result: dict[str, Any] = {**evaluation.summary(), "fitted_on_these": was_fitted_on}
     if config.report:
         title = f"Evaluation of {config.head}"
-        write_report(config.report, title, evaluation, **report_of_features(features, head, evaluation))
+        notes = [FITTED_ON_THESE] if was_fitted_on else []
+        write_report(config.report, title, evaluation, **report_of_features(features, head, evaluation), notes=notes)
         result["report"] = f"{config.report.rstrip('/')}/report.html"
         log.info("report: %s", result["report"])
     print(json.dumps(result))
@@ -100,4 +103,4 @@ def _tell(evaluation: Evaluation, *, was_fitted_on: bool) -> None:
     if evaluation.num_unlabelled:
         log.warning("%s images have no label and are left out.", f"{evaluation.num_unlabelled:,}")
     if was_fitted_on:
-        log.warning("The head was fitted on images of these features: expect less on new ones.")
+        log.warning("%s", FITTED_ON_THESE)

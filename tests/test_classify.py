@@ -14,6 +14,7 @@ from bottleneck.decode import Decoded, decode
 from bottleneck.errors import UsageError
 from bottleneck.names import class_names
 from bottleneck.spec import Limits
+from bottleneck.store import open_store
 from jobs.__main__ import main
 
 
@@ -65,6 +66,19 @@ def test_bad_images_do_not_keep_others_from_their_answers(folder: Path, capsys: 
     assert [one.get("reason") for one in result["images"]] == ["not_an_image", None, "empty", "missing"]
     assert len(result["images"][1]["classes"]) == 3
     assert result["rejected"] == 3
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_images_and_heads_in_a_bucket(bucket: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(f"s3://{bucket}/here")
+    for name in ("head.json", "head.safetensors"):
+        store.create(f"head/{name}", (folder / "fitted" / name).read_bytes())
+    store.create("a b.jpg", (folder / "01.jpg").read_bytes())
+    images = [f"s3://{bucket}/here/a b.jpg", str(folder / "01.jpg"), f"s3://{bucket}/nowhere.jpg"]
+    code, result, _ = run(capsys, *images, "--head", f"s3://{bucket}/here/head")
+    assert code == 6
+    assert result["images"][0]["classes"] == result["images"][1]["classes"]
+    assert result["images"][2]["reason"] == "missing"
 
 
 def test_weights_that_moved_are_named_and_others_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

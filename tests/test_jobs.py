@@ -26,6 +26,14 @@ OPTIONS = {
         *["source", "head", "output", "top", "weights", "allow_incomplete", "labels", "shard_size", *LIMITS],
         *["extend", "max_rejected", "num_actors", "batch_size"],
     ],
+    "fit": [
+        *["features", "head", "kind", "layer", "c", "folds", "test_fraction", "scale", "class_weight"],
+        *["num_workers", "use_gpu", "allow_incomplete"],
+    ],
+    "evaluate": ["head", "features", "allow_incomplete", "report"],
+    "classify": ["images", "head", "base", "weights", "names", "top"],
+    "describe": ["base", "plot"],
+    "export": ["head", "file", "weights"],
     "demo": ["folder"],
 }
 
@@ -137,6 +145,8 @@ def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
         (["plan", "{photos}", "{out}", "--weights", "{missing}.h5", "--precision", "float32"], 5, "No such weights"),
         (["verify", "{empty}"], 2, "plan"),
         (["verify", "{photos}", "--recompute", "-1"], 2, "from 0 up"),
+        (["evaluate", "{empty}", "{photos}"], 2, "holds no head"),
+        (["export", "{empty}", "{out}"], 2, ".keras or .onnx"),
     ],
 )
 def test_wrong_arguments_have_one_clear_error(

@@ -22,7 +22,7 @@ from bottleneck.evaluate import Evaluation
 from bottleneck.features import Features, encode, finish, open_features, outcomes
 from bottleneck.head import Head
 from bottleneck.plan import make_plan
-from bottleneck.report import MAX_THUMBNAILS, keys_shown, report_of_features, thumbnails_of, write_report
+from bottleneck.report import MAX_THUMBNAILS, keys_shown, rejections_of, report_of_features, thumbnails_of, write_report
 from bottleneck.sections import Rejections, Thumbnails, report_html
 from bottleneck.store import open_store
 from jobs.__main__ import main
@@ -100,6 +100,14 @@ def test_the_job_prints_the_report_and_writes_the_page(
         assert picture.format == "PNG"
 
 
+@pytest.mark.usefixtures("s3_environment")
+def test_a_report_goes_to_a_bucket(bucket: str, features: Features, head: Any) -> None:
+    uri = f"s3://{bucket}/report"
+    assert main(["evaluate", head.uri, features.plan.output, "--report", uri]) == 0
+    assert main(["evaluate", head.uri, features.plan.output, "--report", uri]) == 0  # again, in place of the first
+    assert [entry.key for entry in open_store(uri).list()] == ["confusion.png", "evaluation.json", "report.html"]
+
+
 def test_features_of_another_kind_are_refused(
     features: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +168,15 @@ def test_the_material_says_how_everything_was_made(features: Features, head: Hea
     keys = {image.key for image in features.plan.images()}
     assert material["rejected"]["truncated"].images == 3
     assert set(material["rejected"]["truncated"].keys) <= keys
+
+
+def test_rejected_images_of_unfinished_features_are_counted_from_the_rows(features: Features, tmp_path: Path) -> None:
+    shutil.copytree(features.plan.output, tmp_path / "features")
+    (tmp_path / "features" / features.files[0]).unlink()
+    rest = open_features(str(tmp_path / "features"), allow_incomplete=True)
+    whole, part = rejections_of(features), rejections_of(rest)
+    assert (whole["truncated"].images, part["truncated"].images) == (3, 2)
+    assert set(part["truncated"].keys) < set(whole["truncated"].keys)
 
 
 class Outside(HTMLParser):
