@@ -158,6 +158,8 @@ class Leader:
             arrays = self._fit_by_sums(grid)
         else:
             arrays = self._fit_compact(grid)
+        if self.kind == "softmax":  # what all classes' scores have in common means nothing; scikit-learn's sum to zero
+            arrays["intercept"] = arrays["intercept"] - arrays["intercept"].mean()
         if self.moments:
             arrays["mean"], arrays["scale"] = self.moments[-1]
         return arrays, grid

@@ -20,6 +20,9 @@ from bottleneck.leader import HeadRequest
 from bottleneck.losses import probabilities
 from bottleneck.splits import HELD_OUT
 
+# scikit-learn's solvers complain where they can come no nearer to the optimum; how near they are is what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
 KINDS = ("logistic", "svm")
 SCALES = ("none", "standard", "l2")
 C = (0.01, 1.0, 10.0)
@@ -50,7 +53,7 @@ def peer(kind: str, scale: str, class_weight: str, c: float) -> Any:
             C=c, solver="newton-cholesky", tol=1e-12, max_iter=1000, class_weight=weight
         )
     else:
-        estimator = LinearSVC(C=c, tol=1e-12, max_iter=1_000_000, class_weight=weight, dual=True, random_state=0)
+        estimator = LinearSVC(C=c, tol=1e-10, max_iter=100_000, class_weight=weight, dual="auto", random_state=0)
     steps = {"none": [], "standard": [StandardScaler()], "l2": [Normalizer()]}[scale]
     return make_pipeline(*steps, estimator)
 
@@ -82,7 +85,8 @@ def test_the_optimum_is_scikit_learns(way: str, kind: Any, scale: Any, num_class
     features_ND, codes_N = data(num_images, dim, num_classes)
     codes_N[: num_images // 5] = 0  # so that balancing matters
     request = HeadRequest(kind=kind, c=(0.5,), scale=scale, class_weight=class_weight, folds=3)
-    arrays, _, led = crew.fit(features_ND, codes_N, folds_of(num_images, 3), request)
+    folds_N = folds_of(num_images, 3 if request.cross_validated else 1)
+    arrays, _, led = crew.fit(features_ND, codes_N, folds_N, request)
     assert led.way == way
     found = peer(kind, scale, class_weight, 0.5).fit(features_ND.astype(np.float64), codes_N)
     if kind == "logistic" and num_classes > 2:  # what all intercepts have in common means nothing
