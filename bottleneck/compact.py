@@ -97,7 +97,7 @@ def solve_path(
     num_classes, R = len(class_weights_K), rows.features_ND.shape[1]
     P, K = problem_shape(kind, num_classes)
     coordinates = Coordinates(np.zeros((P, R)), np.ones((P, R)), None, basis.variances_R, 1.0 if kind == "svm" else 0.0)
-    objective = LocalObjective(rows)
+    objective = LocalObjective(rows, np.dtype(np.float32))
     products_MM = None
     if kind == "svm" and len(rows.features_ND) <= DIRECT_IMAGES:
         products_MM = rows.features_ND @ rows.features_ND.T + 1.0

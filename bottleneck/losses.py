@@ -6,7 +6,7 @@ row's weight s is C times its class' weight, and 0 for rows of the fold that is 
 Legend: N rows, D features, P problems, K score columns of a problem.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,8 +95,10 @@ class LocalObjective:
             product_dtype: of Hessian products. float32 halves their time and bends only the way to the optimum; where
                 it is, the gradient says, in float64.
         """
-        self.rows = rows
+        self.rows = self._product_rows = rows
         self.product_dtype = product_dtype
+        if rows.features_ND.dtype != product_dtype and rows.features_ND.size <= KEPT_VALUES:
+            self._product_rows = replace(rows, features_ND=rows.features_ND.astype(product_dtype))
         self._curvatures: dict[int, np.ndarray] = {}
 
     def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
@@ -119,7 +121,7 @@ class LocalObjective:
         self._curvatures.clear()
 
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
-        rows, (D, P, K), dtype = self.rows, V.shape, self.product_dtype
+        rows, (D, P, K), dtype = self._product_rows, V.shape, self.product_dtype
         result, result_b = np.zeros((D, P * K)), np.zeros((P, K))
         V, v = V.reshape(D, -1).astype(dtype), v.astype(dtype)
         for part in rows.parts(self._at[0].shape[1] * K):

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from bottleneck.errors import BottleneckError, IncompleteError, UsageError
+from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.features import Features
 from bottleneck.fitting import Fitted, fit_features
 from bottleneck.leader import HeadRequest
@@ -25,7 +25,7 @@ from bottleneck.stages import as_result, raised
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURES = 100
+MAX_FAILURES = 30
 """Of the group, before the fit is given up; a spot market may take many workers during a long one."""
 POLL_SECONDS = 0.2
 
@@ -131,7 +131,7 @@ def _lead(team: "RayTeam", given: dict[str, Any]) -> None:
     try:
         fitted = fit_features(team, given["features"], given["request"], given["rows_of"])
         result: dict[str, Any] = {"fitted": fitted}
-    except (BottleneckError, ValueError, MemoryError) as error:
+    except Exception as error:  # only a worker that died is worth another try
         result = as_result(error)
     ray.get(given["exchange"].end.remote(result))
 
@@ -147,9 +147,9 @@ def _follow(exchange: Any, token: str, rank: int, member: Member) -> None:
             arguments = arguments[rank]
         try:
             answer: Any = getattr(member, name)(*arguments)
-        except (BottleneckError, ValueError, MemoryError) as error:
+        except Exception as error:
             answer = Failed(as_result(error)["error"])
-        ray.get(exchange.answer.remote(token, number, rank, [ray.put(answer)]))
+        ray.get(exchange.answer.remote(token, number, rank, [ray.put([answer])]))  # wrapped, as it may be a handle
         number += 1
 
 
@@ -183,7 +183,7 @@ class RayTeam:
         ray.get(posted)
         handles = ray.get(self.exchange.answers.remote(self.token, self.number, self.size - 1))
         self.number += 1
-        answers = ray.get([handles[rank][0] for rank in range(1, self.size)])
+        answers = [answer for (answer,) in ray.get([handles[rank][0] for rank in range(1, self.size)])]
         for answer in answers:
             if isinstance(answer, Failed):
                 raise raised(answer.error)
