@@ -19,6 +19,9 @@ from bottleneck.newton import Coordinates, Solver, minimize
 
 DIRECT_IMAGES = 4096
 """An svm's Newton equations are solved directly up to here: its set of support vectors changes with every step."""
+ROUGH_TOLERANCE = 1e-9
+"""Up to here Hessian products in float32 are as good as any."""
+WAY_TOLERANCE = 1e-4
 RANK_TOLERANCE = 1e-14
 """Of the largest variance, an image: below it is the rounding of the products."""
 
@@ -111,7 +114,13 @@ def solve_path(
         if products_MM is not None:
             solve = _support_vector_solver(rows, products_MM, problems)
         start = _start(objective, problems, coordinates, ends, (R + 1, P, K))
-        optimum = minimize(objective, problems, coordinates, start, tolerance, solve=solve)
+        # On the way to a closer optimum the other values of C only point to it.
+        is_last = c == path.c[-1]
+        wanted = max(tolerance, ROUGH_TOLERANCE) if is_last or tolerance >= ROUGH_TOLERANCE else WAY_TOLERANCE
+        optimum = minimize(objective, problems, coordinates, start, wanted, solve=solve)
+        if tolerance < wanted and is_last:
+            close = LocalObjective(rows)
+            optimum = minimize(close, problems, coordinates, optimum.theta_JPK, tolerance, solve=solve)
         ends.append(optimum.theta_JPK)
         theta_JK = optimum.theta_JPK.reshape(R + 1, -1)
         weights = basis.back @ theta_JK[:-1]

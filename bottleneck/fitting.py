@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from bottleneck.errors import UsageError
 from bottleneck.evaluate import Evaluator
 from bottleneck.features import Features
 from bottleneck.head import Head, Origin
-from bottleneck.leader import HeadRequest, Leader, Team
+from bottleneck.leader import Leader
 from bottleneck.plan import versions
 from bottleneck.spec import canonical_layer
 from bottleneck.splits import HELD_OUT, split
+from bottleneck.team import HeadRequest, Team
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: 
     answers = team.ask_each("read", [(features, layer, files, sum(rows_of[f] for f in files)) for files in shares])
     names, codes, digests, unlabelled = zip(*answers, strict=True)
     classes = sorted({name for part in names for name in part})
-    _check_labels(classes, sum(map(len, codes)), features.plan.output)
+    check_labels(dict.fromkeys(classes, 1), features.plan.output)
     number = {name: code for code, name in enumerate(classes)}
     codes_N = np.concatenate(
         [np.array([number[name] for name in part], int)[own] for part, own in zip(names, codes, strict=True)]
@@ -99,14 +101,17 @@ def chosen_layer(features: Features, request: HeadRequest) -> str:
     return canonical_layer(request.layer)
 
 
-def _check_labels(classes: list[str], num_images: int, output: str) -> None:
-    if not num_images:
+def check_labels(label_counts: Mapping[str, int], output: str) -> None:
+    """Raise UsageError where there are no labels, or only one."""
+    if not label_counts:
         raise UsageError(
             f"{output} has no ok image with a label. Expected images in class folders; extract again without --labels "
             "none, to another output."
         )
-    if len(classes) < 2:
-        raise UsageError(f"All images of {output} have the same label: {classes[0]}. Expected at least two classes.")
+    if len(label_counts) < 2:
+        raise UsageError(
+            f"All images of {output} have the same label: {next(iter(label_counts))}. Expected two or more."
+        )
 
 
 def _shares(files: list[str], rows_of: dict[str, int], size: int) -> list[list[str]]:

@@ -6,7 +6,7 @@ Legend: N images, D features, K classes (one column of scores where there are tw
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
-from bottleneck.leader import ClassWeight, HeadRequest, Kind, Leader, LocalTeam, Scale
+from bottleneck.leader import Leader
 from bottleneck.losses import probabilities
 from bottleneck.member import Member
 from bottleneck.rows import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.spec import FeatureSpec, sha256_json
 from bottleneck.store import ObjectGoneError, Wanted, open_store
+from bottleneck.team import ClassWeight, HeadRequest, Kind, LocalTeam, Scale
 
 FORMAT = 1
 HEAD_JSON = "head.json"
@@ -50,7 +51,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             the optimum of LinearSVC) or `mlp` (one hidden layer of 256).
         C: inverse strength of the L2 penalty, above 0; the mlp has none.
         scale: `standard` removes mean and variance, `l2` gives each row length 1.
-        class_weight: `balanced` weighs classes by the inverse of their size.
+        class_weight: `balanced` weighs classes by the inverse of their size; or a weight for each label.
 
     Attributes:
         classes_: labels [K], sorted.
@@ -59,7 +60,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     def __init__(
-        self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: ClassWeight = "none"
+        self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: Any = "none"
     ) -> None:
         self.kind = kind
         self.C = C
@@ -87,12 +88,15 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, codes_N = np.unique(labels_N, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"Expected at least two classes. Received one class: {self.classes_[0]}.")
-        request = HeadRequest(kind=self.kind, c=(self.C,), scale=self.scale, class_weight=self.class_weight)
+        weights_K = None
+        if isinstance(self.class_weight, dict):
+            weights_K = np.array([float(self.class_weight.get(label, 1.0)) for label in self.classes_])
+        named: ClassWeight = "balanced" if self.class_weight == "balanced" else "none"
+        request = HeadRequest(kind=self.kind, c=(self.C,), scale=self.scale, class_weight=named)
         member = Member()
         member.hold(features_ND)
-        leader = Leader(
-            LocalTeam(member), [len(codes_N)], codes_N, np.zeros(len(codes_N), int), len(self.classes_), request, 1
-        )
+        folds_N = np.zeros(len(codes_N), int)
+        leader = Leader(LocalTeam(member), [len(codes_N)], codes_N, folds_N, len(self.classes_), request, 1, weights_K)
         self._take(leader.fit(features_ND.shape[1])[0])
         return self
 
@@ -213,6 +217,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         document, data = _read(uri)
         try:
             head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
+            if head.kind not in get_args(Kind) or head.scale not in get_args(Scale):
+                raise ValueError(f"kind {head.kind}, scale {head.scale}")
             head.classes_ = np.array(document["classes"], dtype=object)
             head.n_features_in_ = int(document["dim"])
             spec = FeatureSpec.from_json(document["spec"])

@@ -6,26 +6,16 @@ where they fit one worker, else sums over images that stay where they are, for a
 Legend: N images, D features, K classes, F folds, P problems.
 """
 
-import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 
 from bottleneck import mlp
 from bottleneck.compact import Path, accuracy, basis_of_products, basis_of_rows, problem_shape, problems_of
-from bottleneck.errors import UsageError
 from bottleneck.losses import Problems, svm_temperature
-from bottleneck.member import Member
 from bottleneck.newton import Coordinates, Optimum, minimize
-
-Kind = Literal["logistic", "svm", "mlp"]
-Scale = Literal["none", "standard", "l2"]
-ClassWeight = Literal["none", "balanced"]
-Arrays = dict[str, np.ndarray]
-"""Of a head by name, without the closing underscore of its attributes."""
+from bottleneck.team import Arrays, Grid, HeadRequest, Team
 
 MAX_PRODUCT_IMAGES = 8192
 """More images than this are not rotated: their eigenvectors would take minutes."""
@@ -36,77 +26,6 @@ MAX_ROTATED_DIM = 4096
 GRID_TOLERANCE = 1e-9
 FINAL_TOLERANCE = 1e-18
 """Of the objective above its optimum, relative: the square root of it is that of the coefficients."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadRequest:
-    """The head a user asks for."""
-
-    kind: Kind = "logistic"
-    """`logistic` (scikit-learn's LogisticRegression), `svm` (its LinearSVC), or `mlp` (256 hidden units)."""
-    layer: str | None = None
-    """Column of the features to fit on; may be left out where there is only one."""
-    c: tuple[float, ...] = (1.0,)
-    """Inverse strength of the L2 penalty; of several values the best by cross-validation is taken. Not for mlp."""
-    folds: int = 3
-    """Of the cross-validation."""
-    test_fraction: float = 0.25
-    """Share of each class that is held out of the fit and judged at the end; 0 for none."""
-    scale: Scale = "none"
-    """`standard` removes mean and variance of every feature, `l2` gives each image's features length 1."""
-    class_weight: ClassWeight = "none"
-    """`balanced` weighs classes by the inverse of their number of images."""
-
-    def __post_init__(self) -> None:
-        if not self.c or not all(math.isfinite(c) and c > 0 for c in self.c):
-            raise UsageError(f"--c takes numbers above 0. Received: {' '.join(map(str, self.c)) or 'none'}.")
-        if len(set(self.c)) < len(self.c):
-            raise UsageError(f"--c names a value twice. Received: {' '.join(map(str, self.c))}.")
-        if self.kind == "mlp" and self.c != (1.0,):
-            raise UsageError("--kind mlp has no penalty, so it takes no --c. Leave --c out, or take logistic or svm.")
-        if self.folds < 2:
-            raise UsageError(f"--folds takes a number from 2 up. Received: {self.folds}.")
-        if not 0 <= self.test_fraction < 1:
-            raise UsageError(f"--test-fraction takes a share from 0 to below 1. Received: {self.test_fraction}.")
-
-    @property
-    def cross_validated(self) -> bool:
-        """An svm is, whatever the grid: its probabilities come from the folds."""
-        return self.kind != "mlp" and (len(self.c) > 1 or self.kind == "svm")
-
-
-@dataclass
-class Grid:
-    """Cross-validation as it went."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """For each C its accuracy on every fold, the mean, how far objectives are above their optima, relative."""
-    best_c: float = 1.0
-
-
-class Team(Protocol):
-    """The members of a fit."""
-
-    size: int
-
-    def ask(self, request: str, *arguments: Any) -> list[Any]:
-        """Every member's answer to one request."""
-
-    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Every member's answer to a request of its own."""
-
-    def publish(self, value: Any) -> Any:
-        """A handle by which members read a value."""
-
-    def fetch(self, handle: Any) -> Any: ...
-
-    def recall(self, name: str) -> Any:
-        """What was remembered before a worker died, or None."""
-
-    def remember(self, name: str, value: Any) -> None: ...
-
-    def report(self, event: dict[str, Any]) -> None:
-        """Tell the person who waits."""
 
 
 class Leader:
@@ -124,12 +43,15 @@ class Leader:
         num_classes: int,
         request: HeadRequest,
         num_folds: int,
+        weights_K: np.ndarray | None = None,
     ) -> None:
         """Take the images' classes and folds, in the order of the members, of whom each has so many.
 
         Args:
             num_folds: 1 where there is no cross-validation.
+            weights_K: of the classes, in place of those of the request.
         """
+        self.weights_K = weights_K
         self.team, self.request, self.num_classes = team, request, num_classes
         self.codes_N, self.folds_N = codes_N, folds_N
         self.bounds = np.cumsum([0, *counts])
@@ -453,6 +375,8 @@ class Leader:
 
     def class_weights(self, left_out: int) -> np.ndarray:
         """Of the images a fold leaves, as scikit-learn's `balanced` has them. [K]"""
+        if self.weights_K is not None:
+            return self.weights_K
         if self.request.class_weight == "none":
             return np.ones(self.num_classes)
         counts_K = np.bincount(self.codes_fit[self.folds_fit != left_out], minlength=self.num_classes)
@@ -509,33 +433,3 @@ class TeamObjective:
 
     def _sum(self, answers: list[list[np.ndarray]]) -> list[np.ndarray]:
         return [sum(parts[1:], parts[0]) for parts in zip(*answers, strict=True)]
-
-
-class LocalTeam:
-    """One member, in this process."""
-
-    size = 1
-
-    def __init__(self, member: Member) -> None:
-        self.member = member
-
-    def ask(self, request: str, *arguments: Any) -> list[Any]:
-        return [getattr(self.member, request)(*arguments)]
-
-    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return self.ask(request, *arguments[0])
-
-    def publish(self, value: Any) -> Any:
-        return value
-
-    def fetch(self, handle: Any) -> Any:
-        return handle
-
-    def recall(self, name: str) -> Any:
-        return None
-
-    def remember(self, name: str, value: Any) -> None:
-        """Nothing is lost unless all is."""
-
-    def report(self, event: dict[str, Any]) -> None:
-        """Nobody waits."""

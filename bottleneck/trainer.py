@@ -18,10 +18,10 @@ from typing import Any
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.features import Features
 from bottleneck.fitting import Fitted, fit_features
-from bottleneck.leader import HeadRequest
 from bottleneck.member import Member
 from bottleneck.session import start_ray
 from bottleneck.stages import as_result, raised
+from bottleneck.team import HeadRequest
 
 log = logging.getLogger(__name__)
 

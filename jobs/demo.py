@@ -2,8 +2,8 @@
 
     bottleneck demo
 
-Writes 400 digits as image files in class folders, extracts VGG16 features, verifies them, fits a first classifier on
-them and prints its accuracy. ImageNet weights if they are cached or can be downloaded, else random ones. About a minute
+Writes 400 digits as image files in class folders, extracts VGG16 features, verifies them, fits a head on them and
+writes its report. ImageNet weights if they are cached or can be downloaded, else random ones. About a minute
 on two cores; the second time it takes seconds, as everything is done already.
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 
 from bottleneck.errors import WeightsError
 from bottleneck.extract import Summary
-from bottleneck.features import open_features
 from bottleneck.spec import FeatureRequest
+from bottleneck.team import HeadRequest
 from bottleneck.verify import verify
-from jobs import extract
+from jobs import extract, fit
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +46,12 @@ def main(config: Config) -> int:
     extract.report(summary, summary.seconds)
     report = verify(summary.output, full=True)
     log.info("3/4 verify: %s images, %s ok, %s", report.planned, report.ok, "good" if report.exit_code == 0 else "BAD")
-    accuracy = fit(summary.output)
-    log.info("4/4 fit: logistic regression on 3/4 of them is right on %.1f %% of the other 1/4", 100 * accuracy)
-    log.info("features are in %s: `bottleneck plan`, `extract` and `verify` take it from here", summary.output)
-    print(
-        json.dumps({"accuracy": accuracy, "images": summary.images, "features": summary.output, "source": str(images)})
-    )
+    log.info("4/4 fit: logistic regression on 3/4 of them, judged on the other 1/4")
+    head = summary.output.replace("features", "head")
+    fitted = fit.fit(fit.Config(features=summary.output, head=head, request=HeadRequest(c=(0.01, 0.1, 1.0))))
+    log.info("open %s/report.html; features are in %s", head, summary.output)
+    result = {"accuracy": fitted["accuracy"], "images": summary.images, "features": summary.output}
+    print(json.dumps({**result, "head": head, "source": str(images)}))
     return report.exit_code
 
 
@@ -101,19 +101,3 @@ def _extract(images: Path, output: Path, weights: str) -> Summary:
     # Small shards, so that the progress of a small job can be seen.
     request = FeatureRequest(base="vgg16", weights=weights)
     return extract.extract(extract.Config(source=str(images), output=str(output), features=request, shard_size=64))
-
-
-def fit(output: str) -> float:
-    """Accuracy of scikit-learn's logistic regression on a held-out quarter."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import train_test_split
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    features_ND, labels_N, _ = open_features(output).arrays()
-    parts = train_test_split(
-        features_ND.astype(np.float32), labels_N, test_size=0.25, stratify=labels_N, random_state=0
-    )
-    train_ND, test_ND, train_N, test_N = parts
-    head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(train_ND, train_N)
-    return float(head.score(test_ND, test_N))

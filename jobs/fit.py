@@ -20,12 +20,12 @@ import tyro
 from bottleneck.errors import FingerprintError
 from bottleneck.evaluate import Evaluation, classification_report
 from bottleneck.features import Features, finished, open_features, read_footer
-from bottleneck.fitting import Fitted, chosen_layer
+from bottleneck.fitting import Fitted, check_labels, chosen_layer
 from bottleneck.head import HEAD_JSON, Head
-from bottleneck.leader import HeadRequest
 from bottleneck.progress import PLAIN_SECONDS, duration
 from bottleneck.report import report_of_features, write_report
 from bottleneck.store import open_store
+from bottleneck.team import HeadRequest
 from bottleneck.trainer import fit_head
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,12 @@ class Config:
 
 
 def main(config: Config) -> int:
+    print(json.dumps(fit(config)))
+    return 0
+
+
+def fit(config: Config) -> dict[str, Any]:
+    """The whole job, without its printing of the result."""
     started = time.monotonic()
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)
     layer = chosen_layer(features, config.request)
@@ -54,24 +60,10 @@ def main(config: Config) -> int:
         head = Head.load(config.head)
         _check_same(head, features, config.request, layer, config.head)
         log.info("%s is fitted already", config.head)
-        print(json.dumps(_result(config.head, head)))
-        return 0
-    fitted = fit(config, features)
-    evaluation = fitted.evaluator.result()
-    if fitted.details["held_out"]:
-        fitted.details["accuracy"] = evaluation.accuracy
-        # Before the head, whose file says that all is done.
-        log.info("report: %s", write_head_report(config.head, fitted, features, evaluation))
-    fitted.head.save(config.head)
-    tell(fitted, evaluation, config.head, time.monotonic() - started)
-    print(json.dumps(_result(config.head, Head.load(config.head))))
-    return 0
-
-
-def fit(config: Config, features: Features) -> Fitted:
-    """The fit on Ray Train, with its display."""
+        return _result(config.head, head)
+    check_labels(features.plan.label_counts, config.features)
     with Table(config.request) as table:
-        return fit_head(
+        fitted = fit_head(
             features,
             config.request,
             rows_of(features),
@@ -79,6 +71,14 @@ def fit(config: Config, features: Features) -> Fitted:
             use_gpu=config.use_gpu,
             on_event=table.show,
         )
+    evaluation = fitted.evaluator.result()
+    if fitted.details["held_out"]:
+        fitted.details["accuracy"] = evaluation.accuracy
+        # Before the head, whose file says that all is done.
+        write_head_report(config.head, fitted, features, evaluation)
+    fitted.head.save(config.head)
+    tell(fitted, evaluation, config.head, time.monotonic() - started)
+    return _result(config.head, Head.load(config.head))
 
 
 def rows_of(features: Features) -> dict[str, int]:
@@ -114,11 +114,11 @@ def tell(fitted: Fitted, evaluation: Evaluation, head: str, seconds: float) -> N
             100 * low,
             100 * high,
         )
-    log.info("head: %s", head)
+    log.info("head: %s%s", head, ", with report.html" if details["held_out"] else "")
 
 
-def write_head_report(head: str, fitted: Fitted, features: Features, evaluation: Evaluation) -> str:
-    """The page beside the head, on the held-out images. Returns its URI."""
+def write_head_report(head: str, fitted: Fitted, features: Features, evaluation: Evaluation) -> None:
+    """The page beside the head, on the held-out images."""
     grid = [
         {"C": row["c"], "folds": row["accuracies"], "mean": row["mean"], "std": row["std"], "seconds": row["seconds"]}
         for row in fitted.details["grid"]
@@ -126,7 +126,6 @@ def write_head_report(head: str, fitted: Fitted, features: Features, evaluation:
     title = f"A {fitted.head.kind} head of {len(fitted.head.classes_)} classes"
     material = report_of_features(features, fitted.head, evaluation)
     write_report(head, title, evaluation, grid=grid or None, **material)
-    return f"{open_store(head).uri}/report.html"
 
 
 def _check_same(head: Head, features: Features, request: HeadRequest, layer: str, uri: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.leader import Arrays, Grid, HeadRequest, Leader
+from bottleneck.leader import Leader
 from bottleneck.member import Member
+from bottleneck.team import Arrays, Grid, HeadRequest
 
 
 class Crew:

@@ -20,6 +20,7 @@ LAYERS = [
     {"features", "newton", "mlp", "splits"},
     {"compact", "evaluate", "verify", "recompute"},
     {"member"},
+    {"team"},
     {"leader"},
     {"head"},
     {"extract", "fitting", "drawing", "page", "export"},

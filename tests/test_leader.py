@@ -16,9 +16,9 @@ from sklearn.svm import LinearSVC
 
 from bottleneck import leader
 from bottleneck.errors import UsageError
-from bottleneck.leader import HeadRequest
 from bottleneck.losses import probabilities
 from bottleneck.splits import HELD_OUT
+from bottleneck.team import HeadRequest
 
 # scikit-learn's solvers complain where they can come no nearer to the optimum; how near they are is what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

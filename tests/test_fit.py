@@ -1,0 +1,220 @@
+"""`bottleneck fit` on Ray Train: real features, several workers, workers that die, input that cannot be fitted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import crew
+import numpy as np
+import psutil
+import pytest
+import tiny
+from sklearn.linear_model import LogisticRegression
+from test_jobs import run
+
+from bottleneck.errors import FeaturesError, UsageError
+from bottleneck.features import Features, finish, open_features, write_shard
+from bottleneck.fitting import fit_features
+from bottleneck.head import Head
+from bottleneck.plan import make_plan
+from bottleneck.splits import HELD_OUT, split
+from bottleneck.store import open_store
+from bottleneck.team import HeadRequest
+from jobs.__main__ import main
+from jobs.fit import rows_of
+
+LAYER = tiny.LAYERS[0]
+SHARD = 16
+
+
+def features_of(
+    folder: Path, labels: list[str | None], *, nan: bool = False, done: bool = True, dim: int = 6, gap: float = 2.0
+) -> Features:
+    """A features dataset with an image for each label, written by the real writer; classes are so far apart."""
+    spec = tiny.spec(dims=(dim,))
+    keys = [f"{label or ''}/{n:05d}.jpg".lstrip("/") for n, label in enumerate(labels)]
+    tiny.write_files(folder / "photos", {key: tiny.jpeg(0) for key in keys})
+    output = str(folder / "features")
+    plan = make_plan(str(folder / "photos"), output, spec, shard_size=SHARD)
+    means = np.random.default_rng(0).standard_normal((len(set(labels)), dim)) * gap
+    order = sorted({str(label) for label in labels})
+    images = list(plan.images())
+    shards = range(plan.num_shards if done else plan.num_shards - 1)
+    for shard in shards:
+        own = images[shard * SHARD : (shard + 1) * SHARD]
+        rows = tiny.data_rows(spec, [image.key for image in own], seed=shard)
+        values = np.stack(rows.column(LAYER).to_pylist()).astype(np.float32)
+        values += means[[order.index(str(image.label)) for image in own]]
+        if nan and shard == 1:
+            values[3, 2] = np.nan
+        column = tiny.pa.array(list(values), rows.schema.field(LAYER).type)
+        rows = rows.set_column(rows.schema.get_field_index(LAYER), rows.schema.field(LAYER), column)
+        digests = [bytes([shard, n]) + bytes(30) for n in range(len(own))]
+        at = rows.schema.get_field_index("sha256")
+        rows = rows.set_column(at, rows.schema.field(at), tiny.pa.array(digests, rows.schema.field(at).type))
+        write_shard(open_store(output), plan.data_name(shard), spec, shard, rows, run_id="test", device="none")
+    if done:
+        finish(plan)
+    return open_features(output, allow_incomplete=True)
+
+
+def names(count: int, num_classes: int = 3) -> list[str | None]:
+    return [["ash", "beech", "cedar", "dogwood"][number % num_classes] for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return features_of(tmp_path_factory.mktemp("forest"), names(200), gap=0.7)
+
+
+@pytest.fixture(scope="module")
+def fitted(forest: Features, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    head = tmp_path_factory.mktemp("head") / "one"
+    code, result, told = run("fit", forest.plan.output, str(head), "--c", "0.1", "1", "10")
+    assert code == 0, told
+    return head, result, told
+
+
+def test_a_fit_gives_head_grid_and_report(fitted: tuple[Path, dict[str, Any], str], forest: Features) -> None:
+    folder, result, told = fitted
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "confusion.png",
+        "evaluation.json",
+        "head.json",
+        "head.safetensors",
+        "report.html",
+    ]
+    assert (result["classes"], result["images"], result["fitted_on"] + result["held_out"]) == (3, 200, 200)
+    assert [row["c"] for row in result["grid"]] == [0.1, 1.0, 10.0]
+    assert all(row["gap"] < 1e-6 for row in result["grid"])
+    assert "fold 3" in told
+    assert "precision    recall  f1-score   support" in told
+    features_ND, labels_N, _ = forest.arrays(LAYER)
+    tables = [table.column("sha256").to_pylist() for table in forest.tables(["sha256"])]
+    digests_N = np.array([int.from_bytes(value[:8], "big") for part in tables for value in part], np.uint64)
+    codes_N = np.unique(labels_N.astype(str), return_inverse=True)[1]
+    out_N = split(codes_N, digests_N, ["ash", "beech", "cedar"], 0.25, 3).folds_N == HELD_OUT
+    peer = LogisticRegression(C=result["c"], tol=1e-10, max_iter=10_000).fit(
+        features_ND[~out_N].astype(float), labels_N[~out_N].astype(str)
+    )
+    head = Head.load(str(folder))
+    np.testing.assert_allclose(head.predict_proba(features_ND), peer.predict_proba(features_ND), atol=1e-4)
+    assert result["accuracy"] == pytest.approx(peer.score(features_ND[out_N], labels_N[out_N].astype(str)))
+
+
+def test_fitted_again_it_is_done_already(fitted: tuple[Path, dict[str, Any], str], forest: Features) -> None:
+    folder, result, _ = fitted
+    arguments = ["fit", forest.plan.output, str(folder), "--c", "0.1", "1", "10"]
+    code, again, _ = run(*arguments, RAY_ADDRESS="127.0.0.1:1")  # needs no Ray at all
+    assert (code, again) == (0, result)
+    code, _, told = run(*arguments, "--folds", "4")
+    assert code == 4
+    assert "folds: fitted 3, requested 4" in told
+
+
+def test_a_killed_worker_changes_nothing(
+    fitted: tuple[Path, dict[str, Any], str], forest: Features, tmp_path: Path
+) -> None:
+    """Two workers, one of which is killed; the group starts again and the head is that of one worker."""
+    command = [sys.executable, "-m", "jobs", "fit", forest.plan.output, str(tmp_path / "head")]
+    process = subprocess.Popen(
+        [*command, "--c", "0.1", "1", "10", "--num-workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"},
+        start_new_session=True,
+    )
+    victims: list[psutil.Process] = []
+    deadline = time.monotonic() + 120
+    while len(victims) < 2 and time.monotonic() < deadline and process.poll() is None:
+        victims = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(child.cmdline())
+        ]
+        time.sleep(0.02)
+    assert len(victims) >= 2, process.stderr
+    random.choice(victims).kill()
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    result = json.loads(stdout.splitlines()[-1])
+    assert result["num_workers"] == 2
+    one, two = Head.load(str(fitted[0])), Head.load(str(tmp_path / "head"))
+    np.testing.assert_allclose(two.coef_, one.coef_, atol=1e-8 * np.abs(one.coef_).max())
+    np.testing.assert_allclose(two.intercept_, one.intercept_, atol=1e-8)
+    assert two.origin_.details["grid"][0]["accuracies"] == one.origin_.details["grid"][0]["accuracies"]
+
+
+def fit_in_process(features: Features, **request: Any) -> Any:
+    return fit_features(crew.Crew([crew.Member(), crew.Member()]), features, HeadRequest(**request), rows_of(features))
+
+
+def test_a_class_of_one_image_is_told_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"too few images to be split: elm \(1\)"):
+        fit_in_process(features_of(tmp_path, [*names(40), "elm"]))
+
+
+def test_labels_that_only_rejected_images_had_are_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no ok image with a label"):
+        fit_in_process(features_of(tmp_path, [None] * 40))
+
+
+def test_nan_features_are_told(tmp_path: Path) -> None:
+    with pytest.raises(FeaturesError, match=r"NaN or infinite, first those of .*jpg"):
+        fit_in_process(features_of(tmp_path, names(40), nan=True))
+
+
+def test_images_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    fitted = fit_in_process(features_of(tmp_path, [*names(60), None, None]))
+    assert (fitted.details["unlabelled"], fitted.details["images"]) == (2, 60)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "words"),
+    [
+        (["ash"] * 40, [], "same label: ash"),
+        ([None] * 40, [], "no ok image with a label"),
+        (names(40), ["--c", "0"], "--c takes numbers above 0"),
+        (names(40), ["--layer", "fc2"], "Expected --layer to be one of conv_pw_13_relu:avg"),
+    ],
+    ids=["one label", "no label", "c", "layer"],
+)
+def test_what_cannot_be_fitted_is_told_before_ray_starts(
+    labels: Any, options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = features_of(tmp_path, labels)
+    assert main(["fit", features.plan.output, str(tmp_path / "head"), *options]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "head").exists()
+
+
+def test_more_workers_than_cpus_are_told(forest: Features, tmp_path: Path) -> None:
+    code, _, told = run("fit", forest.plan.output, str(tmp_path / "head"), "--num-workers", "1000")
+    assert code == 2
+    assert "--num-workers takes 1 to the cluster's number of CPUs" in told
+
+
+def test_an_unfinished_dataset_is_refused_unless_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = features_of(tmp_path, names(60), done=False)
+    assert main(["fit", features.plan.output, str(tmp_path / "head")]) == 3
+    assert "is not finished" in capsys.readouterr().err
+    code, result, told = run("fit", features.plan.output, str(tmp_path / "head"), "--allow-incomplete")
+    assert code == 0, told
+    assert result["images"] == 48
+
+
+def test_a_malformed_head_in_the_way_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = features_of(tmp_path, names(40))
+    tiny.write_files(tmp_path / "head", {"head.json": b"{"})
+    assert main(["fit", features.plan.output, str(tmp_path / "head")]) == 1
+    assert "truncated" in capsys.readouterr().err

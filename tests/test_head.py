@@ -1,0 +1,161 @@
+"""A head is one of scikit-learn's classifiers, and its files can fail but never execute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load, save
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.head import HEAD_JSON, HEAD_TENSORS, Head, Origin
+from bottleneck.losses import log_loss, svm_temperature
+from bottleneck.spec import sha256_json
+
+
+@parametrize_with_checks(
+    [
+        Head("logistic"),
+        Head("svm"),
+        Head("logistic", scale="standard", class_weight="balanced"),
+        Head("svm", scale="l2"),
+    ]
+)
+def test_it_is_a_classifier_of_scikit_learns(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def data(num_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels_N = np.array(["ash", "beech", "cedar", "dogwood"], dtype=object)[np.arange(60) % num_classes]
+    return rng.standard_normal((60, 8)) + (np.arange(60) % num_classes)[:, None], labels_N
+
+
+def saved(folder: Path, **parameters: Any) -> Head:
+    features_ND, labels_N = data()
+    head = Head(**parameters).fit(features_ND, labels_N)
+    head.save(str(folder), Origin("fc:none", tiny.spec(), "features", "0" * 64, {"note": 1}))
+    return head
+
+
+@pytest.mark.parametrize("parameters", [{}, {"kind": "svm", "scale": "standard"}, {"kind": "mlp", "scale": "l2"}])
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_what_is_saved_predicts_the_same(tmp_path: Path, parameters: Any, num_classes: int) -> None:
+    features_ND, labels_N = data(num_classes)
+    head = Head(**parameters).fit(features_ND, labels_N)
+    head.save(str(tmp_path), Origin("fc:none", tiny.spec(), "features", "0" * 64, {"note": 1}))
+    loaded = Head.load(str(tmp_path))
+    np.testing.assert_array_equal(loaded.predict_proba(features_ND), head.predict_proba(features_ND))
+    np.testing.assert_array_equal(loaded.predict(features_ND), head.predict(features_ND))
+    assert loaded.score(features_ND, labels_N) == head.score(features_ND, labels_N) > 0.5
+    assert loaded.origin_ == head.origin_
+    assert sorted(path.name for path in tmp_path.iterdir()) == [HEAD_JSON, HEAD_TENSORS]
+
+
+def test_predictions_are_the_best_classes_in_order() -> None:
+    features_ND, labels_N = data()
+    head = Head().fit(features_ND, labels_N)
+    table = head.predictions(features_ND, top=2)
+    assert table.column("predicted").to_pylist() == head.predict(features_ND).tolist()
+    best = np.sort(head.predict_proba(features_ND), axis=1)[:, ::-1][:, :2]
+    np.testing.assert_allclose(table.column("top_probabilities").to_pylist(), best, rtol=1e-6)
+    assert [labels[0] for labels in table.column("top_labels").to_pylist()] == table.column("predicted").to_pylist()
+    assert len(head.predictions(features_ND[:0])) == 0
+    assert len(head.predictions(features_ND, top=9).column("top_labels")[0]) == 3
+
+
+def test_features_of_another_fingerprint_are_refused(tmp_path: Path) -> None:
+    head = saved(tmp_path)
+    head.check_fits(tiny.spec())
+    with pytest.raises(FingerprintError, match="interpolation: head bilinear, features nearest"):
+        head.check_fits(tiny.spec(interpolation="nearest"))
+
+
+def test_a_head_is_not_written_over(tmp_path: Path) -> None:
+    head = saved(tmp_path)
+    with pytest.raises(UsageError, match="holds a head already"):
+        head.save(str(tmp_path))
+
+
+def rewritten(folder: Path, tensors: bytes | None = None, **changes: Any) -> None:
+    """Change a head so that all its digests are right again, as somebody who means harm would."""
+    document = json.loads((folder / HEAD_JSON).read_text())
+    if tensors is not None:
+        (folder / HEAD_TENSORS).write_bytes(tensors)
+        changes["tensors_sha256"] = hashlib.sha256(tensors).hexdigest()
+    document |= changes
+    del document["sha256"]
+    (folder / HEAD_JSON).write_text(json.dumps({**document, "sha256": sha256_json(document)}))
+
+
+def cut(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+
+
+def edit(folder: Path) -> None:
+    path = folder / HEAD_JSON
+    path.write_text(path.read_text().replace('"C": 1.0', '"C": 2.0'))
+
+
+def tensors(folder: Path, **changes: Any) -> bytes:
+    return save({**load((folder / HEAD_TENSORS).read_bytes()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda f: cut(f, HEAD_JSON), "truncated"),
+        (lambda f: cut(f, HEAD_TENSORS), "damaged"),
+        (edit, "changed after it was written"),
+        (lambda f: (f / HEAD_TENSORS).unlink(), "is gone"),
+        (lambda f: (f / HEAD_JSON).write_text("[1]"), "no head"),
+        (lambda f: rewritten(f, b"\x80\x04K\x01."), "no safetensors file"),
+        (lambda f: rewritten(f, tensors(f, coef=np.zeros((3, 7)))), "expected arrays"),
+        (lambda f: rewritten(f, tensors(f, coef=np.full((3, 8), np.nan))), "not all finite"),
+        (lambda f: rewritten(f, tensors(f, coef=np.zeros((3, 8), np.float32))), "not all finite float64"),
+        (lambda f: rewritten(f, tensors(f, more=np.zeros(1))), "expected arrays"),
+        (lambda f: rewritten(f, kind="standard"), "kind standard"),
+        (lambda f: rewritten(f, classes=None), "no readable head"),
+        (lambda f: rewritten(f, dim="x"), "no readable head"),
+    ],
+)
+def test_a_malformed_head_is_told(tmp_path: Path, harm: Any, words: str) -> None:
+    saved(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(CorruptError, match=words):
+        Head.load(str(tmp_path))
+
+
+def test_no_head_and_another_format_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no head"):
+        Head.load(str(tmp_path))
+    saved(tmp_path)
+    rewritten(tmp_path, format=2)
+    with pytest.raises(UsageError, match="format 2"):
+        Head.load(str(tmp_path))
+
+
+def test_the_temperature_of_an_svm_has_the_least_log_loss() -> None:
+    rng = np.random.default_rng(0)
+    codes_N = rng.integers(0, 3, 500)
+    scores_NK = rng.standard_normal((500, 3)) + 2 * np.eye(3)[codes_N]
+    best = svm_temperature(scores_NK, codes_N)
+    assert 0.5 < best < 4
+    at = [log_loss(scores_NK * factor, codes_N) for factor in (best, best * 1.05, best / 1.05)]
+    assert at[0] == min(at)
+
+
+def test_the_log_loss_is_scikit_learns() -> None:
+    features_ND, labels_N = data(2)
+    codes_N = np.unique(labels_N, return_inverse=True)[1]
+    peer = LogisticRegression().fit(features_ND, codes_N)
+    expected = -np.log(peer.predict_proba(features_ND)[np.arange(60), codes_N]).sum()
+    assert log_loss(peer.decision_function(features_ND)[:, None], codes_N) == pytest.approx(expected)
