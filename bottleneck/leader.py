@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bottleneck import mlp
 from bottleneck.compact import Path, accuracy, basis_of_products, basis_of_rows, problem_shape, problems_of
@@ -219,7 +220,9 @@ class Leader:
                 codes_N = self.codes_fit[chosen]
                 return mlp.gradient(parameters, inputs_NR[chosen], codes_N, weights_K[codes_N])
 
-            parameters = mlp.train(inputs_NR.shape[1], self.num_classes, len(matrix), here, on_epoch)
+            # Products of so few rows gain nothing from more threads, and lose much where cores are shared.
+            with threadpool_limits(1):
+                parameters = mlp.train(inputs_NR.shape[1], self.num_classes, len(matrix), here, on_epoch)
             weights = basis.back @ (parameters[0] / scale)
             hidden, hidden_b = self.expanded(weights), parameters[1] - basis.center @ weights
         out, out_b = parameters[2], parameters[3]
