@@ -2,12 +2,17 @@
 
     bottleneck benchmark photos/
     bottleneck benchmark photos/ --num-images 2048 --rounds 3
+    bottleneck benchmark features/ --what head
+    bottleneck benchmark --what head-growth --num-images 200000 --dim 512 --classes 100 --num-workers 2
 
 Four measurements on the same images, one after the other, each in fresh processes: the command `bottleneck extract`;
 the loop of the tutorials (load_img, preprocess_input, model.predict in float32 on batches of 32, HDF5); the network
 alone on random pixels; decoding alone. The last two give the ceiling: cores / (core-seconds an image of network +
 decode). Rates leave out start-up, and so the shards the job decodes before its first batch: give fast machines more
 images. 256 images and VGG16 take 2 minutes on two idle cores with AVX512-BF16. The JSON line holds all figures.
+
+`--what head` compares fitting with scikit-learn's instead, on the features of an output of `extract`. `--what
+head-growth` takes no source: it fits on made-up features, few and many, and says what more of them cost.
 """
 
 import contextlib
@@ -28,7 +33,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -50,6 +55,7 @@ LOOP_BATCH_SIZE = 32
 """What model.predict takes by default."""
 SAMPLE_SECONDS = 0.5
 """Between looks at the memory, each of which costs about 10 ms a GB."""
+NUM_IMAGES = 256
 DECODE_SECONDS = 3.0
 NETWORK_SECONDS = 5.0
 """At least, for the network alone."""
@@ -59,44 +65,84 @@ STEADY_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured."""
-    num_images: int = 256
-    """Taken evenly from the whole source; one with fewer is gone through again."""
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
+    """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured. For `head`
+    an output of `bottleneck extract`."""
+    what: Literal["extract", "head", "head-growth"] = "extract"
+    """What is measured: extraction, fitting beside scikit-learn, or fitting as images grow in number."""
+    num_images: int | None = None
+    """Taken evenly from the whole source; one with fewer is gone through again. 256 unless given; the made-up images of
+    `head-growth` are 200,000 unless given. `head` takes all."""
     rounds: int = 1
     """Times everything is measured; the figures are medians."""
     features: FeatureRequest = field(default_factory=lambda: FeatureRequest(weights="random:0"))
+    layer: str | None = None
+    """Column to fit on; may be left out where there is only one. Of `head`."""
+    limit_seconds: float = 30.0
+    """For scikit-learn at this project's precision, each value of C. Of `head`."""
+    dim: int = 512
+    """Dimensions of made-up features."""
+    classes: int = 100
+    """Classes of made-up features."""
+    num_workers: int = 1
+    """Of `bottleneck fit`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "rounds"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} takes a number from 1 up. Received: {getattr(self, name)}."
-                )
+        for name in ("num_images", "rounds", "dim", "num_workers"):
+            _check_from(1, name, getattr(self, name))
+        _check_from(2, "classes", self.classes)
+        if not self.limit_seconds > 0:
+            raise UsageError(f"--limit-seconds takes a number above 0. Received: {self.limit_seconds}.")
+        if (self.what == "head-growth") == bool(self.source):
+            raise UsageError(
+                f"--what {self.what} takes {'no source' if self.source else 'a source'}. Received: {self.source!r}."
+            )
+
+
+def _check_from(lowest: int, name: str, value: int | None) -> None:
+    if value is not None and value < lowest:
+        raise UsageError(f"--{name.replace('_', '-')} takes a number from {lowest} up. Received: {value}.")
 
 
 def main(config: Config) -> int:
+    if config.what == "head":
+        from jobs import benchmark_head
+
+        return benchmark_head.main(config)
+    if config.what == "head-growth":
+        from jobs import benchmark_growth
+
+        return benchmark_growth.main(config)
+    num_images = config.num_images or NUM_IMAGES
     hardware = describe_hardware()
     spec = resolve_apart(config.features, choose_precision(config.features, has_bfloat16))
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as folder:
         images = os.path.join(folder, "images")
-        left_out = apart(copy_images, config.source, images, config.num_images, spec)
+        left_out = apart(copy_images, config.source, images, num_images, spec)
         rounds = []
         for number in range(config.rounds):
             output = os.path.join(folder, f"output{number}")
-            rounds.append(measure(images, output, config.num_images, config.features, spec, hardware))
+            rounds.append(measure(images, output, num_images, config.features, spec, hardware))
             shutil.rmtree(output)
     result = {
         "source": config.source,
-        "images": config.num_images,
+        "images": num_images,
         "rejected_and_left_out": left_out,
         "spec": spec.to_json(),
         **summarize(rounds, hardware),
-        "rounds": rounds,
-        "hardware": hardware,
-        "versions": versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    tell(result, rounds, hardware, table)
+    steady_seconds = num_images / result["job"]["images_per_second"]
+    if steady_seconds < STEADY_SECONDS:
+        log.warning("The job ran for %.1f s after its start-up, too short: give more --num-images.", steady_seconds)
+    print(json.dumps(result))
+    return 0
+
+
+def tell(result: Figures, rounds: list[Figures], hardware: Figures, table: Callable[[Figures], list[str]]) -> None:
+    """Add to a result how it was come by, show it, and warn where other programs had a part in it."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    result.update(rounds=rounds, hardware=hardware, versions=versions(), date=date)
     for line in table(result):
         log.info("%s", line)
     others = max(part["others_cpu_share"] for figures in rounds for part in figures.values())
@@ -105,11 +151,6 @@ def main(config: Config) -> int:
             "Other programs took up to %.0f %% of this machine, so the figures cannot be compared: run it again alone.",
             100 * others,
         )
-    steady_seconds = config.num_images / result["job"]["images_per_second"]
-    if steady_seconds < STEADY_SECONDS:
-        log.warning("The job ran for %.1f s after its start-up, too short: give more --num-images.", steady_seconds)
-    print(json.dumps(result))
-    return 0
 
 
 def measure(
@@ -180,23 +221,38 @@ def copy_images(source: str, folder: str, num_images: int, spec: FeatureSpec) ->
 
 
 def measure_job(images: str, output: str, request: FeatureRequest, shard_size: int) -> Figures:
-    """The command as a user runs it. Its own clock tells start-up from work; memory is looked at from here.
+    """The command as a user runs it. Its own clock tells start-up from work; memory is looked at from here."""
+    arguments = ["extract", images, output, "--shard-size", str(shard_size)]
+    for option in fields(request):
+        value = getattr(request, option.name)
+        if value:
+            arguments += [f"--{option.name}", *(value if isinstance(value, tuple) else [value])]
+    summary, figures = run_job(arguments)
+    details = summary["details"]
+    if not details:
+        log.warning("The job lost count of its first batch: its rate is that of the whole command, start-up included.")
+    return {
+        "images_per_second": details.get("images_per_second", summary["images"] / figures["seconds"]),
+        "first_batch_seconds": details.get("first_batch_seconds"),
+        "shard_size": shard_size,
+        **figures,
+    }
+
+
+def run_job(arguments: list[str]) -> tuple[Figures, Figures]:
+    """Run a job in a process of its own: its JSON line, and what it took.
 
     Peaks are in bytes: of the driver what it holds (RSS), of all processes together the sum of PSS, in which memory
     that several of them share counts once.
     """
     import psutil
 
-    command = [sys.executable, "-m", "jobs", "extract", images, output, "--shard-size", str(shard_size)]
-    for option in fields(request):
-        value = getattr(request, option.name)
-        if value:
-            command += [f"--{option.name}", *(value if isinstance(value, tuple) else [value])]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # this machine
     driver_peak = all_peak = 0
     cpu_seconds: dict[int, float] = {}
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         started = time.perf_counter()
+        command = [sys.executable, "-m", "jobs", *arguments]
         process = psutil.Popen(command, stdout=stdout, stderr=stderr, env=environment)
         try:
             while process.poll() is None:
@@ -214,16 +270,9 @@ def measure_job(images: str, output: str, request: FeatureRequest, shard_size: i
         stderr.seek(0)
         last_line, complaints = stdout.read().strip().rpartition("\n")[2], stderr.read()
     if process.returncode:
-        raise BottleneckError(f"bottleneck extract ended with exit code {process.returncode}:\n{complaints}")
-    summary = json.loads(last_line)
-    details = summary["details"]
-    if not details:
-        log.warning("The job lost count of its first batch: its rate is that of the whole command, start-up included.")
-    return {
-        "images_per_second": details.get("images_per_second", summary["images"] / seconds),
-        "first_batch_seconds": details.get("first_batch_seconds"),
+        raise BottleneckError(f"bottleneck {arguments[0]} ended with exit code {process.returncode}:\n{complaints}")
+    return json.loads(last_line), {
         "seconds": seconds,
-        "shard_size": shard_size,
         "driver_peak_rss_bytes": driver_peak,
         "peak_pss_bytes": all_peak,
         "cpu_seconds": sum(cpu_seconds.values()),
@@ -330,7 +379,7 @@ def _decode_rate(images: str, spec: FeatureSpec) -> float:
 
 def summarize(rounds: list[Figures], hardware: Figures) -> Figures:
     """The median of every figure over the rounds, and what follows from them."""
-    figures = {part: {name: _median(rounds, part, name) for name in rounds[0][part]} for part in rounds[0]}
+    figures = medians(rounds)
     job, network, decoding = figures["job"], figures["network"], figures["decode"]
     cores = hardware["cores"]
     decoding["core_seconds_per_image"] = cores / decoding["images_per_second"]
@@ -345,6 +394,11 @@ def summarize(rounds: list[Figures], hardware: Figures) -> Figures:
         "job_to_ceiling": job["images_per_second"] / ceiling,
         "job_to_keras_loop": job["images_per_second"] / figures["keras_loop"]["images_per_second"],
     }
+
+
+def medians(rounds: list[Figures]) -> Figures:
+    """The median of every number over the rounds; of all else what the first round says."""
+    return {part: {name: _median(rounds, part, name) for name in rounds[0][part]} for part in rounds[0]}
 
 
 def _median(rounds: list[Figures], part: str, name: str) -> Any:
@@ -410,6 +464,7 @@ def versions() -> dict[str, str]:
     for name in (
         "bottleneck-features",
         "ray",
+        "scikit-learn",
         "keras",
         "tensorflow",
         "tensorflow-cpu",

@@ -4,11 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from sklearn.linear_model import LogisticRegression
 
 from bottleneck.errors import UsageError
-from jobs import benchmark
+from bottleneck.features import open_features
+from bottleneck.verify import verify
+from jobs import benchmark, benchmark_growth, benchmark_head, benchmark_sklearn
 from jobs.__main__ import main
 
 
@@ -80,6 +84,18 @@ def test_numbers_below_one_are_refused() -> None:
         benchmark.Config(source="photos", num_images=0)
     with pytest.raises(UsageError, match=r"--rounds .* Received: 0"):
         benchmark.Config(source="photos", rounds=0)
+    with pytest.raises(UsageError, match=r"--classes .* from 2 up. Received: 1"):
+        benchmark.Config(what="head-growth", classes=1)
+    with pytest.raises(UsageError, match=r"--limit-seconds .* Received: nan"):
+        benchmark.Config(source="features", what="head", limit_seconds=math.nan)
+
+
+def test_a_source_is_given_where_one_is_needed() -> None:
+    for what in ("extract", "head"):
+        with pytest.raises(UsageError, match=f"--what {what} takes a source"):
+            benchmark.Config(what=what)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--what head-growth takes no source"):
+        benchmark.Config(source="photos", what="head-growth")
 
 
 def test_a_job_that_lost_count_of_its_first_batch_leaves_a_gap() -> None:
@@ -88,3 +104,72 @@ def test_a_job_that_lost_count_of_its_first_batch_leaves_a_gap() -> None:
     rounds = [{**one, "job": {**part, "first_batch_seconds": seconds}} for seconds in (None, 4.0, 6.0)]
     assert benchmark.summarize(rounds, {"cores": 2, "gpus": []})["job"]["first_batch_seconds"] == 5
     assert benchmark.summarize(rounds[:1], {"cores": 2, "gpus": []})["job"]["first_batch_seconds"] is None
+
+
+def test_fits_are_measured_beside_scikit_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = str(tmp_path / "features")
+    benchmark_growth.write_features(features, 90, 6, 3)
+    assert main(["benchmark", features, "--what", "head"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert (result["images"], result["classes"], result["dim"]) == (90, 3, 6)
+    assert [row["c"] for row in result["rows"]] == [0.1, 1, 10, 100, 1000, 10000]
+    for row in result["rows"]:
+        assert 0 <= row["solver_gap"] < 1e-8
+        assert len(row["grid_search_gaps"]) == 3
+        assert min(row["grid_search_gaps"]) > -1e-6  # nobody is below the optimum
+        assert abs(row["converged_gap"]) < 1e-6
+    assert (result["accuracies_equal"], result["accuracies_known"]) == (6, 6)
+    assert result["converged"]["over_limit"] == 0
+    assert result["fit"]["seconds"] > result["fit"]["fit_seconds"] > 0
+    assert result["fit"]["fitted_on"] < 90
+    for part in ("fit", "solver", "grid_search", "converged"):
+        assert 0 <= result[part]["others_cpu_share"] < 1, part
+    assert any("6 of 6 folds" in line for line in benchmark_head.table(result))
+
+
+def test_scikit_learn_is_given_up_in_time(tmp_path: Path) -> None:
+    features = str(tmp_path / "features")
+    benchmark_growth.write_features(features, 90, 6, 3)
+    found = benchmark_sklearn.measure_converged(features, benchmark_growth.LAYER, 1e-6)
+    assert [row["seconds"] for row in found["rows"]] == [None] * 6
+    assert (found["over_limit"], found["grid_seconds_at_least"]) == (6, pytest.approx(18e-6))
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_the_objective_is_the_one_scikit_learn_minimises(num_classes: int) -> None:
+    rng = np.random.default_rng(0)
+    features_ND, codes_N = rng.standard_normal((60, 3)), np.arange(60) % num_classes
+    data = benchmark_sklearn.Data(features_ND, codes_N, np.arange(60) % 3, num_classes)
+    seen_N = data.folds_N != 1
+    fitted = LogisticRegression(C=2.0).fit(features_ND[seen_N], codes_N[seen_N])
+    truth = np.eye(num_classes, dtype=bool)[codes_N[seen_N]]
+    losses = -np.log(fitted.predict_proba(features_ND[seen_N])[truth])
+    expected = 2 * losses.sum() + (fitted.coef_**2).sum() / 2
+    assert benchmark_sklearn.objective(fitted, data, 1) == pytest.approx(expected, rel=1e-12)
+    tiny_loss = benchmark_sklearn.log_losses(np.array([[50.0, 0.0], [0.0, 800.0]]), np.array([0, 0]))
+    assert tiny_loss == pytest.approx([math.exp(-50), 800], rel=1e-12)
+
+
+def test_growth_is_measured_on_made_up_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark_growth, "FEW_IMAGES", 60)
+    size = ["--num-images", "300", "--dim", "8", "--classes", "3"]
+    assert main(["benchmark", "--what", "head-growth", *size]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert (result["few"]["images"], result["many"]["images"], result["images_ratio"]) == (60, 300, 5)
+    assert result["many"]["peak_pss_bytes"] > 0
+    assert 1 / 3 < result["many"]["accuracy"] <= 1
+    assert any("further image" in line for line in benchmark_growth.table(result))
+
+
+def test_made_up_features_are_an_output_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_growth, "SHARD_SIZE", 16)
+    benchmark_growth.write_features(str(tmp_path / "features"), 50, 4, 3)
+    assert verify(str(tmp_path / "features"), full=True).exit_code == 0
+    features_ND, labels_N, _ = open_features(str(tmp_path / "features")).arrays()
+    assert features_ND.shape == (50, 4)
+    assert len(np.unique(features_ND, axis=0)) == 50
+    assert np.unique(labels_N.astype(str), return_counts=True)[1].tolist() == [17, 17, 16]
