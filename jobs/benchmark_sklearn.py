@@ -14,9 +14,9 @@ import numpy as np
 
 from bottleneck.errors import BottleneckError
 from bottleneck.features import open_features
-from bottleneck.leader import HeadRequest
 from bottleneck.member import Member
 from bottleneck.splits import split
+from bottleneck.team import HeadRequest
 from jobs.benchmark import Figures
 from jobs.fit import rows_of
 
