@@ -30,6 +30,10 @@ from bottleneck.trainer import fit_head
 
 log = logging.getLogger(__name__)
 
+RANDOM_WEIGHTS = (
+    "The features were made with weights %s, not trained ones: right for tests and timing, not for accuracy."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -62,6 +66,8 @@ def fit(config: Config) -> dict[str, Any]:
         log.info("%s is fitted already", config.head)
         return _result(config.head, head)
     check_labels(features.plan.label_counts, config.features)
+    if features.spec.weights.startswith("random:"):
+        log.warning(RANDOM_WEIGHTS, features.spec.weights)
     with Table(config.request) as table:
         fitted = fit_head(
             features,
@@ -125,7 +131,9 @@ def write_head_report(head: str, fitted: Fitted, features: Features, evaluation:
     ]
     title = f"A {fitted.head.kind} head of {len(fitted.head.classes_)} classes"
     material = report_of_features(features, fitted.head, evaluation)
-    write_report(head, title, evaluation, grid=grid or None, **material)
+    weights = features.spec.weights
+    notes = [RANDOM_WEIGHTS % weights] if weights.startswith("random:") else []
+    write_report(head, title, evaluation, grid=grid or None, notes=notes, **material)
 
 
 def _check_same(head: Head, features: Features, request: HeadRequest, layer: str, uri: str) -> None:
