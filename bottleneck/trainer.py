@@ -107,6 +107,9 @@ def fit_head(
         fitted: Fitted = result["fitted"]
         return fitted
     finally:
+        # Where the fit is stopped, the trainer's thread complains that Ray has gone from under it.
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 

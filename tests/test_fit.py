@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -119,38 +121,51 @@ def test_fitted_again_it_is_done_already(fitted: tuple[Path, dict[str, Any], str
     assert "folds: fitted 3, requested 4" in told
 
 
+def started(output: str, head: Path, num_workers: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A fit in a process of its own, and its workers once they are there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs", "fit", output, str(head), "--c", "0.1", "1", "10"]
+        + ["--num-workers", str(num_workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
+            workers = [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
+            if len(workers) == num_workers:
+                return process, workers
+        time.sleep(0.02)
+    raise AssertionError(process.communicate())
+
+
 def test_a_killed_worker_changes_nothing(
     fitted: tuple[Path, dict[str, Any], str], forest: Features, tmp_path: Path
 ) -> None:
     """Two workers, one of which is killed; the group starts again and the head is that of one worker."""
-    command = [sys.executable, "-m", "jobs", "fit", forest.plan.output, str(tmp_path / "head")]
-    process = subprocess.Popen(
-        [*command, "--c", "0.1", "1", "10", "--num-workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"},
-        start_new_session=True,
-    )
-    victims: list[psutil.Process] = []
-    deadline = time.monotonic() + 120
-    while len(victims) < 2 and time.monotonic() < deadline and process.poll() is None:
-        victims = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in " ".join(child.cmdline())
-        ]
-        time.sleep(0.02)
-    assert len(victims) >= 2, process.stderr
-    random.choice(victims).kill()
+    process, workers = started(forest.plan.output, tmp_path / "head", 2)
+    random.choice(workers).kill()
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
-    result = json.loads(stdout.splitlines()[-1])
-    assert result["num_workers"] == 2
+    assert json.loads(stdout.splitlines()[-1])["num_workers"] == 2
     one, two = Head.load(str(fitted[0])), Head.load(str(tmp_path / "head"))
     np.testing.assert_allclose(two.coef_, one.coef_, atol=1e-8 * np.abs(one.coef_).max())
     np.testing.assert_allclose(two.intercept_, one.intercept_, atol=1e-8)
     assert two.origin_.details["grid"][0]["accuracies"] == one.origin_.details["grid"][0]["accuracies"]
+
+
+def test_a_fit_asked_to_stop_leaves_nothing(forest: Features, tmp_path: Path) -> None:
+    process, workers = started(forest.plan.output, tmp_path / "head", 1)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 3, stderr
+    assert json.loads(stdout.splitlines()[-1])["error"] == "Interrupted"
+    assert "Traceback" not in stderr
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert not (tmp_path / "head").exists()
 
 
 def fit_in_process(features: Features, **request: Any) -> Any:
