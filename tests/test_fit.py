@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -122,24 +121,31 @@ def test_fitted_again_it_is_done_already(fitted: tuple[Path, dict[str, Any], str
 
 
 def started(output: str, head: Path, num_workers: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """A fit in a process of its own, and its workers once they are there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs", "fit", output, str(head), "--c", "0.1", "1", "10"]
-        + ["--num-workers", str(num_workers)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """A fit in a process of its own, once its workers have read the features, and these workers."""
+    told = head.with_suffix(".log")
+    with told.open("w") as log:
+        options = ["--c", "0.1", "1", "10", "--num-workers", str(num_workers)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs", "fit", output, str(head), *options],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(process.pid).children(recursive=True)
-            workers = [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
-            if len(workers) == num_workers:
-                return process, workers
+    while "classes read" not in told.read_text():
+        assert time.monotonic() < deadline, told.read_text()
+        assert process.poll() is None, told.read_text()
         time.sleep(0.02)
-    raise AssertionError(process.communicate())
+    family = psutil.Process(process.pid).children(recursive=True)
+    return process, [child for child in family if "RayTrainWorker" in _title(child)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def test_a_killed_worker_changes_nothing(
@@ -147,9 +153,10 @@ def test_a_killed_worker_changes_nothing(
 ) -> None:
     """Two workers, one of which is killed; the group starts again and the head is that of one worker."""
     process, workers = started(forest.plan.output, tmp_path / "head", 2)
+    assert len(workers) == 2
     random.choice(workers).kill()
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stderr
+    stdout, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, (tmp_path / "head.log").read_text()
     assert json.loads(stdout.splitlines()[-1])["num_workers"] == 2
     one, two = Head.load(str(fitted[0])), Head.load(str(tmp_path / "head"))
     np.testing.assert_allclose(two.coef_, one.coef_, atol=1e-8 * np.abs(one.coef_).max())
@@ -160,10 +167,11 @@ def test_a_killed_worker_changes_nothing(
 def test_a_fit_asked_to_stop_leaves_nothing(forest: Features, tmp_path: Path) -> None:
     process, workers = started(forest.plan.output, tmp_path / "head", 1)
     os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 3, stderr
+    stdout, _ = process.communicate(timeout=30)
+    told = (tmp_path / "head.log").read_text()
+    assert process.returncode == 3, told
     assert json.loads(stdout.splitlines()[-1])["error"] == "Interrupted"
-    assert "Traceback" not in stderr
+    assert "Traceback" not in told
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not (tmp_path / "head").exists()
 
