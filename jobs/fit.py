@@ -4,7 +4,7 @@
     bottleneck fit s3://bucket/features s3://bucket/head --c 0.1 1 10 100 1000 10000 --folds 3 --num-workers 4
 
 A Ray Train job; workers that die are replaced. The optimum is scikit-learn's (LogisticRegression, LinearSVC), whatever
-the number of workers. 1,360 images of 25,088 dimensions with six values of C take about 20 s on two cores, most of it
+the number of workers. 1,360 images of 25,088 dimensions with six values of C take about 35 s on two cores, most of it
 Ray's start. HEAD gets head.safetensors and head.json, report.html and confusion.png. The JSON line has the figures.
 """
 
