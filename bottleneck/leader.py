@@ -57,6 +57,7 @@ class Leader:
         self.codes_N, self.folds_N = codes_N, folds_N
         self.bounds = np.cumsum([0, *counts])
         self.num_folds = num_folds
+        self._handles: dict[int, Any] = {}
         self.kind = request.kind if request.kind != "logistic" else ("logistic" if num_classes == 2 else "softmax")
         self.columns = 1 if num_classes == 2 else num_classes
         self.team.ask_each(
@@ -106,41 +107,31 @@ class Leader:
     def _solve(self, folds: list[int], c_values: list[float], tolerance: float) -> list[Path]:
         """One path for each fold, the members taking folds in turns."""
         paths: list[Path] = []
-        shared: dict[int, Any] = {}
         while len(paths) < len(folds):
             turn = folds[len(paths) : len(paths) + self.team.size]
-            asked: list[tuple[Any, ...]] = []
-            for fold in turn:
-                scaling = fold if self.moments else -1
-                if scaling not in shared:
-                    shared = (
-                        {scaling: self.team.publish(self.matrix(scaling))}
-                        if self.team.size == 1
-                        else {**shared, scaling: self.team.publish(self.matrix(scaling))}
-                    )
-                weights_K = self.class_weights(fold)
-                asked.append(
-                    (
-                        shared[scaling],
-                        self.way,
-                        self.codes_fit,
-                        self.folds_fit,
-                        fold,
-                        self.kind,
-                        c_values,
-                        weights_K,
-                        tolerance,
-                    )
-                )
             name = f"paths {turn} {c_values} {tolerance}"
             found = self.team.recall(name)
             if found is None:
+                data = (self.way, self.codes_fit, self.folds_fit)
+                asked: list[tuple[Any, ...]] = [
+                    (self._handle(fold, turn), *data, fold, self.kind, c_values, self.class_weights(fold), tolerance)
+                    for fold in turn
+                ]
                 found = self.team.ask_each("solve", asked + [()] * (self.team.size - len(asked)))[: len(turn)]
                 self.team.remember(name, found)
             paths += found
             for path in found:
                 self._tell(path)
         return paths
+
+    def _handle(self, fold: int, turn: list[int]) -> Any:
+        """By which members read the matrix of a fold; one for all folds where they share their scaling."""
+        scaling = fold if self.moments else -1
+        if scaling not in self._handles:
+            # Matrices are as large as all images, so those of earlier turns are let go.
+            self._handles = {other: handle for other, handle in self._handles.items() if other in turn}
+            self._handles[scaling] = self.team.publish(self.matrix(scaling))
+        return self._handles[scaling]
 
     def _tell(self, path: Path) -> None:
         if path.left_out >= 0:

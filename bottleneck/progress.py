@@ -39,12 +39,7 @@ class Display:
         self._live: Any = None
 
     def __enter__(self) -> "Display":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(stderr=True), auto_refresh=False)
-            self._live.start()
+        self._live = start_live()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,6 +96,18 @@ class Display:
         bar = ProgressBar(total=max(1, progress.planned), completed=progress.images, width=12)
         grid.add_row(self.title, bar, self.line(progress))
         return grid
+
+
+def start_live() -> Any:
+    """Rich's live display on stderr, started; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.live import Live
+
+    live = Live(console=Console(stderr=True), auto_refresh=False)
+    live.start()
+    return live
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,6 @@ Ray's start. HEAD gets head.safetensors and head.json, report.html and confusion
 
 import json
 import logging
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -22,7 +21,7 @@ from bottleneck.evaluate import Evaluation, classification_report
 from bottleneck.features import Features, finished, open_features, read_footer
 from bottleneck.fitting import Fitted, check_labels, chosen_layer
 from bottleneck.head import HEAD_JSON, Head
-from bottleneck.progress import PLAIN_SECONDS, duration
+from bottleneck.progress import PLAIN_SECONDS, duration, start_live
 from bottleneck.report import report_of_features, write_report
 from bottleneck.store import open_store
 from bottleneck.team import HeadRequest
@@ -177,12 +176,7 @@ class Table:
         self._told = time.monotonic()
 
     def __enter__(self) -> "Table":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(stderr=True), auto_refresh=False)
-            self._live.start()
+        self._live = start_live()
         return self
 
     def __exit__(self, *_: object) -> None:
