@@ -21,11 +21,12 @@ from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.features import Receipt, finish, finished, write_shard
 from bottleneck.listing import Shard, read_images
+from bottleneck.objects import ObjectChangedError, ObjectGoneError, Wanted
 from bottleneck.plan import Extended, Plan, data_name, differences, load_plan, make_plan
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.sources import Image, Labels
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, OutputSpec, PredictionSpec
-from bottleneck.store import ObjectChangedError, ObjectGoneError, Wanted, normal_uri, open_store
+from bottleneck.store import normal_uri, open_store
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
+from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store, Wanted
 from bottleneck.plan import FORMAT, Plan, json_bytes, load_plan, versions
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureSpec, OutputSpec, canonical_layer
-from bottleneck.store import ObjectChangedError, ObjectGoneError, Store, Wanted, open_store
+from bottleneck.store import open_store
 
 SUCCESS = "_SUCCESS.json"
 TAIL_BYTES = 65_536

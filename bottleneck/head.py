@@ -18,9 +18,10 @@ from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.leader import Leader
 from bottleneck.losses import probabilities
 from bottleneck.member import Member
+from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.rows import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.spec import FeatureSpec, sha256_json
-from bottleneck.store import ObjectGoneError, Wanted, open_store
+from bottleneck.store import open_store
 from bottleneck.team import ClassWeight, HeadRequest, Kind, LocalTeam, Scale
 
 FORMAT = 1

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bottleneck.errors import CorruptError, StoreError
+from bottleneck.objects import ObjectGoneError, Store, Wanted
 from bottleneck.sources import Image
 from bottleneck.spec import OutputSpec
-from bottleneck.store import ObjectGoneError, Store, Wanted
 
 SHARDS_PER_PART = 32
 """A part is read whole for each of its shards: 16 thousand images are about 1 MB."""

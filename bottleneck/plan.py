@@ -19,9 +19,10 @@ from typing import Any
 
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
 from bottleneck.listing import Comparison, Listing, Part, Shard, freeze, images_of, in_order
+from bottleneck.objects import ObjectGoneError, Store, Wanted
 from bottleneck.sources import Image, Labels, list_images
 from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, sha256_json
-from bottleneck.store import ObjectGoneError, Store, Wanted, open_store
+from bottleneck.store import open_store
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from bottleneck.base import Base
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import UsageError
 from bottleneck.features import open_features
+from bottleneck.objects import ObjectChangedError, ObjectGoneError, Wanted
 from bottleneck.plan import Plan, load_plan
-from bottleneck.store import ObjectChangedError, ObjectGoneError, Wanted, open_store
+from bottleneck.store import open_store
 
 MIN_COSINE = 0.999
 """Below it features differ: bfloat16 on other hardware stays above 0.9999, another image is far below."""

@@ -15,9 +15,10 @@ from bottleneck.errors import StoreError
 from bottleneck.evaluate import Evaluation
 from bottleneck.features import Features, finished, read_footer
 from bottleneck.head import Head
+from bottleneck.objects import Wanted
 from bottleneck.plan import Plan
 from bottleneck.sections import Rejections, Thumbnails, report_html
-from bottleneck.store import Wanted, open_store
+from bottleneck.store import open_store
 
 REPORT_HTML = "report.html"
 CONFUSION_PNG = "confusion.png"

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from bottleneck.store import Store
+from bottleneck.objects import Store
 
 Labels = Literal["folder", "none"]
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from bottleneck.errors import UsageError, WeightsError
 from bottleneck.networks import build_network, find_network, import_keras, layer_names, nearest_first
+from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.spec import split_layer
-from bottleneck.store import ObjectGoneError, Wanted, open_store
+from bottleneck.store import open_store
 
 
 def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:

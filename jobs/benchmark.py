@@ -41,10 +41,11 @@ from bottleneck.base import Base, choose_precision, has_bfloat16, resolve_apart
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import BottleneckError, UsageError
 from bottleneck.networks import find_network, import_keras
+from bottleneck.objects import Wanted
 from bottleneck.pipeline import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.sources import list_images
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, split_layer
-from bottleneck.store import Wanted, open_store
+from bottleneck.store import open_store
 from bottleneck.weights import load_network
 
 log = logging.getLogger(__name__)

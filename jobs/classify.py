@@ -22,8 +22,9 @@ from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import TooManyRejectedError, UsageError
 from bottleneck.head import Head
 from bottleneck.names import class_names
+from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.spec import FeatureRequest, Limits
-from bottleneck.store import ObjectGoneError, Wanted, open_store
+from bottleneck.store import open_store
 
 log = logging.getLogger(__name__)
 

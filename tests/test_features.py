@@ -27,11 +27,12 @@ from bottleneck.features import (
     read_footer,
     write_shard,
 )
+from bottleneck.folder import FolderStore
 from bottleneck.listing import read_images
 from bottleneck.plan import Plan, extend_plan, make_plan
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureSpec
-from bottleneck.store import FolderStore, open_store
+from bottleneck.store import open_store
 
 LAYERS = {"layers": ("conv_pw_13_relu:avg", "conv_pw_1_relu:max"), "dims": (6, 3)}
 REJECTED = {"cats/00001.jpg": "truncated", "dogs/00000.jpg": "empty"}

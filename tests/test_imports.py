@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "progress", "live"},
-    {"spec"},
-    {"rows", "store", "networks", "audit"},
+    {"spec", "objects"},
+    {"rows", "folder", "bucket", "networks", "audit"},
+    {"store"},
     {"sources", "decode", "weights", "audit_rows", "names", "describe"},
     {"listing", "guard", "base"},
     {"plan", "losses"},

@@ -10,8 +10,9 @@ from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.extract import Work, extract_prepared, prepare_shard
 from bottleneck.features import finish, open_features
 from bottleneck.listing import read_images
+from bottleneck.objects import Wanted
 from bottleneck.plan import make_plan
-from bottleneck.store import Wanted, open_store
+from bottleneck.store import open_store
 from bottleneck.verify import verify
 
 

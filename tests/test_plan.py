@@ -17,11 +17,13 @@ import tiny
 
 from bottleneck import listing as listing_module
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
+from bottleneck.folder import FolderStore
 from bottleneck.listing import SHARDS_PER_PART, read_images
+from bottleneck.objects import Entry
 from bottleneck.plan import Plan, differences, extend_plan, load_plan, make_plan, preflight
 from bottleneck.sources import Image, list_images
 from bottleneck.spec import Limits
-from bottleneck.store import Entry, FolderStore, open_store
+from bottleneck.store import open_store
 
 SPEC = tiny.spec()
 

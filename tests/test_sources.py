@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from bottleneck.folder import FolderStore
 from bottleneck.sources import Image, Labels, folder_label, list_images, no_image
-from bottleneck.store import FolderStore
 
 
 def listed(folder: Path, labels: Labels = "folder") -> tuple[list[Image], Counter[str]]:

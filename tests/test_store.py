@@ -18,19 +18,11 @@ from fixtures_s3 import use_environment
 from proxy import Fault, FaultProxy
 from servers import CephServer, S3Server, free_port
 
+from bottleneck.bucket import BucketStore
 from bottleneck.errors import StoreError, UsageError
-from bottleneck.store import (
-    IN_FLIGHT,
-    IN_FLIGHT_BYTES,
-    BucketStore,
-    FolderStore,
-    ObjectChangedError,
-    ObjectGoneError,
-    Store,
-    Wanted,
-    normal_uri,
-    open_store,
-)
+from bottleneck.folder import FolderStore
+from bottleneck.objects import IN_FLIGHT, IN_FLIGHT_BYTES, ObjectChangedError, ObjectGoneError, Store, Wanted
+from bottleneck.store import normal_uri, open_store
 
 PREFIX = "a prefix/of two parts"
 FILE_NAMES = [
@@ -386,7 +378,7 @@ def test_new_files_have_the_rights_the_user_wants(folder: FolderPlace) -> None:
 
 WRITER = """
 import sys
-from bottleneck.store import FolderStore
+from bottleneck.folder import FolderStore
 store = FolderStore(sys.argv[1])
 print("ready", flush=True)
 for number in range(1_000_000):

@@ -1,0 +1,199 @@
+"""A prefix of an S3 bucket as a store, through s3fs' client; retries are ours, in one place."""
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from bottleneck.errors import StoreError, UsageError
+from bottleneck.objects import (
+    FIRST_PATIENCE_SECONDS,
+    IN_FLIGHT,
+    PATIENCE_SECONDS,
+    Entry,
+    ObjectChangedError,
+    ObjectGoneError,
+    Wanted,
+    whole,
+    windowed,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class BucketStore:
+    """A prefix of an S3 bucket, through s3fs' client; retries are ours, so that one place decides what is transient."""
+
+    def __init__(self, uri: str) -> None:
+        import s3fs
+
+        self.uri = uri
+        self.bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        self.prefix = prefix + "/" if prefix else ""
+        self.fs = s3fs.S3FileSystem(
+            use_listings_cache=False,
+            config_kwargs={
+                "connect_timeout": 5,
+                "read_timeout": 30,
+                "max_pool_connections": 2 * IN_FLIGHT,
+                "retries": {"total_max_attempts": 1, "mode": "standard"},
+            },
+        )
+        self.fs.retries = 1
+        self._answered = False
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        full = self.prefix + prefix
+        request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": full}
+        while True:
+            page = self._call(f"listing s3://{self.bucket}/{full}", "list_objects_v2", **request)
+            for found in page.get("Contents", []):
+                yield Entry(found["Key"][len(self.prefix) :], found["Size"], found["ETag"].strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def get(self, wanted: Wanted) -> bytes:
+        return self._run(self._get(wanted)).result()
+
+    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+        def submit(one: Wanted) -> Future[bytes | ObjectGoneError | ObjectChangedError]:
+            return self._run(_outcome_async(self._get(one)))
+
+        yield from windowed(wanted, submit)
+
+    async def _get(self, wanted: Wanted) -> bytes:
+        request = {"Bucket": self.bucket, "Key": self.prefix + wanted.key}
+        if wanted.length is not None:
+            first = wanted.offset or 0
+            request["Range"] = f"bytes={first}-{first + wanted.length - 1}"
+
+        async def read() -> bytes:
+            response = await self.fs._call_s3("get_object", **request)
+            try:
+                if wanted.etag and response["ETag"].strip('"') != wanted.etag:
+                    raise ObjectChangedError(wanted.key)
+                data: bytes = await response["Body"].read()
+            finally:
+                response["Body"].close()
+            if len(data) != response["ContentLength"]:
+                raise TimeoutError(f"body cut short: {len(data)} of {response['ContentLength']} bytes")
+            return whole(wanted, data)
+
+        return await self._patiently(f"reading {self._name(wanted.key)}", read)
+
+    def exists(self, key: str) -> bool:
+        return self._etag(key) is not None
+
+    def _etag(self, key: str) -> str | None:
+        request = {"Bucket": self.bucket, "Key": self.prefix + key}
+        try:
+            etag: str = self._call(f"looking for {self._name(key)}", "head_object", **request)["ETag"]
+        except ObjectGoneError:
+            return None
+        return etag.strip('"')
+
+    def create(self, key: str, data: bytes) -> bool:
+        # One PUT, which S3 takes up to 5 GB: the condition holds for the whole object.
+        put = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data, "IfNoneMatch": "*"}
+        try:
+            self._call(f"writing {self._name(key)}", "put_object", **put)
+        except FileExistsError:
+            # Some gateways answer every refused PUT alike, so look that the object is really there. It may be our own,
+            # from a try whose answer was lost: then, as a rule, its ETag is the md5 of what we sent.
+            etag = self._etag(key)
+            if etag is None:
+                raise StoreError(f"The store refused to create {self._name(key)}, which is not there.") from None
+            return etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return True
+
+    def replace(self, key: str, data: bytes) -> None:
+        put = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data}
+        self._call(f"writing {self._name(key)}", "put_object", **put)
+
+    def _name(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self.prefix}{key}"
+
+    def _call(self, doing: str, method: str, **request: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._run(self._patiently(doing, lambda: self.fs._call_s3(method, **request))).result()
+        return answer
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        return asyncio.run_coroutine_threadsafe(work, self.fs.loop)
+
+    async def _patiently(self, doing: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Try again while the trouble is a passing one. Raises what the trouble means otherwise."""
+        started = time.monotonic()
+        tries = 0
+        while True:
+            try:
+                result = await attempt()
+            except (ObjectGoneError, ObjectChangedError):
+                raise
+            except Exception as error:
+                trouble = _trouble(error, doing)
+                if trouble is not None:
+                    raise trouble from error
+                patience = PATIENCE_SECONDS if self._answered else FIRST_PATIENCE_SECONDS
+                if time.monotonic() - started > patience:
+                    raise StoreError(
+                        f"No luck for {patience:.0f} s with {doing}: {_words(error)}. Look at the network and at "
+                        f"AWS_ENDPOINT_URL ({os.environ.get('AWS_ENDPOINT_URL', 'not set: Amazon S3')}), then run "
+                        "the same command again; nothing is lost."
+                    ) from error
+                log.debug("trying again after %s: %s", _words(error), doing)
+                await asyncio.sleep(min(0.1 * 2**tries, 5.0) * (0.5 + random.random()))  # noqa: S311
+                tries += 1
+            else:
+                self._answered = True
+                return result
+
+
+def _trouble(error: Exception, doing: str) -> Exception | None:
+    """What an S3 error means: an exception to raise, or None when it passes."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if response is None:
+        name = type(error).__name__
+        if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"):
+            return StoreError(
+                f"No usable credentials for {doing}: {error}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or run where a role is attached."
+            )
+        if name in ("ParamValidationError", "InvalidRegionError") or isinstance(error, ValueError):
+            return UsageError(f"S3 takes no such name while {doing}: {error}.")
+        return None
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket":
+        return StoreError(f"No such bucket, while {doing}. Look at its name and at AWS_ENDPOINT_URL.")
+    if status == 404:
+        return ObjectGoneError(doing)
+    if status == 416:
+        return ObjectChangedError(doing)  # shorter than the slice that was asked for
+    if code in ("PreconditionFailed", "412") or status == 412:
+        return FileExistsError(doing)
+    if status >= 500 or status in (408, 409, 429) or code in ("SlowDown", "RequestTimeout", "IncompleteBody"):
+        return None
+    if status in (401, 403):
+        return StoreError(
+            f"The store refused ({code or status}) {doing}. Look at the credentials and at the rights of this user: "
+            "reading and listing the source, creating and listing the output."
+        )
+    return StoreError(f"The store answered {code or status} while {doing}: {_words(error)}.")
+
+
+def _words(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+async def _outcome_async(work: Coroutine[Any, Any, bytes]) -> bytes | ObjectGoneError | ObjectChangedError:
+    try:
+        return await work
+    except (ObjectGoneError, ObjectChangedError) as outcome:
+        return outcome

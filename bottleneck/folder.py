@@ -1,0 +1,150 @@
+"""A folder as a store: objects appear under their names only when they are whole."""
+
+import contextlib
+import errno
+import os
+import random
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from bottleneck.errors import StoreError, UsageError
+from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Wanted, outcome, whole, windowed
+
+
+class FolderStore:
+    """A folder on a disk all workers see. Objects appear under their names only when they are whole."""
+
+    def __init__(self, root: str) -> None:
+        self.uri = root
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        folder = prefix.rpartition("/")[0]
+        top = os.path.join(self.uri, folder) if folder else self.uri
+        with _local_errors(f"listing {top}"):
+            if not os.path.exists(top):
+                return
+            if not os.path.isdir(top):
+                raise UsageError(f"Expected a folder. Received a file: {top}.")
+            for entry in self._walk(top, folder + "/" if folder else ""):
+                if entry.key.startswith(prefix):
+                    yield entry
+
+    def _walk(self, folder: str, prefix: str) -> Iterator[Entry]:
+        with os.scandir(folder) as found:
+            # A folder sorts as if its name ended in "/", so that keys come in the order a bucket lists them.
+            entries = sorted(found, key=lambda e: os.fsencode(e.name + "/" if e.is_dir() else e.name))
+        for entry in entries:
+            if entry.is_dir():
+                yield from self._walk(entry.path, f"{prefix}{entry.name}/")
+            else:
+                with contextlib.suppress(FileNotFoundError):  # gone since the folder was read, or a dangling link
+                    status = entry.stat()
+                    if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                        yield Entry(prefix + entry.name, status.st_size, _local_etag(status))
+
+    def get(self, wanted: Wanted) -> bytes:
+        with _local_errors(f"reading {self._path(wanted.key)}"):
+            try:
+                with open(self._path(wanted.key), "rb") as file:
+                    if wanted.etag and _local_etag(os.fstat(file.fileno())) != wanted.etag:
+                        raise ObjectChangedError(wanted.key)
+                    file.seek(wanted.offset or 0)
+                    return whole(wanted, file.read(-1 if wanted.length is None else wanted.length))
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise ObjectGoneError(wanted.key) from None
+
+    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+        # A few threads: on a local disk one is enough, a network file system answers in milliseconds.
+        with ThreadPoolExecutor(4) as pool:
+            yield from windowed(wanted, lambda one: pool.submit(outcome, self.get, one))
+
+    def exists(self, key: str) -> bool:
+        return os.path.exists(self._path(key))
+
+    def create(self, key: str, data: bytes) -> bool:
+        with _local_errors(f"writing {self._path(key)}"):
+            folder = os.path.dirname(self._path(key))
+            os.makedirs(folder, exist_ok=True)
+            try:
+                self._create_linked(folder, self._path(key), data)
+            except FileExistsError:
+                return False
+            return True
+
+    def _create_linked(self, folder: str, path: str, data: bytes) -> None:
+        """Write a file without a name, then link it in: it is whole when it appears, and a kill leaves nothing."""
+        try:
+            handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+        except (OSError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            self._create_renamed(path, data)  # NFS and some overlays have no unnamed files
+            return
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            # Naming a folder handle makes Python call linkat, which follows the link to the unnamed file.
+            os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
+
+    def _create_renamed(self, path: str, data: bytes) -> None:
+        temporary = self._temporary(path, data)
+        try:
+            os.link(temporary, path)
+        finally:
+            os.unlink(temporary)
+
+    def replace(self, key: str, data: bytes) -> None:
+        with _local_errors(f"writing {self._path(key)}"):
+            folder = os.path.dirname(self._path(key))
+            os.makedirs(folder, exist_ok=True)
+            temporary = self._temporary_name(self._path(key))
+            self._create_linked(folder, temporary, data)  # whole, so a kill can leave it only for an instant
+            try:
+                os.replace(temporary, self._path(key))
+            except OSError:
+                os.unlink(temporary)
+                raise
+
+    def _temporary_name(self, path: str) -> str:
+        name = f".{os.path.basename(path)}.{os.getpid()}-{random.getrandbits(32):08x}"
+        return os.path.join(os.path.dirname(path), name)
+
+    def _temporary(self, path: str, data: bytes) -> str:
+        temporary = self._temporary_name(path)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        return temporary
+
+    def _path(self, key: str) -> str:
+        return f"{self.uri}/{key}"
+
+
+def _local_etag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+@contextlib.contextmanager
+def _local_errors(doing: str) -> Iterator[None]:
+    """Turn what a person must mend into StoreError; the file system's own words say which it is."""
+    try:
+        yield
+    except OSError as error:
+        hint = {
+            errno.ENOSPC: "The disk is full: free some space and run the same command again.",
+            errno.EDQUOT: "The quota is used up: free some space and run the same command again.",
+            errno.EROFS: "The file system is read-only: give another output.",
+            errno.EACCES: "This user has no right to: give the rights, or another folder.",
+            errno.EPERM: "This user has no right to: give the rights, or another folder.",
+            errno.ENOTDIR: "A part of the path is a file: give another folder.",
+            errno.EEXIST: "A part of the path is a file: give another folder.",
+        }.get(error.errno or 0, "Nothing is lost: mend the cause and run the same command again.")
+        raise StoreError(f"{error.strerror or error} while {doing}. {hint}") from error

@@ -1,0 +1,112 @@
+"""What a store is: objects by their keys, a few verbs, and the three kinds of trouble they can have.
+
+Keys are opaque names below the store's root. A store tells three kinds of trouble apart: what the object itself is
+(gone, changed: the caller makes it a row), what passes (5xx, timeouts, resets, cut bodies: tried again in the store,
+with back-off, for `PATIENCE_SECONDS`), and what only a person can mend (rights, credentials, disk: `StoreError`, which
+stops the run).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol, TypeVar
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 90.0
+"""How long a request that fails in passing is tried again: longer than S3 throttles, shorter than a person waits."""
+FIRST_PATIENCE_SECONDS = 8.0
+"""The same until a store has answered once: a wrong endpoint should be told in seconds."""
+IN_FLIGHT = 32
+"""Reads under way at once, a process. One S3 connection gives about 30 to 60 small objects a second."""
+IN_FLIGHT_BYTES = 64_000_000
+"""... and no more bytes than this, so that a shard of huge images does not fill the memory."""
+
+
+class Entry(NamedTuple):
+    """One object of a listing."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class Wanted(NamedTuple):
+    """An object to read, as the plan knows it; `offset` and `length` where it is a slice of a container."""
+
+    key: str
+    size: int
+    etag: str
+    offset: int | None = None
+    length: int | None = None
+
+
+class ObjectGoneError(Exception):
+    """The object of this key is not there (any more)."""
+
+
+class ObjectChangedError(Exception):
+    """The object of this key is not the one that was listed."""
+
+
+class Store(Protocol):
+    """A folder or a bucket. All verbs may raise StoreError."""
+
+    uri: str
+
+    def __hash__(self) -> int: ...
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield the objects whose keys start with `prefix` in the order of their UTF-8 bytes, a page at a time."""
+
+    def get(self, wanted: Wanted) -> bytes:
+        """Read an object or slice.
+
+        Raises:
+            ObjectGoneError: if there is none.
+            ObjectChangedError: if `wanted.etag` is neither empty nor the object's, or the slice is not all there.
+        """
+
+    def exists(self, key: str) -> bool: ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object whole, unless the key is taken: True if this call created it. Never a partial object."""
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write an object whole, in place of the one that may be there."""
+
+    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+        """Read many objects, in order, with several requests in flight."""
+
+
+def whole(wanted: Wanted, data: bytes) -> bytes:
+    if wanted.length is not None and len(data) != wanted.length:
+        raise ObjectChangedError(wanted.key)
+    return data
+
+
+def outcome(get: Callable[[Wanted], bytes], one: Wanted) -> bytes | ObjectGoneError | ObjectChangedError:
+    try:
+        return get(one)
+    except (ObjectGoneError, ObjectChangedError) as outcome:
+        return outcome
+
+
+def windowed(wanted: Sequence[Wanted], submit: Callable[[Wanted], "Future[T]"]) -> Iterator[T]:
+    """Yield results in order, keeping at most IN_FLIGHT requests and IN_FLIGHT_BYTES under way."""
+    under_way: deque[tuple[int, Future[T]]] = deque()
+    num_bytes = 0
+    try:
+        for one in wanted:
+            size = one.size if one.length is None else one.length
+            while under_way and (len(under_way) >= IN_FLIGHT or num_bytes + size > IN_FLIGHT_BYTES):
+                done_size, future = under_way.popleft()
+                num_bytes -= done_size
+                yield future.result()
+            under_way.append((size, submit(one)))
+            num_bytes += size
+        while under_way:
+            yield under_way.popleft()[1].result()
+    finally:
+        for _, future in under_way:
+            future.cancel()
