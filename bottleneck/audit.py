@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 
 from bottleneck.errors import StoreError, UsageError
 
+FORMAT = 2
+
 REASONS = frozenset(
     (
         "empty",
@@ -42,7 +44,7 @@ _PLANNING: Fields = {
     dict: "versions label_counts skipped",
     list: "parts",
 }
-_PLAN: Fields = {int: "shard_size", str: "labels source", dict: "spec limits"}
+_PLAN: Fields = {int: "shard_size", str: "source", dict: "spec limits reading"}
 _PREDICTIONS: Fields = {int: "top", str: "head head_sha256 made_of"}
 _PART: Fields = {int: "first_shard shards images", str: "name sha256"}
 _FOOTER: Fields = {int: "format shard images", str: "fingerprint run_id written device", dict: "spec statuses versions"}
@@ -59,6 +61,7 @@ _PART_SCHEMA = pa.schema(
         pa.field("label", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
+        pa.field("object", pa.string()),
     ]
 )
 _IMAGE_FIELDS = [
@@ -175,15 +178,15 @@ class Plan:
             Wrong: it contradicts itself, or the plan so far.
         """
         document = objects.read_json(name)
-        if not self.documents and document.get("format") != 1:
+        if not self.documents and document.get("format") != FORMAT:
             raise UsageError(
-                f"This plan was written by another version of bottleneck: expected format 1. Received: "
+                f"This plan was written by another version of bottleneck: expected format {FORMAT}. Received: "
                 f"{document.get('format')!r}. Verify it with the version that wrote it."
             )
         check_fields(document, _PLANNING)
         fingerprint = document["fingerprint"]
         if self.documents:
-            expect("format is", document["format"], 1)
+            expect("format is", document["format"], FORMAT)
             expect("fingerprint is", fingerprint, self.fingerprint)
             expect("extension is", document.get("extension"), len(self.documents))
         else:
@@ -250,7 +253,7 @@ def check_footer(objects: Objects, plan: Plan, shard: int) -> Counter[str]:
     metadata = _read_metadata(objects, plan.data_name(shard))
     footer = json.loads((metadata.metadata or {})[b"bottleneck"])
     check_fields(footer, _FOOTER)
-    expected = {"format": 1, "fingerprint": plan.fingerprint, "shard": shard, "images": metadata.num_rows}
+    expected = {"format": FORMAT, "fingerprint": plan.fingerprint, "shard": shard, "images": metadata.num_rows}
     for field, value in expected.items():
         expect(f"{field} in its footer is", footer[field], value)
     expect("the spec in its footer has fingerprint", _fingerprint(footer), plan.fingerprint)

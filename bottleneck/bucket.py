@@ -89,15 +89,15 @@ class BucketStore:
         return await self._patiently(f"reading {self._name(wanted.key)}", read)
 
     def exists(self, key: str) -> bool:
-        return self._etag(key) is not None
+        return self.stat(key) is not None
 
-    def _etag(self, key: str) -> str | None:
+    def stat(self, key: str) -> Entry | None:
         request = {"Bucket": self.bucket, "Key": self.prefix + key}
         try:
-            etag: str = self._call(f"looking for {self._name(key)}", "head_object", **request)["ETag"]
+            found = self._call(f"looking for {self._name(key)}", "head_object", **request)
         except ObjectGoneError:
             return None
-        return etag.strip('"')
+        return Entry(key, found["ContentLength"], found["ETag"].strip('"'))
 
     def create(self, key: str, data: bytes) -> bool:
         # One PUT, which S3 takes up to 5 GB: the condition holds for the whole object.
@@ -107,10 +107,10 @@ class BucketStore:
         except FileExistsError:
             # Some gateways answer every refused PUT alike, so look that the object is really there. It may be our own,
             # from a try whose answer was lost: then, as a rule, its ETag is the md5 of what we sent.
-            etag = self._etag(key)
-            if etag is None:
+            found = self.stat(key)
+            if found is None:
                 raise StoreError(f"The store refused to create {self._name(key)}, which is not there.") from None
-            return etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+            return found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
         return True
 
     def replace(self, key: str, data: bytes) -> None:

@@ -20,12 +20,13 @@ from bottleneck.base import Base, choose_precision, requested_layers, resolve_ap
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.features import Receipt, finish, finished, write_shard
+from bottleneck.images import Image
 from bottleneck.listing import Shard, read_images
-from bottleneck.objects import ObjectChangedError, ObjectGoneError, Wanted
+from bottleneck.objects import ObjectChangedError, ObjectGoneError
 from bottleneck.plan import Extended, Plan, data_name, differences, load_plan, make_plan
 from bottleneck.rows import IMAGE_FIELDS, data_schema
-from bottleneck.sources import Image, Labels
-from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, OutputSpec, PredictionSpec
+from bottleneck.sources import open_source
+from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading
 from bottleneck.store import normal_uri, open_store
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,14 @@ class Work:
     output: str
     spec: FeatureSpec
     limits: Limits
+    reading: Reading
     run_id: str
     predictions: PredictionSpec | None = None
 
     @classmethod
     def of(cls, plan: Plan, run_id: str = "") -> "Work":
         run_id = run_id or uuid.uuid4().hex[:12]
-        return cls(plan.source, plan.output, plan.spec, plan.limits, run_id, plan.predictions)
+        return cls(plan.source, plan.output, plan.spec, plan.limits, plan.reading, run_id, plan.predictions)
 
     @property
     def holds(self) -> OutputSpec:
@@ -54,13 +56,20 @@ class Work:
 
     def to_json(self) -> dict[str, Any]:
         predictions = self.predictions.to_json() if self.predictions else None
-        return {**vars(self), "spec": self.spec.to_json(), "limits": vars(self.limits), "predictions": predictions}
+        return {
+            **vars(self),
+            "spec": self.spec.to_json(),
+            "limits": vars(self.limits),
+            "reading": self.reading.to_json(),
+            "predictions": predictions,
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Work":
         spec, limits = FeatureSpec.from_json(value["spec"]), Limits(**value["limits"])
         predictions = PredictionSpec(features=spec, **value["predictions"]) if value["predictions"] else None
-        return cls(**{**value, "spec": spec, "limits": limits, "predictions": predictions})
+        reading = Reading.from_json(value["reading"])
+        return cls(**{**value, "spec": spec, "limits": limits, "reading": reading, "predictions": predictions})
 
     def is_committed(self, shard: int) -> bool:
         return open_store(self.output).exists(data_name(self.holds, shard))
@@ -195,7 +204,7 @@ def extract_local(
     request: FeatureRequest | None = None,
     *,
     limits: Limits | None = None,
-    labels: Labels = "folder",
+    reading: Reading | None = None,
     shard_size: int | None = None,
     max_rejected: float = 0.05,
     batch_size: int = 32,
@@ -214,7 +223,7 @@ def extract_local(
     """
     started = time.monotonic()
     request = request or FeatureRequest()
-    plan = open_or_make_plan(source, output, request, limits=limits or Limits(), labels=labels, shard_size=shard_size)
+    plan = open_or_make_plan(source, output, request, limits=limits or Limits(), reading=reading, shard_size=shard_size)
     done = plan.committed()
     tally = Tally(plan, max_rejected)
     if finished(plan) is None:
@@ -234,7 +243,7 @@ def open_or_make_plan(
     request: FeatureRequest,
     *,
     limits: Limits,
-    labels: Labels = "folder",
+    reading: Reading | None = None,
     shard_size: int | None = None,
     has_bfloat16: Callable[[], bool] = base_module.has_bfloat16,
 ) -> Plan:
@@ -250,13 +259,13 @@ def open_or_make_plan(
     plan = load_plan(output)
     if plan is None:
         spec = resolve_apart(request, choose_precision(request, has_bfloat16))
-        return make_plan(source, output, spec, limits=limits, labels=labels, shard_size=shard_size)
-    check_request(plan, source, request, limits=limits, labels=labels, shard_size=shard_size)
+        return make_plan(source, output, spec, limits=limits, reading=reading, shard_size=shard_size)
+    check_request(plan, source, request, limits=limits, reading=reading, shard_size=shard_size)
     return plan
 
 
 def check_request(
-    plan: Plan, source: str, request: FeatureRequest, *, limits: Limits, labels: Labels, shard_size: int | None
+    plan: Plan, source: str, request: FeatureRequest, *, limits: Limits, reading: Reading | None, shard_size: int | None
 ) -> None:
     """Raise FingerprintError, naming each differing field, unless a plan is what was asked for.
 
@@ -281,7 +290,7 @@ def check_request(
     requested: dict[str, Any] = {
         "spec": asked,
         "limits": vars(limits),
-        "labels": labels,
+        "reading": (reading or Reading()).asked(),
         "source": normal_uri(source),
     }
     if shard_size is not None:
@@ -364,13 +373,7 @@ def summarize(
 
 def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Rejected]]:
     """Each image with its bytes, in order, many requests in flight; what cannot be read is rejected for what it is."""
-    fetched = open_store(work.source).get_many(
-        [
-            Wanted(image.key, image.size, image.etag, image.offset, image.length)
-            for image in images
-            if _fits(image, work)
-        ]
-    )
+    fetched = open_source(work.source, work.reading).read([image for image in images if _fits(image, work)])
     for image in images:
         if not _fits(image, work):
             yield image, Rejected("too_many_bytes")
@@ -385,7 +388,8 @@ def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Reje
 
 
 def _fits(image: Image, work: Work) -> bool:
-    return image.size <= work.limits.max_bytes
+    # What a table says of its images is their mean.
+    return work.reading.source_format == "parquet" or image.size <= work.limits.max_bytes
 
 
 def _row(image: Image, outcome: Decoded | Rejected, sha256: bytes | None) -> tuple[Any, ...]:

@@ -59,6 +59,14 @@ class FolderStore:
         with ThreadPoolExecutor(4) as pool:
             yield from windowed(wanted, lambda one: pool.submit(outcome, self.get, one))
 
+    def stat(self, key: str) -> Entry | None:
+        with _local_errors(f"looking at {self._path(key)}"):
+            try:
+                status = os.stat(self._path(key))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return Entry(key, status.st_size, _local_etag(status)) if stat.S_ISREG(status.st_mode) else None
+
     def exists(self, key: str) -> bool:
         return os.path.exists(self._path(key))
 

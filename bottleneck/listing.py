@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bottleneck.errors import CorruptError, StoreError
+from bottleneck.images import Image
 from bottleneck.objects import ObjectGoneError, Store, Wanted
-from bottleneck.sources import Image
 from bottleneck.spec import OutputSpec
 
 SHARDS_PER_PART = 32
@@ -31,6 +31,7 @@ PART_SCHEMA = pa.schema(
         pa.field("label", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
+        pa.field("object", pa.string()),
     ]
 )
 

@@ -67,6 +67,9 @@ class Store(Protocol):
             ObjectChangedError: if `wanted.etag` is neither empty nor the object's, or the slice is not all there.
         """
 
+    def stat(self, key: str) -> Entry | None:
+        """What a listing would say of one object; None if there is none."""
+
     def exists(self, key: str) -> bool: ...
 
     def create(self, key: str, data: bytes) -> bool:

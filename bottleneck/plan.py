@@ -18,15 +18,16 @@ from functools import lru_cache
 from typing import Any
 
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
+from bottleneck.images import Image
 from bottleneck.listing import Comparison, Listing, Part, Shard, freeze, images_of, in_order
 from bottleneck.objects import ObjectGoneError, Store, Wanted
-from bottleneck.sources import Image, Labels, list_images
-from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, sha256_json
-from bottleneck.store import open_store
+from bottleneck.sources import open_source, resolve_reading
+from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
+from bottleneck.store import normal_uri, open_store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 SHARD_SIZE = 512
 """Images of a shard: about 77 MB of pixels, some seconds of work, one Parquet file."""
 _KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet")
@@ -40,7 +41,7 @@ class Plan:
     output: str
     spec: FeatureSpec
     limits: Limits
-    labels: Labels
+    reading: Reading
     shard_size: int
     listings: list[Listing]
     predictions: PredictionSpec | None = None
@@ -147,7 +148,7 @@ def load_plan(output: str) -> Plan | None:
             output=store.uri,
             spec=spec,
             limits=Limits(**document["limits"]),
-            labels=document["labels"],
+            reading=Reading.from_json(document["reading"]),
             shard_size=document["shard_size"],
             listings=listings,
             predictions=PredictionSpec(features=spec, **predictions) if predictions else None,
@@ -162,7 +163,7 @@ def make_plan(
     spec: OutputSpec,
     *,
     limits: Limits | None = None,
-    labels: Labels = "folder",
+    reading: Reading | None = None,
     shard_size: int | None = None,
 ) -> Plan:
     """List the source and freeze it as the plan of a new output. If another run was first, its plan is returned.
@@ -175,23 +176,23 @@ def make_plan(
     shard_size = SHARD_SIZE if shard_size is None else shard_size
     if shard_size < 1:
         raise UsageError(f"--shard-size takes a number of images from 1 up. Received: {shard_size}.")
-    source_store, output_store = open_store(source), open_store(output)
-    preflight(source, output)
+    reading = resolve_reading(source, reading or Reading())
+    preflight(source, output, reading)
     skipped: Counter[str] = Counter()
-    images = list_images(source_store, labels, skipped)
-    listing = freeze(output_store, spec, in_order(images), skipped, first_shard=0, shard_size=shard_size)
-    return commit_plan(source_store.uri, output, spec, limits or Limits(), labels, shard_size, listing)
+    images = open_source(source, reading).images(skipped)
+    listing = freeze(open_store(output), spec, in_order(images), skipped, first_shard=0, shard_size=shard_size)
+    return commit_plan(normal_uri(source), output, spec, limits or Limits(), reading, shard_size, listing)
 
 
 def commit_plan(
-    source: str, output: str, spec: OutputSpec, limits: Limits, labels: Labels, shard_size: int, listing: Listing
+    source: str, output: str, spec: OutputSpec, limits: Limits, reading: Reading, shard_size: int, listing: Listing
 ) -> Plan:
     """Create `plan.json` for a listing whose parts are written; or return the plan of a run that was first."""
     document = {
         **_header(spec),
         **spec.described(),
         "limits": asdict(limits),
-        "labels": labels,
+        "reading": reading.to_json(),
         "shard_size": shard_size,
         "source": source,
         **asdict(listing),
@@ -200,7 +201,7 @@ def commit_plan(
     plan = load_plan(output)
     if plan is None:
         raise StoreError(f"{output}/plan.json was written and is gone again.")
-    asked = {name: document.get(name) for name in ("spec", "predictions", "limits", "labels", "source")}
+    asked = {name: document.get(name) for name in ("spec", "predictions", "limits", "reading", "source")}
     if message := differences(plan, asked):
         raise FingerprintError(f"Another run planned this output first. {message}")
     return plan
@@ -208,10 +209,10 @@ def commit_plan(
 
 def extend_plan(plan: Plan) -> tuple[Plan, Extended]:
     """Look at the source again and append shards for the images the plan does not have; both lists are streamed."""
-    source_store, output_store = open_store(plan.source), open_store(plan.output)
+    source, output_store = open_source(plan.source, plan.reading), open_store(plan.output)
     while True:
         skipped: Counter[str] = Counter()
-        seen = Comparison(plan.images(), in_order(list_images(source_store, plan.labels, skipped)))
+        seen = Comparison(plan.images(), in_order(source.images(skipped)))
         listing = freeze(
             output_store,
             plan.holds,
@@ -246,7 +247,7 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
         "spec": plan.spec.to_json(),
         "predictions": plan.predictions.to_json() if plan.predictions else None,
         "limits": asdict(plan.limits),
-        "labels": plan.labels,
+        "reading": plan.reading.to_json(),
         "source": plan.source,
         "shard_size": plan.shard_size,
     }
@@ -266,16 +267,16 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
     )
 
 
-def preflight(source: str, output: str) -> None:
+def preflight(source: str, output: str, reading: Reading | None = None) -> None:
     """Refuse a source without images and an output that holds anything but a plan and its data. Raises UsageError."""
     check_output(output)
-    store = open_store(source)
+    uri = normal_uri(source)
     skipped: Counter[str] = Counter()
-    if next(list_images(store, "none", skipped), None) is None:
+    if open_source(source, resolve_reading(source, reading or Reading())).first(skipped) is None:
         if skipped:
             kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
-            raise UsageError(f"No images in {store.uri}, only other files: {kinds}. Expected .jpg, .png and the like.")
-        raise UsageError(f"The source {store.uri} is empty or does not exist. Expected a folder or prefix with images.")
+            raise UsageError(f"No images in {uri}, only other files: {kinds}. Expected .jpg, .png and the like.")
+        raise UsageError(f"The source {uri} is empty or does not exist. Expected a folder or prefix with images.")
 
 
 def check_output(output: str) -> None:

@@ -23,8 +23,7 @@ from bottleneck.listing import Shard, copy, read_images
 from bottleneck.plan import Extended, Plan, check_output, commit_extension, commit_plan, differences, load_plan
 from bottleneck.progress import Progress
 from bottleneck.rows import IMAGE_FIELDS, data_schema
-from bottleneck.sources import Labels
-from bottleneck.spec import Limits, PredictionSpec
+from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.store import normal_uri, open_store
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import, which workers that only extract can do without
@@ -98,7 +97,7 @@ def prediction_spec(head: "Head", uri: str, top: int, source: str, plan: Plan | 
     )
 
 
-def check_predictions(plan: Plan, source: str, spec: PredictionSpec, **asked: Limits | Labels | int | None) -> None:
+def check_predictions(plan: Plan, source: str, spec: PredictionSpec, **asked: Limits | Reading | int | None) -> None:
     """Raise FingerprintError, naming each differing field, unless a plan is one of these predictions.
 
     Args:
@@ -119,7 +118,8 @@ def check_predictions(plan: Plan, source: str, spec: PredictionSpec, **asked: Li
     }
     for name, value in asked.items():
         if value is not None:
-            requested[name] = vars(value) if isinstance(value, Limits) else value
+            is_part = isinstance(value, Limits)
+            requested[name] = value.asked() if isinstance(value, Reading) else vars(value) if is_part else value
     if message := differences(plan, requested):
         raise FingerprintError(message)
 
@@ -143,8 +143,8 @@ def plan_like(
         extend = True  # all there is, as when images are listed
         check_output(output)
         listing = copy(features.listings[0], source_store, store, spec)
-        limits, labels = features.limits, features.labels
-        plan = commit_plan(features.output, output, spec, limits, labels, features.shard_size, listing)
+        limits, reading = features.limits, features.reading
+        plan = commit_plan(features.output, output, spec, limits, reading, features.shard_size, listing)
     _check_same_images(plan, features)
     while extend and len(plan.listings) < len(features.listings):
         listing = copy(features.listings[len(plan.listings)], source_store, store, spec)

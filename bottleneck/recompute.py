@@ -12,8 +12,9 @@ from bottleneck.base import Base
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import UsageError
 from bottleneck.features import open_features
-from bottleneck.objects import ObjectChangedError, ObjectGoneError, Wanted
+from bottleneck.listing import Shard, read_images
 from bottleneck.plan import Plan, load_plan
+from bottleneck.sources import open_source
 from bottleneck.store import open_store
 
 MIN_COSINE = 0.999
@@ -52,30 +53,33 @@ def recompute(output: str, num_images: int, seed: int | None = None, batch_size:
     plan = features.plan
     rng = random.Random(seed)  # noqa: S311
     # One image a shard at a time, so that a sample of a large output reads few files.
-    files = list(features.files)
+    files = [(shard, plan.data_name(shard.number)) for shard in plan.shards()]
+    files = [(shard, name) for shard, name in files if name in features.files]
     rng.shuffle(files)
     per_file = -(-num_images // max(1, len(files)))
     result = Comparison()
     base = Base(plan.spec, batch_size)
-    for name in files:
+    for shard, name in files:
         wanted = min(per_file, num_images - result.num_images)
         if wanted <= 0:
             break
-        _compare_file(plan, features.table(name), wanted, rng, base, result)
+        _compare_file(plan, shard, features.table(name), wanted, rng, base, result)
     return result
 
 
-def _compare_file(plan: Plan, table: object, wanted: int, rng: random.Random, base: Base, result: Comparison) -> None:
+def _compare_file(
+    plan: Plan, shard: Shard, table: object, wanted: int, rng: random.Random, base: Base, result: Comparison
+) -> None:
     rows = [row for row in table.to_pylist() if row["status"] == "ok"]  # type: ignore[attr-defined]
-    chosen = rng.sample(rows, min(wanted, len(rows)))
-    source = open_store(plan.source)
+    chosen = sorted(rng.sample(rows, min(wanted, len(rows))), key=lambda row: row["key"].encode())
+    keys = {row["key"] for row in chosen}
+    images = [image for image in read_images(open_store(plan.output), shard) if image.key in keys]
     pixels, kept = [], []
-    for row in chosen:
-        try:
-            decoded = decode(source.get(Wanted(row["key"], 0, row["etag"])), plan.spec, plan.limits)
-        except (ObjectGoneError, ObjectChangedError):
+    for row, data in zip(chosen, open_source(plan.source, plan.reading).read(images), strict=True):
+        if not isinstance(data, bytes):
             result.unreadable.append(row["key"])
             continue
+        decoded = decode(data, plan.spec, plan.limits)
         if isinstance(decoded, Decoded):
             pixels.append(decoded.pixels_HWC)
             kept.append(row)

@@ -15,9 +15,9 @@ from bottleneck.errors import StoreError
 from bottleneck.evaluate import Evaluation
 from bottleneck.features import Features, finished, read_footer
 from bottleneck.head import Head
-from bottleneck.objects import Wanted
 from bottleneck.plan import Plan
 from bottleneck.sections import Rejections, Thumbnails, report_html
+from bottleneck.sources import open_source
 from bottleneck.store import open_store
 
 REPORT_HTML = "report.html"
@@ -112,11 +112,11 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
     the plan's limits: the centre square, turned as for the features.
     """
     wanted = {image.key: image for image in plan.images() if image.key in frozenset(keys)} if keys else {}
-    asked = [Wanted(one.key, one.size, one.etag, one.offset, one.length) for one in wanted.values()]
     spec = replace(plan.spec, image_size_px=THUMBNAIL_PX, resize="crop", interpolation="bilinear")
     found: dict[str, bytes] = {}
     try:
-        for key, data in zip(wanted, open_store(plan.source).get_many(asked), strict=True):
+        pictures = open_source(plan.source, plan.reading).read(list(wanted.values()))
+        for key, data in zip(wanted, pictures, strict=True):
             decoded = decode(data, spec, plan.limits) if isinstance(data, bytes) else None
             if isinstance(decoded, Decoded):
                 found[key] = _jpeg(decoded)

@@ -1,98 +1,92 @@
-"""Which images a source holds: a folder or prefix, its images in key order, labelled by the folders that hold them."""
+"""Which images a source holds and how they are read, whatever form it has: four kinds behind two verbs."""
 
+import functools
+import itertools
 from collections import Counter
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
 
-from bottleneck.objects import Store
+from bottleneck import lists, tables, webdataset
+from bottleneck.errors import UsageError
+from bottleneck.files import Files
+from bottleneck.images import IMAGE_SUFFIXES, Image
+from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store
+from bottleneck.spec import Reading, SourceFormat
+from bottleneck.store import normal_uri, open_store
 
-Labels = Literal["folder", "none"]
-
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".mpo",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".heic",
-        ".heif",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".jxl",
-        ".ico",
-        ".psd",
-        ".svg",
-        ".tga",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".raw",
-        ".dng",
-        ".cr2",
-        ".nef",
-        ".arw",
-    ]
-)
-"""Names that say image, also of formats that are rejected later: such a file is accounted for, not passed over."""
+NUM_LOOKED_AT = 1000
+"""Objects of a prefix that decide what kind of source it is: a page of a listing."""
 
 
-class Image(NamedTuple):
-    """One image of a plan: its key in the source and what the listing said of it."""
+class Source(Protocol):
+    """Where the images of a plan come from. Both verbs may raise StoreError."""
 
-    key: str
-    size: int
-    """Bytes."""
-    etag: str
-    label: str | None
-    offset: int | None = None
-    """Where it begins, for a slice of a container."""
-    length: int | None = None
+    def images(self, skipped: Counter[str]) -> Iterator[Image]:
+        """Yield the images in the order of their keys' UTF-8 bytes; count what is none in `skipped`, by kind."""
 
+    def first(self, skipped: Counter[str]) -> Image | None:
+        """Some image, at little cost; None where there is none."""
 
-def list_images(store: Store, labels: Labels, skipped: Counter[str]) -> Iterator[Image]:
-    """Yield the images below a store's root in key order; count in `skipped`, by suffix, what is none by its name."""
-    for entry in store.list():
-        reason = no_image(entry.key)
-        if reason:
-            skipped[reason] += 1
-        else:
-            yield Image(entry.key, entry.size, entry.etag, folder_label(entry.key) if labels == "folder" else None)
+    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+        """Read images of a plan, in order, with several requests in flight."""
 
 
-def no_image(key: str) -> str:
-    """Why a key is no image by its name, as a suffix to count it under; empty for an image or a name without suffix."""
-    name = key.rpartition("/")[2]
-    if not name:
-        return "(directory marker)"
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return "(name is not UTF-8)"
-    if name.startswith("._"):
-        return "._*"  # the resource forks macOS leaves beside photos
-    stem, dot, suffix = name.rpartition(".")
-    if not dot:
-        return ""
-    if not stem:
-        return name.lower()
-    suffix = "." + suffix.lower()
-    # Hashes and numbers after a dot ("photo.2019", "a.b c") are part of a name, not a kind of file.
-    known = suffix in IMAGE_SUFFIXES or len(suffix) > 11 or not suffix[1:].isalnum() or suffix[1:].isdigit()
-    return "" if known else suffix
+@functools.lru_cache(maxsize=4)
+def open_source(uri: str, reading: Reading) -> Source:
+    """Open a source as a plan says it is read.
+
+    Raises:
+        UsageError: for a source of another form than `reading.source_format`.
+    """
+    store, only = _open(uri)
+    form = resolve_reading(uri, reading).source_format
+    if form == "webdataset":
+        return webdataset.WebDataset(store, only, reading)
+    if form == "parquet":
+        return tables.Table(store, only, reading)
+    if form == "list":
+        if only is None:
+            raise UsageError(f"A list is one file. Expected a CSV or Parquet file. Received a folder or prefix: {uri}.")
+        return lists.UriList(store, only, reading)
+    if only is not None:
+        raise UsageError(
+            f"Expected a folder or prefix with images, a .tar, a .parquet or a .csv file. Received a file: {uri}."
+        )
+    return Files(store, reading)
 
 
-def folder_label(key: str) -> str | None:
-    """The name of the folder that holds an image; None directly under the source."""
-    return key.rpartition("/")[0].rpartition("/")[2] or None
+def resolve_reading(uri: str, reading: Reading) -> Reading:
+    """What a plan records: `auto` made concrete by the name of the source, or by the first objects it holds."""
+    if reading.source_format != "auto":
+        return reading
+    store, only = _open(uri)
+    if only is not None:
+        return replace(reading, source_format=_form_of_file(store, only, reading))
+    kinds = Counter(entry.key.lower().rpartition(".")[2] for entry in itertools.islice(store.list(), NUM_LOOKED_AT))
+    if not any(f".{kind}" in IMAGE_SUFFIXES for kind in kinds):
+        if kinds["tar"]:
+            return replace(reading, source_format="webdataset")
+        if kinds["parquet"] + kinds["pq"]:
+            return replace(reading, source_format="parquet")
+    return replace(reading, source_format="files")
+
+
+def _form_of_file(store: Store, only: str, reading: Reading) -> SourceFormat:
+    name = only.lower()
+    if name.endswith(webdataset.SUFFIXES):
+        return "webdataset"
+    if name.endswith(tables.SUFFIXES):
+        return "parquet" if tables.holds_images(store, only, reading) else "list"
+    return "list" if name.endswith(lists.SUFFIXES) else "files"
+
+
+def _open(uri: str) -> tuple[Store, str | None]:
+    """The store of a source; where the source is one object, the store that holds it, and its key there."""
+    uri = normal_uri(uri)
+    if uri.lower().endswith((*webdataset.SUFFIXES, *lists.SUFFIXES)):
+        folder, _, name = uri.rpartition("/")
+        store = open_store(folder or "/")
+        if store.stat(name) is not None:
+            return store, name
+    return open_store(uri), None

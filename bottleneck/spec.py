@@ -14,6 +14,7 @@ from bottleneck.errors import UsageError
 
 Pooling = Literal["avg", "max", "none"]
 Precision = Literal["float32", "bfloat16"]
+SourceFormat = Literal["auto", "files", "webdataset", "parquet", "list"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,35 @@ class PredictionSpec:
 
 OutputSpec = FeatureSpec | PredictionSpec
 """What the rows of an output hold beside the outcomes of images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a source is read; part of the plan, as an extension must read it the same way."""
+
+    labels: Literal["folder", "none"] = "folder"
+    """`folder`: an image's label is the name of the folder that holds it, unless its tar, table or list brings one."""
+    source_format: SourceFormat = "auto"
+    """`files`: images are objects of their own; `webdataset`: they are in tars; `parquet`: in a column of Parquet
+    files; `list`: a CSV or Parquet file names them. `auto`: what the source looks like."""
+    image_column: str | None = None
+    """Of Parquet files, the column with the images' bytes; of a list, the one with their names. Default: found by type
+    or name."""
+    label_column: str | None = None
+    """Of Parquet files and lists, the column with labels (`label`); of tars `cls`, `txt` or a field of the `.json`."""
+    roots: tuple[str, ...] = ()
+    """Folders and prefixes whose objects a list may name, beside the one it is in."""
+
+    def asked(self) -> dict[str, Any]:
+        """What a plan must agree with: not what was left to be found."""
+        return {name: value for name, value in vars(self).items() if value not in ("auto", None, ())}
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "roots": list(self.roots)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return cls(**{**value, "roots": tuple(value["roots"])})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import fsspec
 import pyarrow as pa
 
 from bottleneck.audit import (
+    FORMAT,
     SUCCESS,
     SUCCESS_SHARD,
     Objects,
@@ -256,7 +257,7 @@ class _Verification:
         with self._naming(_SUCCESS, "does not have its fields"):
             success = self.objects.read_json(_SUCCESS)
             check_fields(success, SUCCESS)
-            expect("format is", success["format"], 1)
+            expect("format is", success["format"], FORMAT)
             expect("fingerprint is", success["fingerprint"], self.plan.fingerprint)
             names = list(self.plan.documents)
             plans = [Plan({name: self.plan.documents[name] for name in names[:end]}) for end in range(1, len(names))]

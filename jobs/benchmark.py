@@ -40,11 +40,11 @@ import tyro
 from bottleneck.base import Base, choose_precision, has_bfloat16, resolve_apart
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import BottleneckError, UsageError
+from bottleneck.files import Files
 from bottleneck.networks import find_network, import_keras
 from bottleneck.objects import Wanted
 from bottleneck.pipeline import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from bottleneck.sources import list_images
-from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, split_layer
+from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Reading, split_layer
 from bottleneck.store import open_store
 from bottleneck.weights import load_network
 
@@ -204,7 +204,7 @@ def copy_images(source: str, folder: str, num_images: int, spec: FeatureSpec) ->
         How many were left out because they do not decode: the tutorials' loop would stop at them.
     """
     store = open_store(source)
-    found = list(list_images(store, "none", Counter()))
+    found = list(Files(store, Reading()).images(Counter()))
     chosen = [found[i * len(found) // num_images] for i in range(num_images)] if len(found) > num_images else found
     os.mkdir(folder)
     good: list[str] = []

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from bottleneck.features import finish, write_shard
+from bottleneck.images import Image
 from bottleneck.listing import freeze
 from bottleneck.plan import commit_plan
 from bottleneck.rows import IMAGE_FIELDS, data_schema
-from bottleneck.sources import Image
-from bottleneck.spec import FeatureSpec, Limits
+from bottleneck.spec import FeatureSpec, Limits, Reading
 from bottleneck.store import open_store
 from jobs.benchmark import Config, Figures, apart, describe_hardware, medians, tell, watched
 from jobs.benchmark_head import measure_fit
@@ -84,7 +84,7 @@ def write_features(output: str, num_images: int, dim: int, num_classes: int) -> 
     images = _images(num_images, num_classes)
     listing = freeze(store, spec, images, Counter(), first_shard=0, shard_size=SHARD_SIZE)
     source = os.path.join(output, "no-images")
-    plan = commit_plan(source, output, spec, Limits(), "folder", SHARD_SIZE, listing)
+    plan = commit_plan(source, output, spec, Limits(), Reading(), SHARD_SIZE, listing)
     receipts = {}
     for shard in range(plan.num_shards):
         numbers_N = np.arange(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, num_images))

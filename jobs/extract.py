@@ -51,7 +51,7 @@ def extract(config: Config) -> Summary:
     started = time.monotonic()
     plan, extended = load_plan(config.output), None
     if plan is None:
-        preflight(config.source, config.output)
+        preflight(config.source, config.output, config.reading)
         if not os.environ.get("RAY_ADDRESS"):  # where the workers are other machines, only they can tell
             check_weights(config.features.weights)
         has_bfloat16 = workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16
@@ -62,7 +62,7 @@ def extract(config: Config) -> Summary:
             config.source,
             config.features,
             limits=config.limits,
-            labels=config.labels,
+            reading=config.reading,
             shard_size=config.shard_size,
         )
         precision = plan.spec.precision
@@ -80,7 +80,7 @@ def extract(config: Config) -> Summary:
                 config.output,
                 run.spec(),
                 limits=config.limits,
-                labels=config.labels,
+                reading=config.reading,
                 shard_size=config.shard_size,
             )
         tell_plan(plan)

@@ -19,8 +19,7 @@ from bottleneck import base
 from bottleneck.extract import open_or_make_plan
 from bottleneck.plan import Plan
 from bottleneck.session import workers_have_bfloat16
-from bottleneck.sources import Labels
-from bottleneck.spec import FeatureRequest, Limits
+from bottleneck.spec import FeatureRequest, Limits, Reading
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +30,7 @@ class Config:
     """A folder or s3://bucket/prefix with images."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """A folder or s3://bucket/prefix for the features."""
-    labels: Labels = "folder"
-    """`folder`: an image's label is the name of the folder that holds it."""
+    reading: Reading = field(default_factory=Reading)
     shard_size: int | None = None
     """Images of a shard, the unit of work and of loss, in a new plan (512)."""
     features: FeatureRequest = field(default_factory=FeatureRequest)
@@ -45,7 +43,7 @@ def main(config: Config) -> int:
         config.output,
         config.features,
         limits=config.limits,
-        labels=config.labels,
+        reading=config.reading,
         shard_size=config.shard_size,
         has_bfloat16=workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16,
     )

@@ -24,8 +24,7 @@ from bottleneck.pipeline import Run, RunOptions
 from bottleneck.plan import Plan, extend_plan, load_plan, make_plan, preflight
 from bottleneck.predict import Predictor, check_predictions, plan_like, predict_features, prediction_spec
 from bottleneck.progress import Display
-from bottleneck.sources import Labels
-from bottleneck.spec import Limits, PredictionSpec
+from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.weights import check_weights
 from jobs.extract import report, tell_extended, tell_plan
 
@@ -49,8 +48,7 @@ class Config:
     """Where the base's weights are on this machine, if not where they were when the head was fitted."""
     allow_incomplete: bool = False
     """Predict what there is of features that are not finished; the predictions stay unfinished as well."""
-    labels: Labels = "folder"
-    """`folder`: an image's label is the name of the folder that holds it."""
+    reading: Reading = field(default_factory=Reading)
     shard_size: int | None = None
     """Images of a shard, the unit of work and of loss, in a new plan (512); features keep theirs."""
     limits: Limits = field(default_factory=Limits)
@@ -83,10 +81,10 @@ def predict(config: Config) -> Summary:
 
 def _from_features(config: Config, spec: PredictionSpec, head: "Head", plan: Plan | None) -> Summary:
     started = time.monotonic()
-    if (config.labels, config.shard_size, config.limits) != ("folder", None, Limits()):
+    if (config.reading, config.shard_size, config.limits) != (Reading(), None, Limits()):
         raise UsageError(
-            f"{config.source} holds features, whose labels, shards and limits are those of their plan. Leave --labels, "
-            "--shard-size, --max-bytes, --max-pixels and --tiff out."
+            f"{config.source} holds features, whose labels, shards and limits are those of their plan. Leave "
+            "--labels, --source-format, the columns, --roots, --shard-size, --max-bytes, --max-pixels and --tiff out."
         )
     if plan is not None:
         check_predictions(plan, config.source, spec)
@@ -110,10 +108,10 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
     if config.weights is not None:
         request = replace(request, weights=config.weights)
     if plan is None:
-        preflight(config.source, config.output)
+        preflight(config.source, config.output, config.reading)
     else:
         check_predictions(
-            plan, config.source, spec, limits=config.limits, labels=config.labels, shard_size=config.shard_size
+            plan, config.source, spec, limits=config.limits, reading=config.reading, shard_size=config.shard_size
         )
         if config.extend:
             plan, extended = extend_plan(plan)
@@ -136,7 +134,7 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
                 config.output,
                 spec,
                 limits=config.limits,
-                labels=config.labels,
+                reading=config.reading,
                 shard_size=config.shard_size,
             )
         tell_plan(plan)

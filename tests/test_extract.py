@@ -32,7 +32,7 @@ from bottleneck.extract import (
 )
 from bottleneck.features import Receipt, finished, open_features
 from bottleneck.plan import Plan, load_plan, make_plan
-from bottleneck.spec import FeatureRequest, Limits
+from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.store import open_store
 from bottleneck.weights import load_network
 
@@ -316,7 +316,11 @@ OTHER_REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "max_bytes": ({}, {"limits": Limits(max_bytes=7)}),
     "max_pixels": ({}, {"limits": Limits(max_pixels=7)}),
     "tiff": ({}, {"limits": Limits(tiff=True)}),
-    "labels": ({}, {"labels": "none"}),
+    "labels": ({}, {"reading": Reading(labels="none")}),
+    "source_format": ({}, {"reading": Reading(source_format="webdataset")}),
+    "image_column": ({}, {"reading": Reading(image_column="picture")}),
+    "label_column": ({}, {"reading": Reading(label_column="class")}),
+    "roots": ({}, {"reading": Reading(roots=("s3://bucket/photos",))}),
     "shard_size": ({}, {"shard_size": 5}),
     "source": ({}, {}),
 }
@@ -340,7 +344,7 @@ def test_a_run_with_another_setting_is_refused_by_its_name(tmp_path: Path, field
 
 
 def test_every_field_of_request_and_limits_is_tried_above() -> None:
-    names = {*vars(tiny.REQUEST), *vars(Limits()), "labels", "source", "shard_size"}
+    names = {*vars(tiny.REQUEST), *vars(Limits()), *vars(Reading()), "source", "shard_size"}
     assert {"weights" if name == "weights_sha256" else name for name in OTHER_REQUESTS} == names
 
 
@@ -351,7 +355,7 @@ def test_the_same_weights_by_another_name_are_accepted(tmp_path: Path) -> None:
     weights = str(tmp_path / "copy.weights.h5")
     load_network("mobilenet_0.25", "random:0", ()).save_weights(weights)
     request = FeatureRequest(**{**vars(tiny.REQUEST), "weights": weights})
-    check_request(plan, str(source), request, limits=Limits(), labels="folder", shard_size=None)
+    check_request(plan, str(source), request, limits=Limits(), reading=Reading(), shard_size=None)
 
 
 def test_the_same_request_in_other_words_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,4 +365,4 @@ def test_the_same_request_in_other_words_is_accepted(tmp_path: Path, monkeypatch
     for words in ("photos", "photos/", "./photos", f"file://{source}"):
         for changes in ({}, {"precision": "auto"}, {"layers": tiny.LAYERS}):
             request = FeatureRequest(**{**vars(tiny.REQUEST), **changes})
-            check_request(plan, words, request, limits=Limits(), labels="folder", shard_size=None)
+            check_request(plan, words, request, limits=Limits(), reading=Reading(), shard_size=None)

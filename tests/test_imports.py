@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "progress", "live"},
     {"spec", "objects"},
-    {"rows", "folder", "bucket", "networks", "audit"},
-    {"store"},
-    {"sources", "decode", "weights", "audit_rows", "names", "describe"},
+    {"rows", "folder", "bucket", "images", "networks", "audit"},
+    {"store", "files", "containers"},
+    {"webdataset", "tables", "lists", "decode", "weights", "audit_rows", "names", "describe"},
+    {"sources"},
     {"listing", "guard", "base"},
     {"plan", "losses"},
     {"features", "newton", "mlp", "splits"},

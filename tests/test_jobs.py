@@ -15,15 +15,40 @@ from jobs.__main__ import JOBS, main, options
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "precision", "dtype"]
 LIMITS = ["max_bytes", "max_pixels", "tiff"]
+READING = ["labels", "source_format", "image_column", "label_column", "roots"]
 OPTIONS = {
     "extract": [
-        *["source", "output", "labels", "shard_size", *FEATURES, *LIMITS],
+        *[
+            "source",
+            "output",
+            *READING,
+            "shard_size",
+            *FEATURES,
+            *LIMITS,
+        ],
         *["extend", "max_rejected", "num_actors", "batch_size"],
     ],
-    "plan": ["source", "output", "labels", "shard_size", *FEATURES, *LIMITS],
+    "plan": [
+        "source",
+        "output",
+        *READING,
+        "shard_size",
+        *FEATURES,
+        *LIMITS,
+    ],
     "verify": ["output", "full", "recompute"],
     "predict": [
-        *["source", "head", "output", "top", "weights", "allow_incomplete", "labels", "shard_size", *LIMITS],
+        *[
+            "source",
+            "head",
+            "output",
+            "top",
+            "weights",
+            "allow_incomplete",
+            *READING,
+            "shard_size",
+            *LIMITS,
+        ],
         *["extend", "max_rejected", "num_actors", "batch_size"],
     ],
     "fit": [

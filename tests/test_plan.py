@@ -17,12 +17,13 @@ import tiny
 
 from bottleneck import listing as listing_module
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
+from bottleneck.files import Files
 from bottleneck.folder import FolderStore
+from bottleneck.images import Image
 from bottleneck.listing import SHARDS_PER_PART, read_images
 from bottleneck.objects import Entry
 from bottleneck.plan import Plan, differences, extend_plan, load_plan, make_plan, preflight
-from bottleneck.sources import Image, list_images
-from bottleneck.spec import Limits
+from bottleneck.spec import Limits, Reading
 from bottleneck.store import open_store
 
 SPEC = tiny.spec()
@@ -71,10 +72,10 @@ def test_a_plan_holds_every_image_once_in_key_order(source: Path, output: Path) 
 def test_a_plan_comes_back_as_it_was_made(source: Path, output: Path) -> None:
     tiny.write_files(source, names(10))
     limits = Limits(max_bytes=1000, max_pixels=2000, tiff=True)
-    plan = planned(source, output, limits=limits, labels="none")
+    plan = planned(source, output, limits=limits, reading=Reading(labels="none"))
     assert load_plan(str(output)) == plan
     assert (plan.source, plan.output, plan.spec) == (str(source), str(output), SPEC)
-    assert (plan.limits, plan.labels, plan.shard_size) == (limits, "none", 4)
+    assert (plan.limits, plan.reading.labels, plan.shard_size) == (limits, "none", 4)
     assert plan.label_counts == {}
     assert load_plan(str(source)) is None
 
@@ -165,7 +166,7 @@ def test_a_planner_that_comes_second_with_other_settings_is_refused(
             str(output),
             tiny.spec(resize="crop") if change == "spec" else SPEC,
             limits=Limits(tiff=change == "limits"),
-            labels="none" if change == "labels" else "folder",
+            reading=Reading(labels="none" if change == "labels" else "folder"),
             shard_size=4,
         )
     assert load_plan(str(output)) == plan
@@ -239,7 +240,7 @@ def test_an_output_inside_the_source_is_not_planned_itself(source: Path) -> None
         (b"", CorruptError, "no JSON"),
         (b'{"format": 99}', UsageError, "format 99"),
         (b'{"name": "my own plan.json"}', UsageError, "format None"),
-        (b'{"format": 1}', CorruptError, "parts"),
+        (b'{"format": 2}', CorruptError, "parts"),
     ],
 )
 def test_what_is_no_plan_is_called_so(output: Path, content: bytes, error: type[Exception], message: str) -> None:
@@ -288,9 +289,9 @@ def load_plan_again(output: Path) -> Plan:
 def test_differences_name_each_field_with_both_values(source: Path, output: Path) -> None:
     tiny.write_files(source, names(5))
     plan = planned(source, output)
-    assert differences(plan, {"spec": SPEC.to_json(), "labels": "folder", "shard_size": 4}) is None
+    assert differences(plan, {"spec": SPEC.to_json(), "reading": Reading().asked(), "shard_size": 4}) is None
     message = differences(
-        plan, {"spec": {"resize": "crop", "exif": "apply"}, "limits": {"tiff": True}, "labels": "none"}
+        plan, {"spec": {"resize": "crop", "exif": "apply"}, "limits": {"tiff": True}, "reading": {"labels": "none"}}
     )
     assert message is not None
     assert "resize: planned squash, requested crop; tiff: planned False, requested True; labels: planned" in message
@@ -398,7 +399,7 @@ class Listing:
 @pytest.mark.parametrize("keys", [["b.jpg", "a.jpg"], ["a.jpg", "a.jpg"], ["\N{CAT FACE}.jpg", "\uffee.jpg"]])
 def test_a_listing_that_is_out_of_order_stops_the_run(keys: list[str]) -> None:
     listing = Listing(lambda: [Entry(key, 1, "") for key in keys])
-    images = listing_module.in_order(list_images(listing, "folder", Counter()))  # type: ignore[arg-type]
+    images = listing_module.in_order(Files(listing, Reading()).images(Counter()))  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="out of order"):
         list(images)
 
@@ -408,7 +409,7 @@ def plan_and_compare(output: Path, num_images: int) -> int:
 
     def images() -> Iterator[Image]:
         listing = Listing(lambda: (Entry(f"photos/{n:09d}.jpg", n, f"{n:032x}") for n in range(num_images)))
-        return listing_module.in_order(list_images(listing, "folder", Counter()))  # type: ignore[arg-type]
+        return listing_module.in_order(Files(listing, Reading()).images(Counter()))  # type: ignore[arg-type]
 
     store = FolderStore(str(output))
     tracemalloc.start()

@@ -3,17 +3,20 @@
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import tiny
 
+from bottleneck.files import Files
 from bottleneck.folder import FolderStore
-from bottleneck.sources import Image, Labels, folder_label, list_images, no_image
+from bottleneck.images import Image, folder_label, no_image
+from bottleneck.spec import Reading
 
 
-def listed(folder: Path, labels: Labels = "folder") -> tuple[list[Image], Counter[str]]:
+def listed(folder: Path, labels: Literal["folder", "none"] = "folder") -> tuple[list[Image], Counter[str]]:
     skipped: Counter[str] = Counter()
-    return list(list_images(FolderStore(str(folder)), labels, skipped)), skipped
+    return list(Files(FolderStore(str(folder)), Reading(labels=labels)).images(skipped)), skipped
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ PART_SCHEMA = pa.schema(
         pa.field("label", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
+        pa.field("object", pa.string()),
     ]
 )
 DATA_SCHEMA = pa.schema(
@@ -122,11 +123,11 @@ def write_output(folder: Path, images: list[Image] = IMAGES) -> None:
     (folder / "plan").mkdir(parents=True)
     (folder / "data").mkdir()
     plan = {
-        "format": 1,
+        "format": 2,
         "fingerprint": FINGERPRINT,
         "spec": SPEC,
         "limits": {"max_bytes": 100_000_000, "max_pixels": 100_000_000, "tiff": False},
-        "labels": "folder",
+        "reading": {"labels": "folder"},
         "shard_size": SHARD_SIZE,
         "source": "file:///images",
         "created": "2026-01-01T00:00:00+00:00",
@@ -142,7 +143,7 @@ def extend(folder: Path, images: list[Image], number: int = 1) -> None:
     """What planning again leaves: an extension that nobody has extracted yet."""
     first_shard = sum(run["shards"] for run in read_runs(folder))
     document = {
-        "format": 1,
+        "format": 2,
         "fingerprint": FINGERPRINT,
         "extension": number,
         "created": "2026-01-02T00:00:00+00:00",
@@ -183,7 +184,7 @@ def write_parts(folder: Path, images: list[Image], first_shard: int) -> dict[str
 def write_shards(folder: Path, images: list[Image], first_shard: int) -> None:
     for number, shard in enumerate(in_shards(images), first_shard):
         footer = {
-            "format": 1,
+            "format": 2,
             "fingerprint": FINGERPRINT,
             "spec": SPEC,
             "shard": number,
@@ -226,7 +227,7 @@ def write_success(folder: Path) -> None:
         lines.append({**line, "rejected": rejected, "bytes": path.stat().st_size})
     parts = [part["sha256"] for run in read_runs(folder) for part in run["parts"]]
     success = {
-        "format": 1,
+        "format": 2,
         "fingerprint": FINGERPRINT,
         "plan_sha256": sha256_json({"fingerprint": FINGERPRINT, "parts": parts}),
         "images": sum(line["images"] for line in lines),
@@ -390,8 +391,8 @@ def test_a_place_without_a_plan_is_a_wrong_argument(tmp_path: Path, output: Path
 
 
 def test_a_plan_of_a_newer_version_is_refused(output: Path) -> None:
-    edit(output / "plan.json", format=2)
-    with pytest.raises(UsageError, match="expected format 1"):
+    edit(output / "plan.json", format=3)
+    with pytest.raises(UsageError, match="expected format 2"):
         verify(str(output))
 
 
@@ -657,13 +658,13 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
         "_SUCCESS.json",
         "bytes is 'many', expected a whole number",
     ),
-    "format in _SUCCESS": (editing("_SUCCESS.json", format=2), "_SUCCESS.json", "format is 2, expected 1"),
+    "format in _SUCCESS": (editing("_SUCCESS.json", format=3), "_SUCCESS.json", "format is 3, expected 2"),
     "end in _SUCCESS": (editing("_SUCCESS.json", finished=None), "_SUCCESS.json", "finished is None, expected a text"),
     "digest in _SUCCESS": (editing("_SUCCESS.json", plan_sha256=NO_DIGEST), "_SUCCESS.json", "plan_sha256"),
     "fingerprint in _SUCCESS": (editing("_SUCCESS.json", fingerprint=NO_DIGEST), "_SUCCESS.json", "fingerprint"),
     "_SUCCESS cut": (lambda out: cut(out / "_SUCCESS.json", 9), "_SUCCESS.json", "not JSON"),
     "_SUCCESS without fields": (
-        lambda out: write_json(out / "_SUCCESS.json", {"format": 1}),
+        lambda out: write_json(out / "_SUCCESS.json", {"format": 2}),
         "_SUCCESS.json",
         "fields",
     ),
@@ -716,7 +717,7 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
     "shard smaller than planned": (editing("plan.json", shard_size=5), PART_0, "shard 0 has 4 images, expected 5"),
     "extension numbered wrongly": (lambda out: extended(out, LATER, 2), EXTENSION, "is not there"),
     "fingerprint in extension": (editing_extension(fingerprint=NO_DIGEST), EXTENSION, "fingerprint is"),
-    "format in extension": (editing_extension(format=2), EXTENSION, "format is 2, expected 1"),
+    "format in extension": (editing_extension(format=3), EXTENSION, "format is 3, expected 2"),
     "number in extension": (editing_extension(extension=2), EXTENSION, "extension is 2, expected 1"),
     "key twice in the plan": (lambda out: replan(out, [IMAGES[0], *IMAGES[:-1]]), PART_0, "expected each key once"),
     "keys out of order over parts": (lambda out: replan(out, [*IMAGES[1:], IMAGES[0]]), PART_3, "follows"),

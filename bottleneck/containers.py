@@ -1,0 +1,106 @@
+"""Objects that hold many images (tars, Parquet files): which ones a source has, and a file's view of one."""
+
+import io
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from bottleneck.errors import StoreError
+from bottleneck.folder import FolderStore
+from bottleneck.images import no_image
+from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store, Wanted
+
+T = TypeVar("T")
+
+NUM_OPENED = 8
+"""Containers that are looked into at once while a source is planned."""
+STORE_BLOCK_BYTES = 4_000_000
+"""Read at once from a store: an answer costs as much as some megabytes more of it do."""
+FOLDER_BLOCK_BYTES = 16_384
+
+
+def containers(store: Store, only: str | None, suffixes: tuple[str, ...], skipped: Counter[str]) -> list[Entry]:
+    """The containers of a source, so ordered that the keys of their images, NAME/..., are in order.
+
+    Args:
+        only: the one object that is the source, where it is not all below the store's root.
+        suffixes: of containers, in lower case; other objects are counted as skipped by their suffix.
+    """
+    found = []
+    for entry in store.list(only or ""):
+        if only and entry.key != only:
+            continue
+        if entry.key.lower().endswith(suffixes):
+            found.append(entry)
+        else:
+            skipped[no_image(entry.key) or "(images beside the containers)"] += 1
+    return sorted(found, key=lambda entry: f"{entry.key}/".encode())
+
+
+def look_into(found: list[Entry], look: Callable[[Entry], T]) -> Iterator[T]:
+    """Yield what `look` returns for each container, in order, a few ahead."""
+    ahead: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(NUM_OPENED) as pool:
+        try:
+            for entry in found:
+                ahead.append(pool.submit(look, entry))
+                if len(ahead) >= NUM_OPENED:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class ContainerFile(io.RawIOBase):
+    """An object as a file that can be read and sought in, a block at a time.
+
+    Raises:
+        ObjectGoneError, ObjectChangedError: on reading, if it is not (any more) what was listed.
+    """
+
+    def __init__(self, store: Store, entry: Entry) -> None:
+        self.store, self.entry = store, entry
+        self.block_bytes = FOLDER_BLOCK_BYTES if isinstance(store, FolderStore) else STORE_BLOCK_BYTES
+        self.position = 0
+        self.block_start, self.block = 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.entry.size}[whence]
+        self.position = max(0, start + offset)
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        end = self.entry.size if size < 0 else min(self.entry.size, self.position + size)
+        start = self.position
+        if start >= end:
+            return b""
+        if not self.block_start <= start <= end <= self.block_start + len(self.block):
+            length = min(max(end - start, self.block_bytes), self.entry.size - start)
+            self.block_start = start
+            self.block = self.store.get(Wanted(self.entry.key, self.entry.size, self.entry.etag, start, length))
+        self.position = end
+        return self.block[start - self.block_start : end - self.block_start]
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def while_planning(store: Store, entry: Entry, error: ObjectGoneError | ObjectChangedError) -> StoreError:
+    """What it means that a container is no longer what was listed a moment ago."""
+    what = "is gone" if isinstance(error, ObjectGoneError) else "has changed"
+    return StoreError(
+        f"{store.uri}/{entry.key} {what} since it was listed, a moment ago. Plan when nothing writes there any more."
+    )

@@ -1,0 +1,214 @@
+"""Images in a column of Parquet files, as Hugging Face datasets export them: `binary`, or `struct<bytes, path>`.
+
+A row is an image. Planning reads footers and labels, never the images. A shard reads the row groups its rows lie in, a
+few megabytes at a time.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bottleneck.containers import ContainerFile, containers, look_into, while_planning
+from bottleneck.errors import UsageError
+from bottleneck.images import Image
+from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
+from bottleneck.spec import Reading
+
+SUFFIXES = (".parquet", ".pq")
+BUFFER_BYTES = 8_000_000
+"""Read at once of a column; a row group of images may be larger than the memory."""
+ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a table has what is needed of it."""
+
+    image: str
+    is_struct: bool
+    """Whether the bytes are a field of the column."""
+    has_path: bool
+    label: str | None
+    names: list[str] | None
+    """Of the classes, where labels are their numbers."""
+
+
+class Table:
+    """The images of the Parquet files of a source; a key is FILE/ROW, or FILE/ROW/PATH where the row has one."""
+
+    def __init__(self, store: Store, only: str | None, reading: Reading) -> None:
+        self.store, self.only, self.reading = store, only, reading
+
+    def images(self, skipped: Counter[str]) -> Iterator[Image]:
+        for images in look_into(containers(self.store, self.only, SUFFIXES, skipped), self._index):
+            yield from images
+
+    def first(self, skipped: Counter[str]) -> Image | None:
+        for entry in containers(self.store, self.only, SUFFIXES, skipped):
+            if images := self._index(entry):
+                return images[0]
+        return None
+
+    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+        """Each image's bytes, in order; an image that is null has none."""
+        for (name, etag), group in itertools.groupby(images, key=lambda image: (image.object or "", image.etag)):
+            rows = [image.offset or 0 for image in group]
+            yield from self._read_rows(name, etag, rows)
+
+    def _read_rows(
+        self, name: str, etag: str, rows: Sequence[int]
+    ) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+        done = 0
+        try:
+            entry = self.store.stat(name)
+            if entry is None:
+                raise ObjectGoneError(name)
+            if entry.etag != etag:
+                raise ObjectChangedError(name)
+            with self._open(entry) as file:
+                columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{name}")
+                for data in _values(file, columns, rows):
+                    yield data
+                    done += 1
+        except (ObjectGoneError, ObjectChangedError) as error:
+            for _ in range(len(rows) - done):
+                yield error
+
+    def _open(self, entry: Entry) -> pq.ParquetFile:
+        """One of pyarrow's readers, without threads: with them a process that ends soon after can abort."""
+        try:
+            return pq.ParquetFile(ContainerFile(self.store, entry), pre_buffer=False, buffer_size=BUFFER_BYTES)
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"{self.store.uri}/{entry.key} is no Parquet file that can be read: {error}. Mend or remove it."
+            ) from error
+
+    def _index(self, entry: Entry) -> list[Image]:
+        try:
+            with self._open(entry) as file:
+                return list(self._rows(file, entry))
+        except (ObjectGoneError, ObjectChangedError) as error:
+            raise while_planning(self.store, entry, error) from None
+
+    def _rows(self, file: pq.ParquetFile, entry: Entry) -> Iterator[Image]:
+        columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{entry.key}")
+        wanted = [f"{columns.image}.path"] if columns.has_path else []
+        wanted += [columns.label] if columns.label and self.reading.labels == "folder" else []
+        row = 0
+        for group in range(file.num_row_groups):
+            metadata = file.metadata.row_group(group)
+            num_bytes = sum(
+                chunk.total_uncompressed_size
+                for chunk in (metadata.column(number) for number in range(metadata.num_columns))
+                if chunk.path_in_schema.split(".")[0] == columns.image
+            )
+            size = num_bytes // max(1, metadata.num_rows)
+            paths: list[Any] = [None] * metadata.num_rows
+            labels: list[Any] = list(paths)
+            if wanted:
+                table = file.read_row_group(group, columns=wanted, use_threads=False)
+                if columns.has_path:
+                    paths = [value and value["path"] for value in table.column(columns.image).to_pylist()]
+                if columns.label in table.column_names:
+                    labels = table.column(columns.label).to_pylist()
+            for path, label in zip(paths, labels, strict=True):
+                key = f"{entry.key}/{row:09d}" + (f"/{path}" if path else "")
+                yield Image(key, size, entry.etag, _label(label, columns.names), row, None, entry.key)
+                row += 1
+
+
+def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
+    """The columns of images and labels: those that are named, else the only one of its kind and `label`.
+
+    Raises:
+        UsageError: if there are none, or several.
+    """
+    can_hold = [field.name for field in schema if _bytes_type(field.type) is not None]
+    image = reading.image_column or (can_hold[0] if len(can_hold) == 1 else None)
+    if image is None or image not in can_hold:
+        raise UsageError(
+            f"{name} has no column of image bytes of that name. Expected --image-column to name a binary or "
+            f"struct<bytes, path> column; there are: {', '.join(can_hold) or 'none'}. Received: "
+            f"{reading.image_column or 'no --image-column'}. All columns: {', '.join(schema.names)}."
+        )
+    label = reading.label_column or ("label" if "label" in schema.names else None)
+    if label is not None and (label not in schema.names or pa.types.is_nested(schema.field(label).type)):
+        raise UsageError(
+            f"{name} has no column of labels called {label}. Expected --label-column to name one of numbers or texts "
+            f"among: {', '.join(schema.names)}."
+        )
+    kind = schema.field(image).type
+    is_struct = pa.types.is_struct(kind)
+    has_path = is_struct and kind.get_field_index("path") >= 0 and _is_text(kind.field("path").type)
+    return Columns(image, is_struct, has_path, label, _class_names(schema, label))
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
+    """The type of the bytes in a column that can hold images; None for any other."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return kind if is_binary else None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _class_names(schema: pa.Schema, label: str | None) -> list[str] | None:
+    """The names of a ClassLabel, which Hugging Face datasets keep in the schema's metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return [str(one) for one in names] if isinstance(names, list) else None
+
+
+def _label(value: Any, names: list[str] | None) -> str | None:
+    """A label as text; the number of an unknown class, -1 by custom, is none."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool | float | bytes) or not isinstance(value, int):
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if value < 0:
+        return None
+    return names[value] if names and value < len(names) else str(value)
+
+
+def _values(file: pq.ParquetFile, columns: Columns, rows: Sequence[int]) -> Iterator[bytes]:
+    """The image bytes of these rows, which are in order."""
+    column = f"{columns.image}.bytes" if columns.is_struct else columns.image
+    wanted = iter(rows)
+    row = next(wanted, None)
+    first = 0
+    for group in range(file.num_row_groups):
+        end = first + file.metadata.row_group(group).num_rows
+        if row is not None and row < end:
+            start = first
+            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
+                while row is not None and row < start + len(batch):
+                    value = batch.column(0)[row - start].as_py()
+                    data = value["bytes"] if value and columns.is_struct else value
+                    yield data or b""
+                    row = next(wanted, None)
+                if row is None or row >= end:
+                    break
+                start += len(batch)
+        first = end
+
+
+def holds_images(store: Store, name: str, reading: Reading) -> bool:
+    """Whether a Parquet file has a column that can hold images, or the one that is named can."""
+    entry = store.stat(name)
+    if entry is None:
+        return False
+    with Table(store, name, reading)._open(entry) as file:
+        fields = {field.name: _bytes_type(field.type) for field in file.schema_arrow}
+    return fields.get(reading.image_column) is not None if reading.image_column else any(fields.values())
