@@ -1,0 +1,286 @@
+"""Tars as sources: every member accounted for, labels beside images, contiguous reads, and tars that are none."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny
+
+from bottleneck import webdataset
+from bottleneck.errors import StoreError, UsageError
+from bottleneck.extract import extract_local
+from bottleneck.features import open_features
+from bottleneck.images import Image
+from bottleneck.objects import ObjectChangedError, ObjectGoneError, Wanted
+from bottleneck.plan import extend_plan, load_plan, make_plan
+from bottleneck.sources import open_source, resolve_reading
+from bottleneck.spec import Reading, SourceFormat
+from bottleneck.store import open_store
+from bottleneck.verify import verify
+
+
+def tar(members: dict[str, bytes], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+    """A tar of regular files in this order; a list of pairs would do for names that repeat."""
+    return tar_of(list(members.items()), tar_format)
+
+
+def tar_of(members: list[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tar_format) as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def samples(numbers: range) -> dict[str, bytes]:
+    """Samples as img2dataset writes them, with classes."""
+    members = {}
+    for n in numbers:
+        facts = {"key": f"{n:09d}", "status": "success", "width": 40, "height": 30}
+        members[f"{n:09d}.cls"] = str(n % 3).encode()
+        members[f"{n:09d}.jpg"] = tiny.jpeg(n)
+        members[f"{n:09d}.json"] = json.dumps(facts).encode()
+        members[f"{n:09d}.txt"] = f"a picture of {n}".encode()
+    return members
+
+
+def found(folder: Path, **reading: str) -> tuple[list[Image], Counter[str]]:
+    skipped: Counter[str] = Counter()
+    asked = Reading(**reading)  # type: ignore[arg-type]
+    source = open_source(str(folder), resolve_reading(str(folder), asked))
+    return list(source.images(skipped)), skipped
+
+
+def read_all(folder: Path, images: list[Image]) -> list[bytes | ObjectGoneError | ObjectChangedError]:
+    return list(open_source(str(folder), Reading(source_format="webdataset")).read(images))
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_member_is_an_image_or_counted(tmp_path: Path, tar_format: int) -> None:
+    tiny.write_files(tmp_path, {"00000.tar": tar(samples(range(5)), tar_format), "00000_stats.json": b"{}"})
+    images, skipped = found(tmp_path)
+    assert [image.key for image in images] == [f"00000.tar/{n:09d}.jpg" for n in range(5)]
+    assert [image.label for image in images] == ["0", "1", "2", "0", "1"]
+    assert skipped == {".cls": 5, ".json": 6, ".txt": 5}
+    assert read_all(tmp_path, images) == [tiny.jpeg(n) for n in range(5)]
+
+
+def test_long_and_odd_names_come_through(tmp_path: Path) -> None:
+    names = ["x" * 300 + ".jpg", "ü \N{CAT FACE}#?%2F.jpg", "a/b/c.jpg", "../out.jpg", "/etc/root.png", "no suffix"]
+    tiny.write_files(tmp_path, {"0.tar": tar({name: tiny.jpeg(n) for n, name in enumerate(names)})})
+    images, _ = found(tmp_path)
+    assert [image.key for image in images] == sorted((f"0.tar/{name}" for name in names), key=str.encode)
+    by_key = dict(zip((image.key for image in images), read_all(tmp_path, images), strict=True))
+    assert [by_key[f"0.tar/{name}"] for name in names] == [tiny.jpeg(n) for n in range(len(names))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tar"]  # nothing was unpacked
+
+
+@pytest.mark.parametrize(
+    ("members", "column", "label"),
+    [
+        ({"a.cls": b"7\n"}, None, "7"),
+        ({"a.cls": b"7", "a.json": b'{"label": "tulip"}'}, None, "7"),
+        ({"a.json": b'{"label": "tulip"}', "a.cls": b"7"}, None, "7"),
+        ({"a.json": b'{"label": "tulip"}'}, None, "tulip"),
+        ({"a.json": b'{"label": 3}'}, None, "3"),
+        ({"a.json": b'{"kind": "daisy", "label": "tulip"}', "a.cls": b"7"}, "kind", "daisy"),
+        ({"a.txt": "ein Bild".encode()}, None, None),
+        ({"a.txt": "grün ".encode(), "a.cls": b"7"}, "txt", "grün"),
+        ({"a.json": b'{"label": ["x"]}'}, None, None),
+        ({"a.json": b"{not json"}, None, None),
+        ({"a.json": b"[" * 5000}, None, None),
+        ({"a.cls": b""}, None, None),
+        ({"b.cls": b"7"}, None, None),
+    ],
+)
+def test_labels_stand_beside_the_image(
+    tmp_path: Path, members: dict[str, bytes], column: str | None, label: str | None
+) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar({**members, "a.jpg": tiny.jpeg(1)})})
+    options = {"label_column": column} if column else {}
+    assert [image.label for image in found(tmp_path, **options)[0]] == [label]
+    assert [image.label for image in found(tmp_path, labels="none", **options)[0]] == [None]
+
+
+def test_without_a_label_beside_it_the_folder_in_the_tar_is_one(tmp_path: Path) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar({"cats/1.jpg": b"1", "2.jpg": b"2", "dogs/3.x.png": b"3"})})
+    assert [(i.key, i.label) for i in found(tmp_path)[0]] == [
+        ("0.tar/2.jpg", None),
+        ("0.tar/cats/1.jpg", "cats"),
+        ("0.tar/dogs/3.x.png", "dogs"),
+    ]
+
+
+def test_names_that_repeat_are_two_images(tmp_path: Path) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar_of([("a.jpg", b"1"), ("a.jpg", b"22"), ("b.jpg", b"")])})
+    images, _ = found(tmp_path)
+    assert [image.key for image in images] == ["0.tar/a.jpg", "0.tar/a.jpg#2", "0.tar/b.jpg"]
+    assert read_all(tmp_path, images) == [b"1", b"22", b""]
+
+
+def test_tars_whose_names_begin_alike_keep_the_keys_in_order(tmp_path: Path) -> None:
+    files = {name: tar(samples(range(2))) for name in ("a.tar", "a.tar.tar", "a.tar-b.tar", "b/a.tar", "a/z.tar")}
+    tiny.write_files(tmp_path, files)
+    keys = [image.key for image in found(tmp_path)[0]]
+    assert keys == sorted(keys, key=str.encode)
+    assert len(keys) == 10
+
+
+def test_what_is_no_regular_file_is_counted_and_never_followed(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, kind in (("up.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE), ("dev.jpg", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+        folder = tarfile.TarInfo("folder.jpg")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    tiny.write_files(tmp_path, {"0.tar": file.getvalue(), "1.tar": tar({"a.jpg": b"1"})})
+    images, skipped = found(tmp_path)
+    assert [image.key for image in images] == ["1.tar/a.jpg"]
+    assert skipped == {"(link or special file)": 3, "(directory marker)": 1}
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (pytest.fail, ("a member was unpickled",))
+
+
+def test_no_member_is_unpickled(tmp_path: Path) -> None:
+    hostile = {f"a.{suffix}": pickle.dumps(Bomb()) for suffix in ("pyd", "pickle", "pth", "cls", "json", "txt")}
+    tiny.write_files(tmp_path, {"0.tar": tar({**hostile, "a.jpg": tiny.jpeg(1)})})
+    images, skipped = found(tmp_path)
+    assert [image.key for image in images] == ["0.tar/a.jpg"]
+    assert skipped.total() == len(hostile)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: b"", "no tar file"),
+        (lambda data: b"<html>" * 1000, "no tar file"),
+        (lambda data: b"\x1f\x8b" + data, "no tar file"),
+        (lambda data: data[:1024] + b"x" * 512 + data[1536:], "is damaged at byte 1024"),
+    ],
+)
+def test_a_tar_that_cannot_be_counted_stops_the_plan(tmp_path: Path, damage: object, words: str) -> None:
+    whole = tar({f"{n}.jpg": b"x" * 100 for n in range(5)})
+    tiny.write_files(tmp_path, {"0.tar": damage(whole), "1.tar": whole})  # type: ignore[operator]
+    with pytest.raises(UsageError, match=words):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [512 + 50, 1024 + 200, 1024 + 512 + 99])
+def test_a_tar_that_was_cut_has_what_is_there(tmp_path: Path, cut: int) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar({f"{n}.jpg": b"x" * 100 for n in range(5)})[:cut]})
+    images, _ = found(tmp_path)
+    data = read_all(tmp_path, images)
+    assert len(data) == 1 + (cut > 1024 + 512)
+    assert data[-1] == b"x" * min(100, (cut - 512) % 1024)
+
+
+def test_members_are_read_in_a_few_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webdataset, "RANGE_BYTES", 100_000)
+    tiny.write_files(tmp_path, {"0.tar": tar(samples(range(60))), "1.tar": tar(samples(range(60, 80)))})
+    images, _ = found(tmp_path)
+    asked: list[Wanted] = []
+    store = open_store(str(tmp_path))
+
+    class Counting:
+        uri = store.uri
+
+        def get_many(self, wanted: list[Wanted]) -> object:
+            asked.extend(wanted)
+            return store.get_many(wanted)
+
+    source = webdataset.WebDataset(Counting(), None, Reading())  # type: ignore[arg-type]
+    assert list(source.read(images)) == [tiny.jpeg(n) for n in range(80)]
+    span = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert len(asked) <= span / 100_000 + 4
+    assert max(one.length or 0 for one in asked) <= 100_000
+    some = images[::-7]  # out of order, and few
+    assert list(source.read(some)) == [tiny.jpeg(n) for n in range(79, -1, -7)]
+
+
+def test_a_tar_that_changed_or_went_since_rejects_its_images_alone(tmp_path: Path) -> None:
+    tiny.write_files(tmp_path, {f"{n}.tar": tar(samples(range(3 * n, 3 * n + 3))) for n in range(3)})
+    images, _ = found(tmp_path)
+    (tmp_path / "0.tar").write_bytes(tar(samples(range(3))) + bytes(512))
+    (tmp_path / "2.tar").unlink()
+    data = read_all(tmp_path, images)
+    assert [type(one) for one in data] == [ObjectChangedError] * 3 + [bytes] * 3 + [ObjectGoneError] * 3
+
+
+def test_a_tar_written_while_it_is_planned_stops_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar(samples(range(3)))})
+    store = open_store(str(tmp_path))
+    entries = list(store.list())
+    (tmp_path / "0.tar").write_bytes(tar(samples(range(4))))
+    monkeypatch.setattr(webdataset, "containers", lambda *_: entries)
+    with pytest.raises(StoreError, match="has changed since it was listed"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["folder", "one tar"])
+def test_from_tars_to_features(tmp_path: Path, place: str) -> None:
+    members = samples(range(9)) | {"000000004.jpg": b"<html>no picture", "000000005.jpg": b""}
+    tiny.write_files(tmp_path / "source", {"00000.tar": tar(members), "00001.tar": tar(samples(range(9, 12)))})
+    source = str(tmp_path / "source" / ("" if place == "folder" else "00000.tar"))
+    summary = extract_local(source, str(tmp_path / "out"), tiny.REQUEST, shard_size=4, max_rejected=0.5)
+    num_images = 12 if place == "folder" else 9
+    assert (summary.images, summary.ok, summary.rejected) == (num_images, num_images - 2, {"empty": 1, "not_an_image": 1})
+    _, labels, keys = open_features(str(tmp_path / "out")).arrays()
+    assert keys[0] == "00000.tar/000000000.jpg"
+    assert list(labels) == [str(n % 3) for n in range(num_images) if n not in (4, 5)]
+    report = verify(str(tmp_path / "out"), full=True)
+    assert report.exit_code == 0
+    plan = load_plan(str(tmp_path / "out"))
+    assert plan is not None
+    assert plan.reading.source_format == "webdataset"
+
+
+def test_features_of_a_tar_are_those_of_the_files_in_it(tmp_path: Path) -> None:
+    pictures = {f"{n:09d}.jpg": tiny.jpeg(n) for n in range(5)}
+    tiny.write_files(tmp_path / "files", pictures)
+    tiny.write_files(tmp_path / "tars", {"0.tar": tar(pictures)})
+    for kind in ("files", "tars"):
+        extract_local(str(tmp_path / kind), str(tmp_path / f"{kind}-out"), tiny.REQUEST)
+    from_files, from_tars = (open_features(str(tmp_path / f"{kind}-out")).arrays()[0] for kind in ("files", "tars"))
+    assert (from_files == from_tars).all()
+
+
+def test_new_tars_extend_a_plan(tmp_path: Path) -> None:
+    source = tiny.write_files(tmp_path / "source", {"00000.tar": tar(samples(range(5)))})
+    reading = Reading(source_format="webdataset")
+    plan = make_plan(str(source), str(tmp_path / "out"), tiny.spec(), reading=reading, shard_size=2)
+    tiny.write_files(source, {"00001.tar": tar(samples(range(5, 7)))})
+    plan, extended = extend_plan(plan)
+    assert (extended.added, extended.changed, extended.gone) == (2, 0, 0)
+    tiny.write_files(source, {"00000.tar": tar(samples(range(1, 6)))})
+    plan, extended = extend_plan(plan)
+    assert (extended.added, extended.changed, extended.gone) == (1, 4, 1)
+    assert extended.gone_keys == ["00000.tar/000000000.jpg"]
+
+
+def test_tars_in_a_bucket(tmp_path: Path, bucket: str, s3_environment: dict[str, str]) -> None:
+    store = open_store(f"s3://{bucket}/tars")
+    store.create("00000.tar", tar(samples(range(7))))
+    store.create("nested/00001.tar", tar(samples(range(7, 9))))
+    formats: SourceFormat = resolve_reading(store.uri, Reading()).source_format
+    assert formats == "webdataset"
+    source = open_source(store.uri, Reading())
+    skipped: Counter[str] = Counter()
+    images = list(source.images(skipped))
+    assert [image.key for image in images][-2:] == ["nested/00001.tar/000000007.jpg", "nested/00001.tar/000000008.jpg"]
+    assert list(source.read(images)) == [tiny.jpeg(n) for n in range(9)]
+    one = open_source(f"{store.uri}/00000.tar", Reading())
+    assert [image.key for image in one.images(skipped)][:1] == ["00000.tar/000000000.jpg"]
