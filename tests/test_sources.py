@@ -1,111 +1,79 @@
-"""Which objects of a source are images, and their labels."""
+"""What kind of source a place is, told from its name and from what it holds."""
 
-import os
-from collections import Counter
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
+from test_tables import hugging_face
+from test_webdataset import samples, tar
 
-from bottleneck.files import Files
-from bottleneck.folder import FolderStore
-from bottleneck.images import Image, folder_label, no_image
+from bottleneck.errors import UsageError
+from bottleneck.plan import load_plan, make_plan
+from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import Reading
 
 
-def listed(folder: Path, labels: Literal["folder", "none"] = "folder") -> tuple[list[Image], Counter[str]]:
-    skipped: Counter[str] = Counter()
-    return list(Files(FolderStore(str(folder)), Reading(labels=labels)).images(skipped)), skipped
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A source of every kind, and some of two."""
+    tiny.write_files(tmp_path, {"photos/cats/1.jpg": tiny.jpeg(1), "tars/0.tar": tar(samples(range(2)))})
+    hugging_face(tmp_path / "tables" / "0.parquet", range(3))
+    tiny.write_files(tmp_path, {"photos/old.tar": b"", "tars/README": b"", "tables/_SUCCESS": b"", "texts/a.txt": b""})
+    (tmp_path / "list.csv").write_text("uri\nphotos/cats/1.jpg\n")
+    pq.write_table(pa.table({"uri": ["photos/cats/1.jpg"]}), tmp_path / "list.parquet")
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("key", "label"),
+    ("source", "form"),
     [
-        ("cats/1.jpg", "cats"),
-        ("train/cats/1.jpg", "cats"),
-        ("1.jpg", None),
-        ("a b+%2F#?/1.jpg", "a b+%2F#?"),
-        ("/1.jpg", None),
-        ("cats//1.jpg", None),
-        ("\u00e9/1.jpg", "\u00e9"),
+        ("photos", "files"),
+        ("tars", "webdataset"),
+        ("tars/0.tar", "webdataset"),
+        ("tables", "parquet"),
+        ("tables/0.parquet", "parquet"),
+        ("list.csv", "list"),
+        ("list.parquet", "list"),
+        ("texts", "files"),
+        ("nowhere", "files"),
     ],
 )
-def test_the_label_is_the_name_of_the_folder_that_holds_the_image(key: str, label: str | None) -> None:
-    assert folder_label(key) == label
+def test_the_form_of_a_source_is_told_from_what_it_is(place: Path, source: str, form: str) -> None:
+    assert resolve_reading(str(place / source), Reading()).source_format == form
+
+
+def test_a_form_that_is_asked_for_is_taken(place: Path) -> None:
+    reading = Reading(source_format="webdataset")
+    assert resolve_reading(str(place / "photos"), reading) == reading
+    with pytest.raises(UsageError, match=r"old\.tar is no tar file"):
+        make_plan(str(place / "photos"), str(place / "out"), tiny.spec(), reading=reading)
+    assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("source", "form", "words"),
     [
-        "photo.jpg",
-        "PHOTO.JPEG",
-        "no suffix at all",
-        "photo.2019",
-        "Mr. Smith",
-        "deep.zoom.png",
-        "hash.0123456789abcdef",
-        "scan.tif",
-        "drawing.svg",
-        "phone.heic",
-        "a.b c",
-        "ends with a dot.",
+        ("list.csv", "files", "Expected a folder or prefix with images"),
+        ("photos", "list", "A list is one file"),
+        ("texts", "auto", r"only other files: 1 x \.txt"),
+        ("texts", "webdataset", r"only other files: 1 x \.txt"),
+        ("photos", "parquet", "images beside the containers"),
     ],
 )
-def test_what_may_be_an_image_by_its_name_is_planned(name: str) -> None:
-    assert no_image(f"folder/{name}") == ""
+def test_a_source_of_another_form_is_told(place: Path, source: str, form: str, words: str) -> None:
+    reading = Reading(source_format=form)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=words):
+        make_plan(str(place / source), str(place / "out"), tiny.spec(), reading=reading)
+    assert not (place / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "suffix"),
-    [
-        ("notes.txt", ".txt"),
-        ("NOTES.TXT", ".txt"),
-        ("archive.tar.gz", ".gz"),
-        (".DS_Store", ".ds_store"),
-        ("cats/.hidden", ".hidden"),
-        ("cats/._photo.jpg", "._*"),
-        ("cats/", "(directory marker)"),
-        ("labels.csv", ".csv"),
-        ("s00000000-01234567.parquet", ".parquet"),
-        ("Thumbs.db", ".db"),
-        ("caf\udce9.jpg", "(name is not UTF-8)"),
-    ],
-)
-def test_what_is_no_image_by_its_name_is_counted_by_suffix(key: str, suffix: str) -> None:
-    assert no_image(key) == suffix
-
-
-def test_every_object_of_a_source_is_either_listed_or_counted(tmp_path: Path) -> None:
-    names = ["cats/1.jpg", "cats/notes.txt", "cats/more.txt", "dogs/2.PNG", "top.webp", ".DS_Store", "dogs/._2.PNG"]
-    tiny.write_files(tmp_path, {name: name.encode() for name in names})
-    images, skipped = listed(tmp_path)
-    assert [(image.key, image.size, image.label) for image in images] == [
-        ("cats/1.jpg", 10, "cats"),
-        ("dogs/2.PNG", 10, "dogs"),
-        ("top.webp", 8, None),
-    ]
-    assert skipped == {".txt": 2, ".ds_store": 1, "._*": 1}
-
-
-def test_images_carry_what_tells_a_changed_one(tmp_path: Path) -> None:
-    tiny.write_files(tmp_path, {"a.jpg": b"1"})
-    [before], _ = listed(tmp_path)
-    os.utime(tmp_path / "a.jpg", ns=(1, 1))
-    [after], _ = listed(tmp_path)
-    assert before.etag
-    assert after.etag != before.etag
-
-
-def test_without_labels_no_image_has_one(tmp_path: Path) -> None:
-    tiny.write_files(tmp_path, {"cats/1.jpg": b"1", "2.jpg": b"2"})
-    assert [image.label for image in listed(tmp_path, "none")[0]] == [None, None]
-
-
-def test_a_name_that_is_not_utf8_is_counted_and_hurts_no_other(tmp_path: Path) -> None:
-    tiny.write_files(tmp_path, {"a.jpg": b"1", "z.jpg": b"2"})
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
-        file.write(b"3")
-    images, skipped = listed(tmp_path)
-    assert [image.key for image in images] == ["a.jpg", "z.jpg"]
-    assert skipped == {"(name is not UTF-8)": 1}
+def test_a_plan_keeps_how_its_source_is_read(place: Path) -> None:
+    plan = make_plan(str(place / "tables"), str(place / "out"), tiny.spec(), reading=Reading(label_column="label"))
+    assert plan.reading == Reading(source_format="parquet", label_column="label")
+    assert load_plan(str(place / "out")) == plan
+    tiny.write_files(place, {"tables/a.jpg": tiny.jpeg(1)})  # what would be told otherwise now
+    assert type(open_source(plan.source, plan.reading)).__name__ == "Table"

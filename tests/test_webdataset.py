@@ -92,7 +92,7 @@ def test_long_and_odd_names_come_through(tmp_path: Path) -> None:
         ({"a.json": b'{"label": "tulip"}'}, None, "tulip"),
         ({"a.json": b'{"label": 3}'}, None, "3"),
         ({"a.json": b'{"kind": "daisy", "label": "tulip"}', "a.cls": b"7"}, "kind", "daisy"),
-        ({"a.txt": "ein Bild".encode()}, None, None),
+        ({"a.txt": b"ein Bild"}, None, None),
         ({"a.txt": "grün ".encode(), "a.cls": b"7"}, "txt", "grün"),
         ({"a.json": b'{"label": ["x"]}'}, None, None),
         ({"a.json": b"{not json"}, None, None),
@@ -237,7 +237,11 @@ def test_from_tars_to_features(tmp_path: Path, place: str) -> None:
     source = str(tmp_path / "source" / ("" if place == "folder" else "00000.tar"))
     summary = extract_local(source, str(tmp_path / "out"), tiny.REQUEST, shard_size=4, max_rejected=0.5)
     num_images = 12 if place == "folder" else 9
-    assert (summary.images, summary.ok, summary.rejected) == (num_images, num_images - 2, {"empty": 1, "not_an_image": 1})
+    assert (summary.images, summary.ok, summary.rejected) == (
+        num_images,
+        num_images - 2,
+        {"empty": 1, "not_an_image": 1},
+    )
     _, labels, keys = open_features(str(tmp_path / "out")).arrays()
     assert keys[0] == "00000.tar/000000000.jpg"
     assert list(labels) == [str(n % 3) for n in range(num_images) if n not in (4, 5)]
