@@ -22,6 +22,7 @@ from bottleneck.objects import (
     whole,
     windowed,
 )
+from bottleneck.pages import list_pages
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,14 +51,13 @@ class BucketStore:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         full = self.prefix + prefix
-        request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": full}
-        while True:
-            page = self._call(f"listing s3://{self.bucket}/{full}", "list_objects_v2", **request)
+
+        def ask(**request: Any) -> dict[str, Any]:
+            return self._call(f"listing s3://{self.bucket}/{full}", "list_objects_v2", Bucket=self.bucket, **request)
+
+        for page in list_pages(ask, full):
             for found in page.get("Contents", []):
                 yield Entry(found["Key"][len(self.prefix) :], found["Size"], found["ETag"].strip('"'))
-            if not page.get("IsTruncated"):
-                return
-            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def get(self, wanted: Wanted) -> bytes:
         return self._run(self._get(wanted)).result()

@@ -27,7 +27,7 @@ from bottleneck.plan import Extended, Plan, data_name, differences, load_plan, m
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.sources import open_source
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading
-from bottleneck.store import normal_uri, open_store
+from bottleneck.store import check_output_uri, normal_uri, open_store
 
 log = logging.getLogger(__name__)
 
@@ -256,6 +256,7 @@ def open_or_make_plan(
     Raises:
         FingerprintError: if the plan was made with other settings; it names them.
     """
+    check_output_uri(output)
     plan = load_plan(output)
     if plan is None:
         spec = resolve_apart(request, choose_precision(request, has_bfloat16))

@@ -2,25 +2,45 @@
 
 import functools
 import os
+import re
 from urllib.parse import urlsplit
 
 from bottleneck.bucket import BucketStore
 from bottleneck.errors import UsageError
 from bottleneck.folder import FolderStore
 from bottleneck.objects import Store
+from bottleneck.remote import RemoteStore
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
 @functools.lru_cache(maxsize=16)
 def open_store(uri: str) -> Store:
-    """Open a folder (a path or file://) or a bucket (s3://bucket/prefix). Raises UsageError for any other URI."""
+    """Open a folder (a path or file://), a bucket (s3://bucket/prefix), or to be read only whatever fsspec opens.
+
+    Raises:
+        UsageError: for a URI of another kind, or one that needs a package that is not installed.
+    """
     uri = normal_uri(uri)
     if uri.startswith("s3://"):
         return BucketStore(uri)
+    if "://" in uri:
+        return RemoteStore(uri)
     return FolderStore(uri)
 
 
+def check_output_uri(uri: str) -> None:
+    """Refuse what is only read. Raises UsageError."""
+    uri = normal_uri(uri)
+    if "://" in uri and not uri.startswith("s3://"):
+        raise UsageError(
+            f"Expected a folder or s3://bucket/prefix as the output. Received: {uri.partition('://')[0]}://..., "
+            "which is only read, as a source."
+        )
+
+
 def normal_uri(uri: str) -> str:
-    """A store's one name: an absolute path, or s3://bucket/prefix without a closing slash."""
+    """A store's one name: an absolute path, or scheme://place/prefix without a closing slash."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         if not uri:
@@ -28,11 +48,11 @@ def normal_uri(uri: str) -> str:
         return os.path.abspath(os.path.expanduser(uri))
     if scheme == "file":
         return os.path.abspath(rest)
-    if scheme != "s3":
+    if not _SCHEME.fullmatch(scheme) or scheme == "s3a":
         # Not the whole URI, which may hold credentials.
-        raise UsageError(f"Expected a folder, file:///... or s3://bucket/prefix. Received: {scheme}://...")
+        raise UsageError(f"Expected a folder, file:///... or s3://bucket/prefix. Received: {scheme[:20]}://...")
     bucket = rest.split("/", 1)[0]
-    if "@" in bucket or ":" in bucket or urlsplit(uri).query:
+    if "@" in bucket or (":" in bucket and scheme == "s3") or urlsplit(uri).query:
         raise UsageError(
             "A store's URI holds no credentials or options, as it is written into plans and logs. Give credentials by "
             "AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role, an endpoint by AWS_ENDPOINT_URL."

@@ -20,6 +20,7 @@ from bottleneck.pipeline import Run, RunOptions
 from bottleneck.plan import Extended, Plan, extend_plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
 from bottleneck.session import workers_have_bfloat16
+from bottleneck.store import check_output_uri
 from bottleneck.weights import check_weights
 from jobs import plan as plan_job
 
@@ -49,6 +50,7 @@ def main(config: Config) -> int:
 def extract(config: Config) -> Summary:
     """The whole job, without its printing of the result."""
     started = time.monotonic()
+    check_output_uri(config.output)
     plan, extended = load_plan(config.output), None
     if plan is None:
         preflight(config.source, config.output, config.reading)

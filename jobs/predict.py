@@ -25,6 +25,7 @@ from bottleneck.plan import Plan, extend_plan, load_plan, make_plan, preflight
 from bottleneck.predict import Predictor, check_predictions, plan_like, predict_features, prediction_spec
 from bottleneck.progress import Display
 from bottleneck.spec import Limits, PredictionSpec, Reading
+from bottleneck.store import check_output_uri
 from bottleneck.weights import check_weights
 from jobs.extract import report, tell_extended, tell_plan
 
@@ -71,6 +72,7 @@ def predict(config: Config) -> Summary:
     """The whole job, without its printing of the result."""
     from bottleneck.head import Head
 
+    check_output_uri(config.output)
     head = Head.load(config.head)
     plan = load_plan(config.output)
     spec = prediction_spec(head, config.head, config.top, config.source, plan)

@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "progress", "live"},
+    {"errors", "progress", "live", "pages"},
     {"spec", "objects"},
-    {"rows", "folder", "bucket", "images", "networks", "audit"},
+    {"rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},
     {"webdataset", "tables", "lists", "decode", "weights", "audit_rows", "names", "describe"},
     {"sources"},

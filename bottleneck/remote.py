@@ -1,0 +1,200 @@
+"""Any file system fsspec knows (gs, az, http, ...) as a store that is only read: for sources."""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, TypeVar
+
+from bottleneck.errors import StoreError, UsageError
+from bottleneck.objects import (
+    FIRST_PATIENCE_SECONDS,
+    IN_FLIGHT,
+    PATIENCE_SECONDS,
+    Entry,
+    ObjectChangedError,
+    ObjectGoneError,
+    Wanted,
+    outcome,
+    whole,
+    windowed,
+)
+
+T = TypeVar("T")
+
+ETAG_FIELDS = (
+    *("ETag", "etag", "md5Hash", "Content-MD5", "content_settings", "mtime"),
+    *("Last-Modified", "LastModified", "last_modified", "updated", "created"),
+)
+"""Of what file systems tell of an object, the first that is there tells a changed one, with the size."""
+
+
+class RemoteStore:
+    """A prefix of a file system of fsspec's; needs the package that speaks to it (gcsfs, adlfs, aiohttp)."""
+
+    def __init__(self, uri: str) -> None:
+        import fsspec
+
+        self.uri = uri
+        scheme = uri.partition("://")[0]
+        try:
+            self.fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        except ImportError as error:
+            raise UsageError(f"Reading {scheme}:// needs a package that is not installed: {error}.") from error
+        except ValueError as error:
+            raise UsageError(
+                f"Expected a folder, s3://bucket/prefix or a URI fsspec knows. Received: {uri}."
+            ) from error
+        self.root = root.rstrip("/")
+        self._answered = False
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        folder = prefix.rpartition("/")[0]
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            for entry in self._walk(f"{self.root}/{folder}".rstrip("/"), pool):
+                if entry.key.startswith(prefix):
+                    yield entry
+
+    def _walk(self, folder: str, pool: ThreadPoolExecutor) -> Iterator[Entry]:
+        """What is below a folder, in the order of the keys' UTF-8 bytes; one folder is in memory."""
+        try:
+            found = self._patiently(f"listing {folder}", lambda: self.fs.ls(folder, detail=True))
+        except ObjectGoneError:
+            return
+        names = {}
+        for info in found:
+            name = info["name"].rstrip("/")
+            is_folder = info["type"] == "directory"
+            if name != folder.rstrip("/") and name.startswith(self.root + "/"):
+                names[name + ("/" if is_folder else "")] = None if is_folder else info
+        ordered = sorted(names, key=os.fsencode)
+        told = windowed(
+            [Wanted(name, 0, "") for name in ordered if names[name] is not None],
+            lambda one: pool.submit(self._told, one.key, names[one.key]),
+        )
+        for name in ordered:
+            if names[name] is None:
+                yield from self._walk(name.rstrip("/"), pool)
+            elif (entry := next(told)) is not None:
+                yield entry
+
+    def _told(self, path: str, info: dict[str, Any] | None) -> Entry | None:
+        """What a listing, or where it does not tell (http) a look at the object, says of it."""
+        try:
+            if info is None or info.get("size") is None or not _etag(info):
+                info = self._patiently(f"looking at {path}", lambda: self.fs.info(path))
+        except ObjectGoneError:
+            return None
+        size = info.get("size")
+        if size is None:
+            raise StoreError(f"{path} does not tell its size, so it cannot be planned. Copy the images elsewhere.")
+        return Entry(path[len(self.root) + 1 :], int(size), _etag(info) or f"{size:x}")
+
+    def stat(self, key: str) -> Entry | None:
+        path = f"{self.root}/{key}"
+        try:
+            info = self._patiently(f"looking at {path}", lambda: self.fs.info(path))
+        except ObjectGoneError:
+            return None
+        return self._told(path, info) if info["type"] == "file" else None
+
+    def exists(self, key: str) -> bool:
+        return self.stat(key) is not None
+
+    def get(self, wanted: Wanted) -> bytes:
+        path = f"{self.root}/{wanted.key}"
+        if wanted.etag:
+            entry = self.stat(wanted.key)
+            if entry is None:
+                raise ObjectGoneError(wanted.key)
+            if entry.etag != wanted.etag:
+                raise ObjectChangedError(wanted.key)
+        start = wanted.offset or 0
+        end = None if wanted.length is None else start + wanted.length
+
+        def read() -> bytes:
+            data = bytes(self.fs.cat_file(path, start=start if end is not None else None, end=end))
+            if end is None and wanted.etag and entry is not None and len(data) != entry.size:
+                raise TimeoutError(f"body cut short: {len(data)} of {entry.size} bytes")
+            return data
+
+        return whole(wanted, self._patiently(f"reading {path}", read))
+
+    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            yield from windowed(wanted, lambda one: pool.submit(outcome, self.get, one))
+
+    def create(self, key: str, data: bytes) -> bool:
+        raise self._is_read_only()
+
+    def replace(self, key: str, data: bytes) -> None:
+        raise self._is_read_only()
+
+    def _is_read_only(self) -> UsageError:
+        return UsageError(f"{self.uri} can only be read. Expected an output in a folder or an s3://bucket/prefix.")
+
+    def _patiently(self, doing: str, attempt: Callable[[], T]) -> T:
+        """Try again while the trouble may pass. Raises what it means otherwise."""
+        started = time.monotonic()
+        tries = 0
+        while True:
+            try:
+                result = attempt()
+            except Exception as caught:
+                error = _behind(caught)
+                if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+                    raise ObjectGoneError(doing) from None
+                patience = PATIENCE_SECONDS if self._answered else FIRST_PATIENCE_SECONDS
+                if not _passes(error) or time.monotonic() - started > patience:
+                    words = str(error).strip() or type(error).__name__
+                    raise StoreError(
+                        f"{type(error).__name__} while {doing}: {words}. Look at the name, the network and the rights, "
+                        "then run the same command again; nothing is lost."
+                    ) from error
+                time.sleep(min(0.1 * 2**tries, 5.0) * (0.5 + random.random()))  # noqa: S311
+                tries += 1
+            else:
+                self._answered = True
+                return result
+
+
+def _etag(info: dict[str, Any]) -> str:
+    for name in ETAG_FIELDS:
+        value = info.get(name)
+        if isinstance(value, dict):  # Azure's content settings
+            value = value.get("content_md5") and bytes(value["content_md5"]).hex()
+        if isinstance(value, datetime):  # as some tell in one place and not in another
+            value = value.timestamp()
+        if value:
+            return f"{value}-{info.get('size') or 0:x}".replace('"', "")
+    return ""
+
+
+def _behind(error: Exception) -> Exception:
+    """The answer behind a FileNotFoundError: fsspec raises it for whatever a web server refuses."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    return error if _status(cause) in (404, 410) or not (_status(cause) or _passes(cause)) else cause
+
+
+def _status(error: Exception) -> int:
+    """Of an HTTP answer; 0 where there was none."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    try:
+        return int(status or 0)
+    except (TypeError, ValueError):
+        return 0
+
+
+def _passes(error: Exception) -> bool:
+    """Whether trying again may help: not where rights, names or packages are the trouble."""
+    if isinstance(error, PermissionError | ImportError | TypeError | AttributeError | NotImplementedError):
+        return False
+    if status := _status(error):
+        return status >= 500 or status in (408, 429)
+    is_network = isinstance(error, OSError | TimeoutError | asyncio.TimeoutError)
+    return is_network or type(error).__module__.split(".")[0] in ("aiohttp", "gcsfs", "azure", "requests")
