@@ -29,7 +29,7 @@ class Source(Protocol):
         """Some image, at little cost; None where there is none."""
 
     def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
-        """Read images of a plan, in order, with several requests in flight."""
+        """Read images, which are in the plan's order, with several requests in flight."""
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,8 +2,9 @@
 
     bottleneck plan s3://bucket/photos s3://bucket/features
 
-Prints images, bytes, labels, shards and the size of the output to expect. Seconds for a few thousand images; one S3
-listing reads about ten thousand keys a second. `bottleneck extract` with the same options goes on from there.
+Prints images, bytes, labels, shards and the size of the output to expect. Seconds for a few thousand images; an S3
+listing reads some ten thousand keys a second, tars are read once to index them. `bottleneck extract` with the same
+options goes on from there.
 """
 
 import json
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder or s3://bucket/prefix with images."""
+    """A folder, s3://bucket/prefix or URI fsspec reads that holds images, tars or Parquet files; or one tar, Parquet
+    file or list."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """A folder or s3://bucket/prefix for the features."""
     reading: Reading = field(default_factory=Reading)
@@ -76,7 +78,7 @@ def describe(plan: Plan) -> list[str]:
         skipped = listing.skipped
     columns = ", ".join(f"{layer} ({dim:,})" for layer, dim in zip(spec.layers, spec.dims, strict=True))
     return [
-        f"source       {plan.source}",
+        f"source       {plan.source} ({plan.reading.source_format})",
         f"images       {plan.num_images:,} ({plan.num_bytes / 1e6:,.1f} MB)",
         f"labels       {len(labels):,}: {shown}" if labels else "labels       none",
         f"not images   {', '.join(f'{count:,} x {suffix}' for suffix, count in skipped.items()) or 'none'}",

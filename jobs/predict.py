@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder or s3://bucket/prefix with images, or the output of `bottleneck extract`."""
+    """Images as `bottleneck extract` takes them, or its output."""
     head: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HEAD")]
     """The folder or s3:// prefix of a head; it knows which features it needs."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
