@@ -28,9 +28,8 @@ def containers(store: Store, only: str | None, suffixes: tuple[str, ...], skippe
         suffixes: of containers, in lower case; other objects are counted as skipped by their suffix.
     """
     found = []
-    for entry in store.list(only or ""):
-        if only and entry.key != only:
-            continue
+    one = store.stat(only) if only else None
+    for entry in [one] if one else store.list():
         if entry.key.lower().endswith(suffixes):
             found.append(entry)
         else:
@@ -41,16 +40,16 @@ def containers(store: Store, only: str | None, suffixes: tuple[str, ...], skippe
 def look_into(found: list[Entry], look: Callable[[Entry], T]) -> Iterator[T]:
     """Yield what `look` returns for each container, in order, a few ahead."""
     ahead: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(NUM_OPENED) as pool:
-        try:
-            for entry in found:
-                ahead.append(pool.submit(look, entry))
-                if len(ahead) >= NUM_OPENED:
-                    yield ahead.popleft().result()
-            while ahead:
+    pool = ThreadPoolExecutor(NUM_OPENED)
+    try:
+        for entry in found:
+            ahead.append(pool.submit(look, entry))
+            if len(ahead) >= NUM_OPENED:
                 yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupted plan need not read its tars to their ends
 
 
 class ContainerFile(io.RawIOBase):
