@@ -24,7 +24,7 @@ class Progress:
     planned: int
     rejected: int
     limiting: str
-    """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image."""
+    """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image; "" where nobody asks."""
 
 
 class Display:
@@ -75,10 +75,10 @@ class Display:
             parts.append(f"ETA {duration(left)}" if left else "done")
         if progress.rejected:
             parts.append(f"{progress.rejected:,} rejected")
-        if progress.limiting != "start":
+        if progress.limiting == "start":
+            parts += ["starting"] if progress.images < progress.planned else []
+        elif progress.limiting:
             parts.append(f"limited by {progress.limiting}")
-        elif progress.images < progress.planned:
-            parts.append("starting")
         return " · ".join(parts)
 
     def _print(self, progress: Progress) -> None:

@@ -20,6 +20,7 @@ JOBS = (
     "evaluate",
     "predict",
     "classify",
+    "similar",
     "describe",
     "export",
     "demo",
