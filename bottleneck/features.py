@@ -252,7 +252,10 @@ class Features:
     def arrays(self, layer: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All ok rows at once: features_ND in the stored dtype, labels_N, keys_N."""
         dim = self.spec.dims[self.spec.layers.index(self.column(layer))]
-        parts = [(np.empty((0, dim), self.spec.dtype), np.empty(0, object), np.empty(0, object)), *self.keyed_batches(layer)]
+        parts = [
+            (np.empty((0, dim), self.spec.dtype), np.empty(0, object), np.empty(0, object)),
+            *self.keyed_batches(layer),
+        ]
         features, labels, keys = zip(*parts, strict=True)
         return np.concatenate(features), np.concatenate(labels), np.concatenate(keys)
 

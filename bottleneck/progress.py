@@ -24,7 +24,8 @@ class Progress:
     planned: int
     rejected: int
     limiting: str
-    """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image; "" where nobody asks."""
+    """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image; empty
+    where nothing is measured."""
 
 
 class Display:

@@ -66,7 +66,7 @@ def main(config: Config) -> int:
 
 
 def write_features(
-    output: str, num_images: int, dim: int, num_classes: int, shard_size: int | None = None, *, rectified: bool = False
+    output: str, num_images: int, dim: int, num_classes: int, shard_size: int | None = None, rectified: bool = False
 ) -> None:
     """Make an output of made-up features; memory does not grow with the images but for a part of the plan.
 
@@ -131,7 +131,12 @@ def made_up_rows(
 
 
 def _images(num_images: int, num_classes: int) -> Iterator[Image]:
-    return (_image(number, number * num_classes // num_images) for number in range(num_images))
+    return (image_of(number, num_images, num_classes) for number in range(num_images))
+
+
+def image_of(number: int, num_images: int, num_classes: int) -> Image:
+    """One image of the plan, by its number."""
+    return _image(number, number * num_classes // num_images)
 
 
 def _image(number: int, code: int) -> Image:

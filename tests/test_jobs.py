@@ -32,8 +32,10 @@ OPTIONS = {
     ],
     "evaluate": ["head", "features", "allow_incomplete", "report"],
     "classify": ["images", "head", "base", "weights", "names", "top"],
+    "similar": ["image", "features", "top", "layer", "sheet", "weights", "allow_incomplete"],
     "describe": ["base", "plot"],
-    "export": ["head", "file", "weights"],
+    "export": ["source", "file", "layer", "weights", "allow_incomplete"],
+    "diff": ["a", "b", "top", "min_cosine", "allow_incomplete"],
     "demo": ["folder"],
 }
 
