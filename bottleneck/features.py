@@ -302,6 +302,16 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
     return Features(plan, [plan.data_name(shard) for shard in sorted(plan.committed())])
 
 
+def rows_of(features: Features) -> dict[str, int]:
+    """Ok images of every data file, from `_SUCCESS.json`, or where there is none from the footers."""
+    document = finished(features.plan)
+    if document is not None:
+        return {features.plan.data_name(line["shard"]): line["ok"] for line in document["shards"]}
+    store = open_store(features.plan.output)
+    sizes = {features.plan.data_name(shard): size for shard, size in features.plan.committed().items()}
+    return {name: read_footer(store, name, sizes[name])["statuses"].get("ok", 0) for name in features.files}
+
+
 def vectors(column: pa.ChunkedArray) -> np.ndarray:
     """features_ND of a layer's column, in the stored dtype and without the rows that have none."""
     values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -86,6 +86,13 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Write an object whole, unless the key is taken: True if this call created it. Never a partial object."""
 
+    def create_from_file(self, key: str, path: str) -> bool:
+        """`create` with what a local file holds, which need not fit the memory.
+
+        Args:
+            path: a file; for a folder one on the same disk, which it becomes part of, or a folder there.
+        """
+
     def replace(self, key: str, data: bytes) -> None:
         """Write an object whole, in place of the one that may be there."""
 
@@ -207,6 +214,22 @@ class FolderStore:
             os.link(temporary, path)
         finally:
             os.unlink(temporary)
+
+    def create_from_file(self, key: str, path: str) -> bool:
+        with _local_errors(f"writing {self._path(key)}"):
+            os.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
+            if os.path.isdir(path):
+                if not os.path.exists(self._path(key)):
+                    os.rename(path, self._path(key))  # refused where another is by now, unless that is empty
+                    return True
+                return False
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            try:
+                os.link(path, self._path(key))
+            except FileExistsError:
+                return False
+            return True
 
     def replace(self, key: str, data: bytes) -> None:
         with _local_errors(f"writing {self._path(key)}"):
@@ -347,6 +370,17 @@ class BucketStore:
             if etag is None:
                 raise StoreError(f"The store refused to create {self._name(key)}, which is not there.") from None
             return etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return True
+
+    def create_from_file(self, key: str, path: str) -> bool:
+        # In parts where it is large; completing them is the one request that makes the object, and has the condition.
+        put = functools.partial(self.fs._put_file, path, f"{self.bucket}/{self.prefix}{key}", mode="create")
+        try:
+            self._run(self._patiently(f"writing {self._name(key)}", put)).result()
+        except FileExistsError:
+            if not self.exists(key):
+                raise StoreError(f"The store refused to create {self._name(key)}, which is not there.") from None
+            return False
         return True
 
     def replace(self, key: str, data: bytes) -> None:
