@@ -373,7 +373,10 @@ class BucketStore:
         return True
 
     def create_from_file(self, key: str, path: str) -> bool:
-        # In parts where it is large; completing them is the one request that makes the object, and has the condition.
+        # In parts where it is large; completing them is the one request that makes the object, and has the condition,
+        # which S3 honours and Ceph does not: there the object is looked for as well, and the later of two racers wins.
+        if self.exists(key):
+            return False
         put = functools.partial(self.fs._put_file, path, f"{self.bucket}/{self.prefix}{key}", mode="create")
         try:
             self._run(self._patiently(f"writing {self._name(key)}", put)).result()
