@@ -120,6 +120,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole} s" if minutes else f"{whole} s"
 
 
+def printable(text: str) -> str:
+    """A key or label as it is, or quoted where it holds what would upset a terminal."""
+    return text if text.isprintable() else repr(text)
+
+
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
     """Silence file descriptor 2, on which TensorFlow's and Ray's libraries greet before any setting reaches them."""

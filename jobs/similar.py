@@ -22,7 +22,7 @@ import tyro
 from bottleneck.decode import Rejected, decode
 from bottleneck.errors import UsageError
 from bottleneck.features import Features, open_features
-from bottleneck.progress import Display, Progress
+from bottleneck.progress import Display, Progress, printable
 from bottleneck.similar import Neighbour, features_of, nearest
 from bottleneck.store import ObjectGoneError, Wanted, open_store
 
@@ -140,11 +140,6 @@ def table(found: Sequence[Neighbour]) -> list[str]:
             for rank, (one, label) in enumerate(zip(found, labels, strict=True), 1)
         ),
     ]
-
-
-def printable(text: str) -> str:
-    """Text as it is, or quoted where it holds what would upset a terminal."""
-    return text if text.isprintable() else repr(text)
 
 
 def write_sheet(
