@@ -149,6 +149,9 @@ def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
         (["verify", "{photos}", "--recompute", "-1"], 2, "from 0 up"),
         (["evaluate", "{empty}", "{photos}"], 2, "holds no head"),
         (["export", "{empty}", "{out}"], 2, ".keras or .onnx"),
+        (["export", "{empty}", "{out}/x.h5"], 2, "no plan.json"),
+        (["similar", "{photos}/a.jpg", "{empty}"], 2, "no plan.json"),
+        (["diff", "{empty}", "{photos}"], 2, "no plan.json"),
     ],
 )
 def test_wrong_arguments_have_one_clear_error(
