@@ -6,7 +6,7 @@
 
 The suffix of FILE says what is written. Of features: .h5 or .hdf5 (`features`, `labels`, `label_names`, `keys`), .npz
 (the same), .npy (the matrix alone), .tfrecord (one tf.train.Example an image) or .lance; the ok rows, streamed a data
-file at a time, about 100 MB a second (TFRecord 10). Of a head: .keras or .onnx, uint8 images in and probabilities of
+file at a time, about 70 MB a second (TFRecord 20). Of a head: .keras or .onnx, uint8 images in and probabilities of
 the classes out, compared with what the head says, with FILE.json beside it; about half a minute. The file appears under
 its name when it is whole, and one that is there is never replaced.
 """
