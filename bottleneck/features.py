@@ -228,7 +228,7 @@ class Features:
         try:
             data = store.get(Wanted(name, 0, ""))
             # Without threads of pyarrow's, see `listing.read_images`; a layer is one column chunk, they gain nothing.
-            with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True, pre_buffer=False) as file:
+            with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False) as file:
                 return file.read(columns=columns, use_threads=False)
         except ObjectGoneError:
             raise CorruptError(f"{store.uri}/{name} is gone since it was listed.") from None
@@ -247,26 +247,28 @@ class Features:
         Yields:
             features_ND in the stored dtype, labels_N (str, or None without labels).
         """
-        for features_ND, labels_N, _ in self._batches(layer):
+        for features_ND, labels_N, _ in self.keyed_batches(layer):
             yield features_ND, labels_N
 
     def arrays(self, layer: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All ok rows at once: features_ND in the stored dtype, labels_N, keys_N."""
-        dim = self.spec.dims[self.spec.layers.index(self._column(layer))]
-        parts = [(np.empty((0, dim), self.spec.dtype), np.empty(0, object), np.empty(0, object)), *self._batches(layer)]
+        dim = self.spec.dims[self.spec.layers.index(self.column(layer))]
+        parts = [
+            (np.empty((0, dim), self.spec.dtype), np.empty(0, object), np.empty(0, object)),
+            *self.keyed_batches(layer),
+        ]
         features, labels, keys = zip(*parts, strict=True)
         return np.concatenate(features), np.concatenate(labels), np.concatenate(keys)
 
-    def _batches(self, layer: str | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        column = self._column(layer)
-        dim = self.spec.dims[self.spec.layers.index(column)]
+    def keyed_batches(self, layer: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """`batches` with keys_N (str) as the third of each."""
+        column = self.column(layer)
         for table in self.tables(["key", "label", "status", column]):
-            ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok")).combine_chunks()
-            values = ok.column(column).combine_chunks()
-            features_ND = values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), dim)
-            yield features_ND, _objects(ok.column("label")), _objects(ok.column("key"))
+            ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+            yield vectors(ok.column(column)), _objects(ok.column("label")), _objects(ok.column("key"))
 
-    def _column(self, layer: str | None) -> str:
+    def column(self, layer: str | None) -> str:
+        """The full name of a layer; may be left out where there is only one. Raises UsageError."""
         if layer is None and len(self.layers) == 1:
             return self.layers[0]
         if layer is None or canonical_layer(layer) not in self.layers:
@@ -299,6 +301,24 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
             "command again, or take what there is with --allow-incomplete (in Python allow_incomplete=True)."
         )
     return Features(plan, [plan.data_name(shard) for shard in sorted(plan.committed())])
+
+
+def rows_of(features: Features) -> dict[str, int]:
+    """Ok images of every data file, from `_SUCCESS.json`, or where there is none from the footers."""
+    document = finished(features.plan)
+    if document is not None:
+        return {features.plan.data_name(line["shard"]): line["ok"] for line in document["shards"]}
+    store = open_store(features.plan.output)
+    sizes = {features.plan.data_name(shard): size for shard, size in features.plan.committed().items()}
+    return {name: read_footer(store, name, sizes[name])["statuses"].get("ok", 0) for name in features.files}
+
+
+def vectors(column: pa.ChunkedArray) -> np.ndarray:
+    """features_ND of a layer's column, in the stored dtype and without the rows that have none."""
+    values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    numbers = values.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
+    features_ND: np.ndarray = numbers.reshape(len(values) - values.null_count, column.type.list_size)
+    return features_ND
 
 
 def _objects(column: pa.ChunkedArray) -> np.ndarray:

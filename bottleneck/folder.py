@@ -103,6 +103,22 @@ class FolderStore:
         finally:
             os.unlink(temporary)
 
+    def create_from_file(self, key: str, path: str) -> bool:
+        with _local_errors(f"writing {self._path(key)}"):
+            os.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
+            if os.path.isdir(path):
+                if not os.path.exists(self._path(key)):
+                    os.rename(path, self._path(key))  # refused where another is by now, unless that is empty
+                    return True
+                return False
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            try:
+                os.link(path, self._path(key))
+            except FileExistsError:
+                return False
+            return True
+
     def replace(self, key: str, data: bytes) -> None:
         with _local_errors(f"writing {self._path(key)}"):
             folder = os.path.dirname(self._path(key))

@@ -75,6 +75,13 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Write an object whole, unless the key is taken: True if this call created it. Never a partial object."""
 
+    def create_from_file(self, key: str, path: str) -> bool:
+        """`create` with what a local file holds, which need not fit the memory.
+
+        Args:
+            path: a file; for a folder one on the same disk, which it becomes part of, or a folder there.
+        """
+
     def replace(self, key: str, data: bytes) -> None:
         """Write an object whole, in place of the one that may be there."""
 

@@ -38,7 +38,8 @@ section { background: var(--surface); border: 1px solid var(--line); border-radi
 .numbers dt { color: var(--muted); font-size: .875rem; }
 .numbers dd { margin: 0; font-size: 1.5rem; font-weight: 650; font-variant-numeric: tabular-nums; }
 .numbers dd small { display: block; font-size: .8125rem; font-weight: 400; color: var(--muted); }
-.note { background: var(--note); color: var(--note-text); border-radius: 6px; padding: .6rem .9rem; max-width: none; }
+.note { background: var(--note); color: var(--note-text); border-radius: 6px; padding: .6rem .9rem; max-width: none;
+  overflow-wrap: anywhere; }
 .scroll { overflow: auto; max-height: 44rem; border: 1px solid var(--line); border-radius: 6px; }
 .scroll.picture { max-height: none; border: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -75,7 +76,7 @@ details { margin: .4rem 0; }
 summary { cursor: pointer; }
 details ul { margin: .4rem 0; padding-left: 1.25rem; }
 .made { display: grid; grid-template-columns: minmax(7rem, 14rem) minmax(0, 1fr); gap: .25rem 1rem; margin: 0; }
-.made dt { color: var(--muted); }
+.made dt { color: var(--muted); overflow-wrap: anywhere; }
 .made dd { margin: 0; overflow-wrap: anywhere; }
 footer { padding-bottom: 2rem; font-size: .875rem; color: var(--muted); }
 @media (max-width: 30rem) { section { padding: 1rem .8rem; } th, td { padding: .3rem .35rem; }

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,7 +19,7 @@ from typing import Any
 
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
 from bottleneck.images import Image
-from bottleneck.listing import Comparison, Listing, Part, Shard, freeze, images_of, in_order
+from bottleneck.listing import Comparison, Listing, Part, Shard, find, freeze, images_of, in_order
 from bottleneck.objects import ObjectGoneError, Store, Wanted
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
@@ -105,6 +105,10 @@ class Plan:
         store = open_store(self.output)
         runs = [images_of(store, listing.parts) for listing in self.listings]
         return heapq.merge(*runs, key=lambda image: image.key.encode())
+
+    def find(self, keys: Iterable[str]) -> dict[str, tuple[int, Image]]:
+        """Shard and image of those of these keys that are planned, without reading the whole plan's images."""
+        return find(open_store(self.output), self.parts, keys)
 
 
 def data_name(spec: OutputSpec, shard: int) -> str:

@@ -24,7 +24,8 @@ class Progress:
     planned: int
     rejected: int
     limiting: str
-    """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image."""
+    """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image; empty
+    where nothing is measured."""
 
 
 class Display:
@@ -75,10 +76,10 @@ class Display:
             parts.append(f"ETA {duration(left)}" if left else "done")
         if progress.rejected:
             parts.append(f"{progress.rejected:,} rejected")
-        if progress.limiting != "start":
+        if progress.limiting == "start":
+            parts += ["starting"] if progress.images < progress.planned else []
+        elif progress.limiting:
             parts.append(f"limited by {progress.limiting}")
-        elif progress.images < progress.planned:
-            parts.append("starting")
         return " · ".join(parts)
 
     def _print(self, progress: Progress) -> None:
@@ -117,6 +118,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole} s" if minutes else f"{whole} s"
+
+
+def printable(text: str) -> str:
+    """A key or label as it is, or quoted where it holds what would upset a terminal."""
+    return text if text.isprintable() else repr(text)
 
 
 @contextlib.contextmanager

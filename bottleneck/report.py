@@ -111,15 +111,13 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
     Read by the plan's etags, so that no picture is shown that is not the one the features are of, and decoded within
     the plan's limits: the centre square, turned as for the features.
     """
-    wanted = {image.key: image for image in plan.images() if image.key in frozenset(keys)} if keys else {}
-    spec = replace(plan.spec, image_size_px=THUMBNAIL_PX, resize="crop", interpolation="bilinear")
+    wanted = {key: image for key, (_, image) in plan.find(keys).items()}
     found: dict[str, bytes] = {}
     try:
         pictures = open_source(plan.source, plan.reading).read(list(wanted.values()))
         for key, data in zip(wanted, pictures, strict=True):
-            decoded = decode(data, spec, plan.limits) if isinstance(data, bytes) else None
-            if isinstance(decoded, Decoded):
-                found[key] = _jpeg(decoded)
+            if isinstance(data, bytes) and (picture := thumbnail(data, plan)):
+                found[key] = picture
     except StoreError as error:
         return Thumbnails(found, f"The source {plan.source} cannot be reached, so pictures are missing: {error}")
     if len(found) < len(keys):
@@ -129,6 +127,13 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
             f"{plan.source} as they were when the features were made.",
         )
     return Thumbnails(found)
+
+
+def thumbnail(data: bytes, plan: Plan) -> bytes | None:
+    """One small picture as JPEG; None of what is no image within the plan's limits."""
+    spec = replace(plan.spec, image_size_px=THUMBNAIL_PX, resize="crop", interpolation="bilinear")
+    decoded = decode(data, spec, plan.limits)
+    return _jpeg(decoded) if isinstance(decoded, Decoded) else None
 
 
 def rejections_of(features: Features) -> dict[str, Rejections]:

@@ -20,13 +20,16 @@ JOBS = (
     "evaluate",
     "predict",
     "classify",
+    "similar",
     "describe",
     "export",
+    "diff",
     "demo",
     "benchmark",
 )
 
-NOTE = """exit codes: 0 done, 1 corrupt, 2 usage, 3 incomplete, 4 other fingerprint, 5 environment, 6 too many rejected
+NOTE = """exit codes: 0 done, 1 corrupt or different, 2 usage, 3 incomplete, 4 other fingerprint, 5 environment, 6 too
+many rejected
 the last line on stdout is one JSON object; progress and logs go to stderr"""
 
 

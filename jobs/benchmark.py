@@ -4,6 +4,7 @@
     bottleneck benchmark photos/ --num-images 2048 --rounds 3
     bottleneck benchmark features/ --what head
     bottleneck benchmark --what head-growth --num-images 200000 --dim 512 --classes 100 --num-workers 2
+    bottleneck benchmark --what similar --num-images 1000000 --dim 512
 
 Four measurements on the same images, one after the other, each in fresh processes: the command `bottleneck extract`;
 the loop of the tutorials (load_img, preprocess_input, model.predict in float32 on batches of 32, HDF5); the network
@@ -12,7 +13,8 @@ decode). Rates leave out start-up, and so the shards the job decodes before its 
 images. 256 images and VGG16 take 2 minutes on two idle cores with AVX512-BF16. The JSON line holds all figures.
 
 `--what head` compares fitting with scikit-learn's instead, on the features of an output of `extract`. `--what
-head-growth` takes no source: it fits on made-up features, few and many, and says what more of them cost.
+head-growth` takes no source: it fits on made-up features, few and many, and says what more of them cost. `--what
+similar` takes none either: it searches made-up features for those most like one.
 """
 
 import contextlib
@@ -40,12 +42,10 @@ import tyro
 from bottleneck.base import Base, choose_precision, has_bfloat16, resolve_apart
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import BottleneckError, UsageError
-from bottleneck.files import Files
 from bottleneck.networks import find_network, import_keras
-from bottleneck.objects import Wanted
 from bottleneck.pipeline import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Reading, split_layer
-from bottleneck.store import open_store
 from bottleneck.weights import load_network
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,11 @@ class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
     """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured. For `head`
     an output of `bottleneck extract`."""
-    what: Literal["extract", "head", "head-growth"] = "extract"
-    """What is measured: extraction, fitting beside scikit-learn, or fitting as images grow in number."""
+    what: Literal["extract", "head", "head-growth", "similar"] = "extract"
+    """What is measured: extraction, fitting beside scikit-learn, fitting as images grow in number, or searching."""
     num_images: int | None = None
     """Taken evenly from the whole source; one with fewer is gone through again. 256 unless given; the made-up images of
-    `head-growth` are 200,000 unless given. `head` takes all."""
+    `head-growth` are 200,000 unless given, those of `similar` 1,000,000. `head` takes all."""
     rounds: int = 1
     """Times everything is measured; the figures are medians."""
     features: FeatureRequest = field(default_factory=lambda: FeatureRequest(weights="random:0"))
@@ -94,7 +94,7 @@ class Config:
         _check_from(2, "classes", self.classes)
         if not self.limit_seconds > 0:
             raise UsageError(f"--limit-seconds takes a number above 0. Received: {self.limit_seconds}.")
-        if (self.what == "head-growth") == bool(self.source):
+        if (self.what in ("head-growth", "similar")) == bool(self.source):
             raise UsageError(
                 f"--what {self.what} takes {'no source' if self.source else 'a source'}. Received: {self.source!r}."
             )
@@ -114,6 +114,10 @@ def main(config: Config) -> int:
         from jobs import benchmark_growth
 
         return benchmark_growth.main(config)
+    if config.what == "similar":
+        from jobs import benchmark_similar
+
+        return benchmark_similar.main(config)
     num_images = config.num_images or NUM_IMAGES
     hardware = describe_hardware()
     spec = resolve_apart(config.features, choose_precision(config.features, has_bfloat16))
@@ -203,12 +207,12 @@ def copy_images(source: str, folder: str, num_images: int, spec: FeatureSpec) ->
     Returns:
         How many were left out because they do not decode: the tutorials' loop would stop at them.
     """
-    store = open_store(source)
-    found = list(Files(store, Reading()).images(Counter()))
+    images = open_source(source, resolve_reading(source, Reading()))
+    found = list(images.images(Counter()))
     chosen = [found[i * len(found) // num_images] for i in range(num_images)] if len(found) > num_images else found
     os.mkdir(folder)
     good: list[str] = []
-    for image, data in zip(chosen, store.get_many([Wanted(*image[:3]) for image in chosen]), strict=True):
+    for image, data in zip(chosen, images.read(chosen), strict=True):
         if isinstance(data, bytes) and isinstance(decode(data, spec, Limits()), Decoded):
             good.append(os.path.join(folder, f"{len(good):06d}{os.path.splitext(image.key)[1]}"))
             with open(good[-1], "wb") as file:

@@ -65,8 +65,16 @@ def main(config: Config) -> int:
     return 0
 
 
-def write_features(output: str, num_images: int, dim: int, num_classes: int) -> None:
-    """Make an output of made-up features; memory does not grow with the images but for a part of the plan."""
+def write_features(
+    output: str, num_images: int, dim: int, num_classes: int, shard_size: int | None = None, rectified: bool = False
+) -> None:
+    """Make an output of made-up features; memory does not grow with the images but for a part of the plan.
+
+    Args:
+        shard_size: images of a data file; SHARD_SIZE unless given.
+        rectified: no value is below 0, as in averages of what a ReLU gave, which is what most features are.
+    """
+    shard_size = shard_size or SHARD_SIZE
     spec = FeatureSpec(
         base="vgg16",
         weights="random:0",
@@ -82,19 +90,21 @@ def write_features(output: str, num_images: int, dim: int, num_classes: int) -> 
     )
     store = open_store(output)
     images = _images(num_images, num_classes)
-    listing = freeze(store, spec, images, Counter(), first_shard=0, shard_size=SHARD_SIZE)
+    listing = freeze(store, spec, images, Counter(), first_shard=0, shard_size=shard_size)
     source = os.path.join(output, "no-images")
-    plan = commit_plan(source, output, spec, Limits(), Reading(), SHARD_SIZE, listing)
+    plan = commit_plan(source, output, spec, Limits(), Reading(), shard_size, listing)
     receipts = {}
     for shard in range(plan.num_shards):
-        numbers_N = np.arange(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, num_images))
-        rows = made_up_rows(spec, numbers_N, num_images, num_classes)
+        numbers_N = np.arange(shard * shard_size, min((shard + 1) * shard_size, num_images))
+        rows = made_up_rows(spec, numbers_N, num_images, num_classes, rectified=rectified)
         name = plan.data_name(shard)
         receipts[shard] = write_shard(store, name, spec, shard, rows, run_id="made up", device="none")
     finish(plan, receipts, run_id="made up")
 
 
-def made_up_rows(spec: FeatureSpec, numbers_N: np.ndarray, num_images: int, num_classes: int) -> pa.Table:
+def made_up_rows(
+    spec: FeatureSpec, numbers_N: np.ndarray, num_images: int, num_classes: int, *, rectified: bool = False
+) -> pa.Table:
     """Rows of a data file, the same ones for the same numbers."""
     [dim] = spec.dims
     codes_N = numbers_N * num_classes // num_images
@@ -102,6 +112,7 @@ def made_up_rows(spec: FeatureSpec, numbers_N: np.ndarray, num_images: int, num_
     means_KD = np.random.default_rng(0).standard_normal((num_classes, dim)) * DISTANCE / np.sqrt(2 * dim)
     rng = np.random.default_rng([1, int(numbers_N[0])])
     features_ND = (means_KD[codes_N] + rng.standard_normal((len(numbers_N), dim))).astype(np.float16)
+    features_ND = np.abs(features_ND) if rectified else features_ND
     images = [_image(number, code) for number, code in zip(numbers_N.tolist(), codes_N.tolist(), strict=True)]
     values = {
         "key": [image.key for image in images],
@@ -120,7 +131,12 @@ def made_up_rows(spec: FeatureSpec, numbers_N: np.ndarray, num_images: int, num_
 
 
 def _images(num_images: int, num_classes: int) -> Iterator[Image]:
-    return (_image(number, number * num_classes // num_images) for number in range(num_images))
+    return (image_of(number, num_images, num_classes) for number in range(num_images))
+
+
+def image_of(number: int, num_images: int, num_classes: int) -> Image:
+    """One image of the plan, by its number."""
+    return _image(number, number * num_classes // num_images)
 
 
 def _image(number: int, code: int) -> Image:

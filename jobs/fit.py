@@ -18,7 +18,7 @@ import tyro
 
 from bottleneck.errors import FingerprintError
 from bottleneck.evaluate import Evaluation, classification_report
-from bottleneck.features import Features, finished, open_features, read_footer
+from bottleneck.features import Features, open_features, rows_of
 from bottleneck.fitting import Fitted, check_labels, chosen_layer
 from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import PLAIN_SECONDS, duration, start_live
@@ -84,16 +84,6 @@ def fit(config: Config) -> dict[str, Any]:
     fitted.head.save(config.head)
     tell(fitted, evaluation, config.head, time.monotonic() - started)
     return _result(config.head, Head.load(config.head))
-
-
-def rows_of(features: Features) -> dict[str, int]:
-    """Ok images of every data file, from `_SUCCESS.json`, or where there is none from the footers."""
-    document = finished(features.plan)
-    if document is not None:
-        return {features.plan.data_name(line["shard"]): line["ok"] for line in document["shards"]}
-    store = open_store(features.plan.output)
-    sizes = {features.plan.data_name(shard): size for shard, size in features.plan.committed().items()}
-    return {name: read_footer(store, name, sizes[name])["statuses"].get("ok", 0) for name in features.files}
 
 
 def tell(fitted: Fitted, evaluation: Evaluation, head: str, seconds: float) -> None:

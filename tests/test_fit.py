@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from test_jobs import run
 
 from bottleneck.errors import FeaturesError, UsageError
-from bottleneck.features import Features, finish, open_features, write_shard
+from bottleneck.features import Features, finish, open_features, rows_of, write_shard
 from bottleneck.fitting import fit_features
 from bottleneck.head import Head
 from bottleneck.plan import make_plan
@@ -29,7 +29,6 @@ from bottleneck.splits import HELD_OUT, split
 from bottleneck.store import open_store
 from bottleneck.team import HeadRequest
 from jobs.__main__ import main
-from jobs.fit import rows_of
 
 LAYER = tiny.LAYERS[0]
 SHARD = 16

@@ -20,14 +20,14 @@ LAYERS = [
     {"listing", "guard", "base"},
     {"plan", "losses"},
     {"features", "newton", "mlp", "splits"},
-    {"compact", "evaluate", "verify", "recompute"},
-    {"member"},
+    {"compact", "evaluate", "verify", "recompute", "similar", "formats"},
+    {"member", "diff"},
     {"team"},
     {"leader"},
     {"head"},
     {"extract", "fitting", "drawing", "page", "export"},
     {"sections", "predict"},
-    {"report", "stages", "session"},
+    {"report", "stages", "session", "sheet"},
     {"pipeline", "trainer"},
 ]
 """The modules of the library from the ground up; each imports only from layers below its own."""

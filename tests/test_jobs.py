@@ -57,8 +57,10 @@ OPTIONS = {
     ],
     "evaluate": ["head", "features", "allow_incomplete", "report"],
     "classify": ["images", "head", "base", "weights", "names", "top"],
+    "similar": ["image", "features", "top", "layer", "sheet", "weights", "allow_incomplete"],
     "describe": ["base", "plot"],
-    "export": ["head", "file", "weights"],
+    "export": ["source", "file", "layer", "weights", "allow_incomplete"],
+    "diff": ["a", "b", "top", "min_cosine", "allow_incomplete"],
     "demo": ["folder"],
 }
 
@@ -172,6 +174,9 @@ def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
         (["verify", "{photos}", "--recompute", "-1"], 2, "from 0 up"),
         (["evaluate", "{empty}", "{photos}"], 2, "holds no head"),
         (["export", "{empty}", "{out}"], 2, ".keras or .onnx"),
+        (["export", "{empty}", "{out}/x.h5"], 2, "no plan.json"),
+        (["similar", "{photos}/a.jpg", "{empty}"], 2, "no plan.json"),
+        (["diff", "{empty}", "{photos}"], 2, "no plan.json"),
     ],
 )
 def test_wrong_arguments_have_one_clear_error(

@@ -1,0 +1,304 @@
+"""Features as files of other programs: HDF5, NumPy, TFRecord, Lance. One data file is in memory at a time.
+
+Legend: N images of the file, D features of the layer, K labels.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from bottleneck.errors import CorruptError, StoreError, UsageError
+from bottleneck.features import Features, rows_of
+from bottleneck.objects import Store
+from bottleneck.progress import quiet_start
+from bottleneck.store import normal_uri, open_store
+
+UNLABELLED = -1
+"""The number of no label."""
+CHUNK_BYTES = 1 << 20
+"""Of an HDF5 chunk, which is the size of h5py's cache of them."""
+
+
+class Batch(NamedTuple):
+    """The ok rows of one data file."""
+
+    features_ND: np.ndarray
+    codes_N: np.ndarray
+    """int64, the number of the label among the label names, or UNLABELLED."""
+    labels: Sequence[str | None]
+    keys: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is written: the shape of the whole is known before its rows are read."""
+
+    features: Features
+    layer: str
+    num_images: int
+    dtype: np.dtype[Any]
+    label_names: list[str]
+    """All labels of the plan, sorted, so that a label's number does not depend on which images are ok."""
+    on_images: Callable[[int], None]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num_images, self.features.spec.dims[self.features.layers.index(self.layer)]
+
+    def batches(self) -> Iterator[Batch]:
+        """Every ok row, in the order of the data files. Raises CorruptError if their number is another."""
+        numbers = {label: code for code, label in enumerate(self.label_names)}
+        num_images = 0
+        for features_ND, labels_N, keys_N in self.features.keyed_batches(self.layer):
+            num_images += len(keys_N)
+            if num_images > self.num_images:
+                break
+            if unknown := set(labels_N) - {None} - numbers.keys():
+                raise CorruptError(
+                    f"{self.features.plan.output} has a label that is not in its plan: {min(unknown)!r}."
+                )
+            codes = [UNLABELLED if label is None else numbers[label] for label in labels_N]
+            yield Batch(
+                np.ascontiguousarray(features_ND), np.array(codes, np.int64), labels_N.tolist(), keys_N.tolist()
+            )
+            self.on_images(num_images)
+        if num_images != self.num_images:
+            raise CorruptError(
+                f"{self.features.plan.output} says that it has {self.num_images:,} ok images, and its rows are more or "
+                "fewer. Look at it with `bottleneck verify --full`."
+            )
+
+
+def export_features(
+    features: Features,
+    file: str,
+    layer: str | None = None,
+    on_images: Callable[[int], None] = lambda images: None,
+) -> dict[str, Any]:
+    """Write the ok rows of a dataset to a new file, which appears under its name when it is whole.
+
+    A kill leaves at most a folder `.bottleneck-export-*` beside it, which may be deleted.
+
+    Args:
+        file: a path or s3:// URI whose suffix is one of WRITERS; what goes to a bucket is written to a temporary file.
+        layer: as in the spec; may be left out where there is only one.
+        on_images: told how many images are written so far.
+
+    Returns:
+        A JSON object: how many images, labels and bytes.
+
+    Raises:
+        UsageError: for a file that is there already or within the dataset, a package that is missing, no ok image.
+    """
+    column = features.column(layer)
+    write = WRITERS[suffix_of(file)]
+    store, name = place_of(file)
+    if normal_uri(file).startswith(f"{features.plan.output}/"):
+        raise UsageError(
+            f"{file} is inside {features.plan.output}, which holds its own files only. Give another place."
+        )
+    if suffix_of(file) == ".lance" and store.uri.startswith("s3://"):
+        raise UsageError("Lance is written to a folder; copy it to the bucket then. Received an s3:// URI.")
+    if store.exists(name):
+        raise UsageError(f"{file} is there already. Give another name, or remove it.")
+    rows = rows_of(features)
+    spec = features.spec
+    contents = Contents(
+        features,
+        column,
+        sum(rows[name] for name in features.files),
+        np.dtype(spec.dtype),
+        list(features.plan.label_counts),
+        on_images,
+    )
+    if not contents.num_images:
+        raise UsageError(f"{features.plan.output} has no ok image, so there is nothing to export.")
+    with _scratch(store) as folder:
+        path = os.path.join(folder, "whole" + suffix_of(file))
+        try:
+            write(path, contents)
+        except OSError as error:
+            raise StoreError(
+                f"Writing {path} failed: {error}. Nothing is left of it; mend the cause and run the same command again."
+            ) from error
+        num_bytes = _size_of(path)
+        if not store.create_from_file(name, path):
+            raise UsageError(f"Another job wrote {file} at the same time. Give another name.")
+    return {
+        "images": contents.num_images,
+        "labels": len(contents.label_names),
+        "layer": column,
+        "dim": contents.shape[1],
+        "dtype": spec.dtype,
+        "bytes": num_bytes,
+        "fingerprint": spec.fingerprint,
+    }
+
+
+def place_of(file: str) -> tuple[Store, str]:
+    """The store a file or s3:// URI is in, and its name there."""
+    folder, slash, name = file.rstrip("/").rpartition("/")
+    return open_store(folder or slash or "."), name
+
+
+def suffix_of(file: str) -> str:
+    return os.path.splitext(file.rstrip("/"))[1].lower()
+
+
+def _write_hdf5(path: str, contents: Contents) -> None:
+    """`features`, `labels` and `label_names` as the tutorials' writer has them, and `keys`."""
+    import h5py
+
+    num_images, dim = contents.shape
+    text = h5py.string_dtype()
+    with h5py.File(path, "w") as file:
+        rows = max(1, min(num_images, CHUNK_BYTES // (dim * contents.dtype.itemsize)))
+        features = file.create_dataset("features", contents.shape, contents.dtype, chunks=(rows, dim))
+        labels = file.create_dataset("labels", (num_images,), np.int64)
+        keys = file.create_dataset("keys", (num_images,), text)
+        names = np.array(contents.label_names, object)
+        file.create_dataset("label_names", names.shape, text, data=names)
+        spec = contents.features.spec
+        attributes = {"layer": contents.layer, "fingerprint": spec.fingerprint, "spec": json.dumps(spec.to_json())}
+        file.attrs.update(attributes)
+        start = 0
+        for batch in contents.batches():
+            rows_written = slice(start, start := start + len(batch.keys))
+            features[rows_written] = batch.features_ND
+            labels[rows_written] = batch.codes_N
+            keys[rows_written] = np.array(batch.keys, object)
+
+
+def _write_npy(path: str, contents: Contents) -> None:
+    """The matrix alone."""
+    with open(path, "wb") as file:
+        _write_header(file, contents.dtype, contents.shape)
+        for batch in contents.batches():
+            file.write(batch.features_ND.data)
+
+
+def _write_npz(path: str, contents: Contents) -> None:
+    """`features`, `labels`, `label_names` and `keys`, each a .npy without pickles in a zip without compression.
+
+    Text is of a fixed width, that of the longest key, which is known when all have been read: until then keys wait in
+    a file beside, and labels (8 bytes each) in memory.
+    """
+    codes: list[np.ndarray] = []
+    width = 1
+    with zipfile.ZipFile(path, "w") as archive, open(f"{path}.keys", "w+b") as waiting:
+        with archive.open("features.npy", "w", force_zip64=True) as entry:
+            _write_header(entry, contents.dtype, contents.shape)
+            for batch in contents.batches():
+                entry.write(batch.features_ND.data)
+                codes.append(batch.codes_N)
+                if batch.keys:
+                    width = max(width, *map(len, batch.keys))
+                    np.save(waiting, np.array(batch.keys, str), allow_pickle=False)
+        waiting.seek(0)
+        with archive.open("keys.npy", "w", force_zip64=True) as entry:
+            kind = np.dtype(f"<U{width}")
+            _write_header(entry, kind, (contents.num_images,))
+            written = 0
+            while written < contents.num_images:
+                keys_N = np.load(waiting, allow_pickle=False).astype(kind)
+                entry.write(keys_N.tobytes())
+                written += len(keys_N)
+        for name, values in (("labels", np.concatenate(codes)), ("label_names", np.array(contents.label_names, str))):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, values, allow_pickle=False)
+    os.unlink(f"{path}.keys")
+
+
+def _write_header(file: IO[bytes], kind: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _write_tfrecord(path: str, contents: Contents) -> None:
+    """One tf.train.Example an image: `features` (float list), `label` (int64), `label_name` and `key` (bytes)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with quiet_start():
+            import tensorflow as tf
+    except ImportError as error:
+        raise UsageError(
+            f"Writing TFRecord needs TensorFlow: `pip install bottleneck-features[cpu]` ({error}). Or export to a file "
+            "ending in .h5 or .npz."
+        ) from error
+    train = tf.train
+    with tf.io.TFRecordWriter(path) as writer:
+        for batch in contents.batches():
+            for features_D, code, label, key in zip(
+                batch.features_ND, batch.codes_N.tolist(), batch.labels, batch.keys, strict=True
+            ):
+                feature = {
+                    "features": train.Feature(float_list=train.FloatList(value=features_D.tolist())),
+                    "label": train.Feature(int64_list=train.Int64List(value=[code])),
+                    "label_name": train.Feature(bytes_list=train.BytesList(value=[(label or "").encode()])),
+                    "key": train.Feature(bytes_list=train.BytesList(value=[key.encode()])),
+                }
+                example = train.Example(features=train.Features(feature=feature))
+                writer.write(example.SerializeToString(deterministic=True))
+
+
+def _write_lance(path: str, contents: Contents) -> None:
+    """A Lance dataset, which is a folder, with `key`, `label` and `features`."""
+    try:
+        import lance
+    except ImportError as error:
+        raise UsageError(
+            f"Writing Lance needs its package: `pip install pylance` ({error}). Or read the output itself: it is "
+            "Parquet."
+        ) from error
+    dim = contents.shape[1]
+    vector = pa.list_(pa.from_numpy_dtype(contents.dtype), dim)
+    schema = pa.schema([pa.field("key", pa.string()), pa.field("label", pa.string()), pa.field("features", vector)])
+
+    def record_batches() -> Iterator[pa.RecordBatch]:
+        for batch in contents.batches():
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(batch.features_ND.reshape(-1)), dim)
+            columns = [pa.array(batch.keys, pa.string()), pa.array(batch.labels, pa.string()), vectors]
+            yield pa.record_batch(columns, schema=schema)
+
+    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, record_batches()), path)
+
+
+WRITERS: dict[str, Callable[[str, Contents], None]] = {
+    ".h5": _write_hdf5,
+    ".hdf5": _write_hdf5,
+    ".npz": _write_npz,
+    ".npy": _write_npy,
+    ".tfrecord": _write_tfrecord,
+    ".tfrecords": _write_tfrecord,
+    ".lance": _write_lance,
+}
+"""By the suffix of the file."""
+
+
+@contextlib.contextmanager
+def _scratch(store: Store) -> Iterator[str]:
+    """A folder that goes away again: beside the file, so that it need not be copied, or the system's for a bucket."""
+    folder = None if store.uri.startswith("s3://") else store.uri
+    try:
+        if folder is not None:
+            os.makedirs(folder, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".bottleneck-export-", dir=folder, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StoreError(f"{error.strerror or error} while making a folder in {folder}. Give another place.") from error
+    with scratch as path:
+        yield path
+
+
+def _size_of(path: str) -> int:
+    """Of a file, or of all files of a folder, in bytes."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)

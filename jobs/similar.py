@@ -1,0 +1,159 @@
+"""Find the images of a dataset that are most like one, by the cosine of their features.
+
+    bottleneck similar daisy.jpg features/
+    bottleneck similar daisy/0001.jpg s3://bucket/features --top 20 --sheet similar.html
+
+Exact: every stored row is compared, a million of 512 values in about three seconds on two cores. IMAGE is a file or
+s3:// URI, whose features are extracted as the dataset's were (about ten seconds, most of them Keras' start); or, where
+there is no such file, the key of an image of the dataset, whose stored features are taken. The table goes to stderr,
+the JSON line has the same rows; `--sheet` writes a page with thumbnails from the source.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from bottleneck.decode import Rejected, decode
+from bottleneck.errors import UsageError
+from bottleneck.features import Features, open_features
+from bottleneck.objects import ObjectGoneError, Wanted
+from bottleneck.progress import Display, Progress, printable
+from bottleneck.similar import Neighbour, features_of, nearest
+from bottleneck.store import open_store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """A file or s3:// URI; where there is none of this name, the key of an image of the dataset."""
+    features: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")]
+    """The dataset to search: an output of `bottleneck extract`."""
+    top: int = 10
+    """Images to show, the most similar first."""
+    layer: str | None = None
+    """The features' column; may be left out where there is only one."""
+    sheet: str | None = None
+    """Also write a contact sheet, a self-contained page, to this file or s3:// URI ending in .html."""
+    weights: str | None = None
+    """Where the network's weights are now, if they moved; others are refused. Default: where the dataset says."""
+    allow_incomplete: bool = False
+    """Also search features whose extraction is not finished, with the shards there are."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"--top takes a number of images from 1 up. Received: {self.top}.")
+        if self.sheet and not self.sheet.endswith(".html"):
+            raise UsageError(f"--sheet takes a file ending in .html. Received: {self.sheet}.")
+
+
+def main(config: Config) -> int:
+    features = open_features(config.features, allow_incomplete=config.allow_incomplete)
+    layer = features.column(config.layer)
+    data = read_image(config.image)
+    query_D = stored(features, config.image, layer) if data is None else extracted(data, config, features, layer)
+    started = time.monotonic()
+    found, num_images = search(features, query_D, config.top, layer)
+    seconds = time.monotonic() - started
+    for line in table(found):
+        log.info("%s", line)
+    if not query_D.any():
+        log.warning("The features of %s are all zeros, so no image is more like it than another.", config.image)
+    log.info("%s images compared in %.1f s", f"{num_images:,}", seconds)
+    result: dict[str, Any] = {
+        "image": config.image,
+        "is_key": data is None,
+        "features": config.features,
+        "layer": layer,
+        "images": num_images,
+        "seconds": round(seconds, 3),
+        "similar": [asdict(one) for one in found],
+        "sheet": config.sheet,
+    }
+    if config.sheet:
+        write_sheet(config.sheet, config.image, data, features, found, {"layer": layer, "images": f"{num_images:,}"})
+        log.info("sheet: %s", config.sheet)
+    print(json.dumps(result, ensure_ascii=False))
+    return 0
+
+
+def read_image(image: str) -> bytes | None:
+    """The bytes of a file or object; None where there is none."""
+    folder, slash, name = image.rpartition("/")
+    try:
+        return open_store(folder or slash or ".").get(Wanted(name, 0, ""))
+    except ObjectGoneError:
+        return None
+
+
+def stored(features: Features, key: str, layer: str) -> np.ndarray:
+    """The query of an image of the dataset."""
+    found_D = features_of(features, key, layer)
+    if found_D is None:
+        raise UsageError(
+            f"There is no file {key}, and no image of that key in {features.plan.output}. Expected an image file, an "
+            "s3:// URI, or a key as the dataset has it."
+        )
+    return found_D
+
+
+def extracted(data: bytes, config: Config, features: Features, layer: str) -> np.ndarray:
+    """The query of any other image: its features, made as the dataset's were."""
+    plan = features.plan
+    decoded = decode(data, plan.spec, plan.limits)
+    if isinstance(decoded, Rejected):
+        raise UsageError(f"{config.image} cannot be used: {decoded.reason}. Expected an image that decodes.")
+    from bottleneck.base import Base
+
+    base = Base(replace(plan.spec, weights=config.weights or plan.spec.weights), batch_size=1)
+    found_D: np.ndarray = base(decoded.pixels_HWC[None])[features.layers.index(layer)][0]
+    return found_D
+
+
+def search(features: Features, query_D: np.ndarray, top: int, layer: str) -> tuple[list[Neighbour], int]:
+    """The neighbours and how many images were compared, with progress on stderr."""
+    seen = 0
+    with Display("similar") as display:
+
+        def show(images: int) -> None:
+            nonlocal seen
+            seen = images
+            display.show(Progress(images, features.plan.num_images, 0, ""))
+
+        return nearest(features, query_D, top, layer, show), seen
+
+
+def table(found: Sequence[Neighbour]) -> list[str]:
+    """The result for a person to read."""
+    labels = ["" if one.label is None else printable(one.label) for one in found]
+    width = max(map(len, ["label", *labels]))
+    return [
+        f"{'rank':>4}  {'cosine':>8}  {'label':{width}}  key",
+        *(
+            f"{rank:4}  {one.cosine:8.5f}  {label:{width}}  {printable(one.key)}"
+            for rank, (one, label) in enumerate(zip(found, labels, strict=True), 1)
+        ),
+    ]
+
+
+def write_sheet(
+    sheet: str, image: str, data: bytes | None, features: Features, found: Sequence[Neighbour], details: dict[str, Any]
+) -> None:
+    """Thumbnails come from the source; of a file that was asked about, from its own bytes."""
+    from bottleneck.report import thumbnail, thumbnails_of
+    from bottleneck.sheet import contact_sheet
+
+    plan = features.plan
+    thumbnails = thumbnails_of(plan, [one.key for one in found])
+    picture = thumbnails_of(plan, [image]).images.get(image) if data is None else thumbnail(data, plan)
+    details = {"features": plan.output, "source": plan.source, **details, "fingerprint": plan.spec.fingerprint}
+    page = contact_sheet(image, picture, found, thumbnails, details)
+    folder, slash, name = sheet.rpartition("/")
+    open_store(folder or slash or ".").replace(name, page.encode())
