@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "progress", "live"},
-    {"spec"},
+    {"spec", "bases"},
     {"rows", "store", "networks", "audit"},
     {"sources", "decode", "weights", "audit_rows", "names", "describe"},
     {"listing", "guard", "base"},
