@@ -1,7 +1,7 @@
 """The table of bases: every network of keras.applications by its name here."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from typing import Literal
 
 from bottleneck.errors import UsageError
@@ -108,5 +108,7 @@ def find_network(base: str) -> tuple[Network, float | None]:
 
 
 def nearest_first(name: str, names: list[str]) -> str:
-    near = get_close_matches(name, names, n=5, cutoff=0.3)
+    """All names: the five most like the one given, where they are like it at all, then the others in their order."""
+    likeness = {other: SequenceMatcher(None, other, name).ratio() for other in names}
+    near = sorted((other for other in names if likeness[other] >= 0.3), key=lambda other: -likeness[other])[:5]
     return ", ".join(near + [other for other in names if other not in near])

@@ -59,7 +59,7 @@ def cut_top(network: Any, base: str) -> Any:
     """The network up to the first layer that has weights of the top; it shares its layers with the whole one."""
     keras = import_keras()
     row, _ = find_network(base)
-    return keras.Model(network.input, network.get_layer(row.top).input, name=network.name)
+    return _apart(lambda: keras.Model(network.input, network.get_layer(row.top).input, name=network.name))
 
 
 def to_bfloat16(network: Any) -> Any:
@@ -74,9 +74,7 @@ def to_bfloat16(network: Any) -> Any:
             config["dtype"] = "bfloat16"
         return type(layer).from_config(config)
 
-    copy = _with_names_of_its_own(
-        lambda: keras.models.clone_model(network, clone_function=clone, call_function=None, recursive=True)
-    )
+    copy = _apart(lambda: keras.models.clone_model(network, clone_function=clone, call_function=None, recursive=True))
     set_weights(copy, network.get_weights())
     return copy
 
@@ -118,9 +116,9 @@ def _construct(base: str, weights: str | None, with_top: bool) -> Any:
     if width is not None:
         arguments["alpha"] = width
     constructor = getattr(keras.applications, row.constructor)
-    network = _with_names_of_its_own(lambda: constructor(**arguments))
+    network = _apart(lambda: constructor(**arguments))
     if weights is None and row.constructor.startswith("EfficientNetB"):
-        return _with_names_of_its_own(lambda: _with_deviation(network))
+        return _apart(lambda: _with_deviation(network))
     return network
 
 
@@ -142,11 +140,11 @@ def _with_deviation(network: Any) -> Any:
     return keras.models.clone_model(network, call_function=call)
 
 
-def _with_names_of_its_own(build: Callable[[], Any]) -> Any:
+def _apart(build: Callable[[], Any]) -> Any:
     """Build in a thread of its own, where Keras starts to count: a second Inception has `conv2d_94` first, else.
 
-    So layers are called in every process what they are called in the first network of one, and the caller's own
-    counting goes on undisturbed, as it does not after keras.utils.clear_session.
+    So layers are called in every process what they are called in the first network of one; and the caller's own
+    counting and dtype policy, which Keras has for each thread, neither matter nor change.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(build).result()
