@@ -28,14 +28,8 @@ from jobs.__main__ import main
 # Keras' own, when it saves a network.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-QUICK = (
-    "mobilenet_0.25",
-    "mobilenet_v2_0.35",
-    "mobilenet_v3_small_0.75",
-    "inception_v3",
-    "convnext_tiny",
-)
-"""One of each way to be built; each takes some seconds on two cores, the largest minutes."""
+QUICK = ("mobilenet_v2_0.35", "mobilenet_v3_small_0.75", "inception_v3")
+"""Some seconds on two cores; all of them are most of an hour. Other tests here have EfficientNet and ConvNeXt."""
 ALL = [base if base in QUICK else pytest.param(base, marks=pytest.mark.faults) for base in base_names()]
 EFFICIENTNET = "keras.src.applications.efficientnet.file_utils.get_file"
 
@@ -90,9 +84,8 @@ def test_the_table_is_complete() -> None:
 def test_a_base_gives_the_features_keras_gives(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels_NHWC = pictures(3, find_network(base)[0].image_size_px)
     expected_ND = by_keras(base, pixels_NHWC, tmp_path, monkeypatch)
-    spec = resolve(request(base), "float32")
-    [found_ND] = Base(spec, 1)(pixels_NHWC)
-    assert found_ND.shape == expected_ND.shape == (3, *spec.dims)
+    [found_ND] = Base.of(request(base), "float32", 1)(pixels_NHWC)
+    assert found_ND.shape == expected_ND.shape
     assert max_relative_difference(found_ND, expected_ND) <= 1e-3
     assert min_cosine(found_ND, expected_ND) > 1 - 1e-9
     # What tests and benchmarks with random weights rest on: sizes that float16 holds, and images that differ.
@@ -140,7 +133,9 @@ def test_random_weights_of_deep_networks_are_the_same_for_ever() -> None:
     assert {base: sha256_weights(load_network(base, "random:0", ())) for base in golden} == golden
 
 
-@pytest.mark.parametrize(("name", "with_top"), [("network.h5", True), ("network.weights.h5", False)])
+@pytest.mark.parametrize(
+    ("name", "with_top"), [("network.h5", True), pytest.param("network.weights.h5", False, marks=pytest.mark.faults)]
+)
 def test_a_second_inceptions_weights_are_those_of_a_first(tmp_path: Path, name: str, with_top: bool) -> None:
     """Files Keras wrote in a long session, whose layers have other numbers; avg_pool needs no top."""
     constructor, arguments = constructor_of("inception_v3")
@@ -191,7 +186,7 @@ def test_convnext_takes_weights_with_and_without_its_top(tmp_path: Path) -> None
     constructor, arguments = constructor_of("convnext_tiny")
     values = load_network("convnext_tiny", "random:0", ("convnext_tiny_head_dense",)).get_weights()
     expected = resolve(request("convnext_tiny"), "float32").fingerprint
-    for with_top, name in ((True, "whole.h5"), (False, "body.h5"), (False, "body.weights.h5")):
+    for with_top, name in ((True, "whole.h5"), (False, "body.weights.h5")):
         network = constructor(weights=None, include_top=with_top, **arguments)
         network.set_weights(values[: len(network.weights)])
         path = tmp_path / name
@@ -222,12 +217,10 @@ def test_efficientnet_is_the_one_of_its_published_weights(tmp_path: Path, monkey
     constructor, arguments = constructor_of("efficientnet_b0")
     model = constructor(weights="imagenet", include_top=False, pooling="avg", **arguments)
     pixels_NHWC = pictures(1, 224)
-    expected_ND = model.predict(pixels_NHWC.astype(np.float32), verbose=0)
-    for weights in (str(path), "imagenet"):
-        spec = resolve(request("efficientnet_b0", weights=weights), "float32")
-        assert max_relative_difference(Base(spec, 1)(pixels_NHWC)[0], expected_ND) <= 1e-3
-    bfloat16 = Base(resolve(request("efficientnet_b0", weights=str(path)), "bfloat16"), 1)
-    assert min_cosine(bfloat16(pixels_NHWC)[0], expected_ND) > 0.999
+    expected_ND = np.asarray(model(pixels_NHWC.astype(np.float32), training=False))
+    for weights, precision, least in ((str(path), "float32", 1 - 1e-9), ("imagenet", "bfloat16", 0.999)):
+        base = Base.of(request("efficientnet_b0", weights=weights), precision, 1)
+        assert min_cosine(base(pixels_NHWC)[0], expected_ND) > least
 
 
 def test_mobilenet_v2_with_its_trained_weights_gives_the_features_keras_gives() -> None:
