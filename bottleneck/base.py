@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.bases import find_network
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
-from bottleneck.networks import build_network, find_network, has_top, import_keras
+from bottleneck.networks import import_keras, preprocess, to_bfloat16
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, canonical_layer, split_layer
 from bottleneck.weights import load_network, sha256_weights
 
 
 def requested_layers(request: FeatureRequest) -> tuple[str, ...]:
-    """The full names of the layers a request asks for; the base's default layer, averaged, where it names none."""
+    """The full names of the layers a request asks for; the base's default layer where it names none."""
     network, _ = find_network(request.base)
-    return tuple(canonical_layer(layer) for layer in request.layers) or (f"{network.default_layer}:avg",)
+    return tuple(canonical_layer(layer) for layer in request.layers) or (network.default_layer,)
 
 
 def resolve(request: FeatureRequest, precision: Precision) -> FeatureSpec:
@@ -138,10 +139,7 @@ class Base:
         keras = import_keras(num_threads)
         network, model, self.spec = _load(request, precision)
         if precision == "bfloat16":
-            values = network.get_weights()
-            network = build_network(request.base, has_top(network, request.base), dtype="bfloat16")
-            network.set_weights(values)
-            model = _feature_model(network, request.base, self.spec.layers)
+            model = _feature_model(to_bfloat16(network), request.base, self.spec.layers)
         self.batch_size = batch_size
         self._forward = _compile(model, batch_size)
         self.device = _device(keras)
@@ -208,10 +206,7 @@ def _feature_model(network: Any, base: str, layers: tuple[str, ...]) -> Any:
     row, _ = find_network(base)
     taken = keras.Model(network.input, [network.get_layer(split_layer(layer)[0]).output for layer in layers])
     pixels = keras.Input((row.image_size_px, row.image_size_px, 3), dtype="uint8")
-    scaled = keras.applications.imagenet_utils.preprocess_input(
-        keras.ops.cast(pixels, "float32"), data_format="channels_last", mode=row.preprocessing
-    )
-    outputs = taken(keras.ops.cast(scaled, network.compute_dtype), training=False)
+    outputs = taken(preprocess(keras.ops.cast(pixels, "float32"), base), training=False)
     outputs = outputs if isinstance(outputs, list) else [outputs]
     return keras.Model(pixels, [_pool(output, layer) for output, layer in zip(outputs, layers, strict=True)])
 

@@ -8,7 +8,9 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from bottleneck.networks import build_network, find_network, import_keras
+from bottleneck.bases import base_names, find_network
+from bottleneck.networks import build_network
+from bottleneck.spec import split_layer
 
 PLAIN_KINDS = {
     "Conv2D": "convolution",
@@ -43,7 +45,7 @@ class Layer:
     in_top: bool
     """Whether features of it need weights with the network's top."""
     is_default: bool
-    """Whether `extract` takes its features from here, averaged, unless told otherwise."""
+    """Whether `extract` takes its features from here unless told otherwise."""
 
     @property
     def dim(self) -> int:
@@ -66,6 +68,8 @@ class Description:
     base: str
     input_shape: tuple[int, ...]
     layers: tuple[Layer, ...]
+    default_layer: str
+    """LAYER:POOLING of the features that `extract` takes unless told otherwise."""
 
     @property
     def num_parameters(self) -> int:
@@ -81,46 +85,78 @@ class Description:
     def default(self) -> Layer:
         return next(layer for layer in self.layers if layer.is_default)
 
+    @property
+    def default_dim(self) -> int:
+        """Values of the default features."""
+        return self.default.pooled_dim or self.default.dim
+
 
 def describe(base: str) -> Description:
     """Build a network in code and look at it. Raises UsageError for an unknown name."""
     row, _ = find_network(base)
-    import_keras().utils.clear_session()  # Keras numbers layers without names through the whole process
+    default = split_layer(row.default_layer)[0]
     network = build_network(base, with_top=True)
     layers = []
     in_top = False
     for layer in network.layers[1:]:  # the first is the input
-        is_default = layer.name == row.default_layer
+        in_top = in_top or layer.name == row.top
         shape = tuple(int(size) for size in layer.output.shape[1:])
-        layers.append(Layer(layer.name, type(layer).__name__, shape, int(layer.count_params()), in_top, is_default))
-        in_top = in_top or is_default
-    return Description(base, tuple(int(size) for size in network.input_shape[1:]), tuple(layers))
+        num_parameters = int(layer.count_params())
+        layers.append(
+            Layer(layer.name, type(layer).__name__, shape, num_parameters, in_top, is_default=layer.name == default)
+        )
+    return Description(base, tuple(int(size) for size in network.input_shape[1:]), tuple(layers), row.default_layer)
 
 
 def table(description: Description) -> str:
     """The summary as text: a line a layer, the totals below."""
     header = ("layer", "kind", "output", "parameters", ":avg :max", ":none")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for layer in description.layers:
         name = layer.name + (" *" if layer.is_default else " +" if layer.in_top else "")
         pooled = "-" if layer.pooled_dim is None else f"{layer.pooled_dim:,}"
         shape = " x ".join(map(str, layer.shape))
         rows.append((name, layer.kind, shape, f"{layer.num_parameters:,}", pooled, f"{layer.dim:,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = []
-    for row in rows:
-        left = [f"{cell:{width}}" for cell, width in zip(row[:3], widths[:3], strict=True)]
-        right = [f"{cell:>{width}}" for cell, width in zip(row[3:], widths[3:], strict=True)]
-        lines.append("  ".join([*left, *right]))
+    lines = _aligned(rows, num_left=3)
     top = description.num_parameters - description.num_body_parameters
     lines += [
         "",
         f"{description.num_parameters:,} parameters: {description.num_body_parameters:,} and {top:,} of the top",
         "The last two columns are the values of a feature taken from the layer, as LAYER:avg, LAYER:max or LAYER:none.",
-        f"*  where features are taken by default ({description.default.name}:avg)",
+        f"*  where features are taken by default ({description.default_layer})",
         "+  of the top: needs weights that have one",
     ]
     return "\n".join(lines)
+
+
+def bases() -> list[dict[str, Any]]:
+    """Every base, without building it: name, input size, default layer, and what `--precision auto` may choose."""
+    found = []
+    for base in base_names():
+        row, _ = find_network(base)
+        precisions = ["float32", "bfloat16"] if row.bfloat16_is_safe else ["float32"]
+        values = (base, row.image_size_px, row.default_layer, precisions)
+        found.append(dict(zip(("base", "image_size_px", "default_layer", "precisions"), values, strict=True)))
+    return found
+
+
+def table_of_bases() -> str:
+    """Every base as text: a line each."""
+    rows: list[tuple[str, ...]] = [("base", "default layer", "safe in", "pixels")]
+    for row in bases():
+        rows.append((row["base"], row["default_layer"], ", ".join(row["precisions"]), str(row["image_size_px"])))
+    return "\n".join(_aligned(rows, num_left=3))
+
+
+def _aligned(rows: list[tuple[str, ...]], num_left: int) -> list[str]:
+    """Columns side by side: the first to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        left = [f"{cell:{width}}" for cell, width in zip(row[:num_left], widths[:num_left], strict=True)]
+        right = [f"{cell:>{width}}" for cell, width in zip(row[num_left:], widths[num_left:], strict=True)]
+        lines.append("  ".join([*left, *right]))
+    return lines
 
 
 def draw_network(description: Description, file_format: str) -> bytes:
@@ -143,7 +179,7 @@ def draw_network(description: Description, file_format: str) -> bytes:
         weight = "bold" if layer.is_default else "normal"
         axes.text(middle, -height / 2 - 0.15, layer.name, rotation=90, ha="center", va="top", fontsize=8, weight=weight)
         if layer.is_default:
-            _mark_default(axes, middle, height, layer)
+            _mark_default(axes, middle, height, description)
         edges.append(kind)
         position += width + 0.55
     axes.set(xlim=(-0.6, position), ylim=(-9.0, 9.0))
@@ -167,9 +203,9 @@ def _block(layer: Layer) -> tuple[float, float]:
     return 0.12 * channels**0.25 + 0.1, height
 
 
-def _mark_default(axes: Any, middle: float, height: float, layer: Layer) -> None:
+def _mark_default(axes: Any, middle: float, height: float, description: Description) -> None:
     axes.annotate(
-        f"features: {layer.name}:avg, {layer.pooled_dim:,} values",
+        f"features: {description.default_layer}, {description.default_dim:,} values",
         xy=(middle, height / 2 + 2.6),
         xytext=(middle, 6.2),
         ha="center",

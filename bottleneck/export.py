@@ -19,7 +19,7 @@ import numpy as np
 from bottleneck.base import Base
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError
 from bottleneck.head import Head
-from bottleneck.networks import find_network, import_keras
+from bottleneck.networks import import_keras, preprocess
 from bottleneck.spec import FeatureRequest, FeatureSpec, split_layer
 from bottleneck.weights import load_network, sha256_weights
 
@@ -115,10 +115,9 @@ def build_model(head: Head, network: Any) -> Any:
 def _preprocessing(base: str) -> Any:
     """Keras' preprocess_input as a layer: for every base it is one affine map of the three channels."""
     keras = import_keras()
-    mode = find_network(base)[0].preprocessing
     corners = np.zeros((4, 1, 1, 3))
     corners[1:, 0, 0] = 255 * np.eye(3)
-    mapped = keras.applications.imagenet_utils.preprocess_input(corners, data_format="channels_last", mode=mode)
+    mapped = preprocess(corners.copy(), base)
     bias, kernel = mapped[0, 0, 0], (mapped[1:, 0, 0] - mapped[0, 0, 0]) / 255
     layer = keras.layers.Conv2D(3, 1, name="preprocessing")
     layer.build((None, None, None, 3))

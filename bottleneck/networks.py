@@ -1,52 +1,16 @@
-"""The table of bases, and the networks it names built in code. Keras is imported inside the functions."""
+"""The networks the table of bases names, built in code. Keras is imported inside the functions."""
 
 import os
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from bottleneck.bases import find_network
 from bottleneck.errors import UsageError
 from bottleneck.progress import quiet_start
 
-
-@dataclass(frozen=True)
-class Network:
-    """A row of the table of bases."""
-
-    module: str
-    """Module of keras.applications."""
-    constructor: str
-    preprocessing: str
-    """Mode of keras.applications' preprocess_input: `caffe` is BGR minus the ImageNet mean, `tf` is [-1, 1]."""
-    default_layer: str
-    """The last layer before the top."""
-    bfloat16_is_safe: bool
-    """Whether bfloat16 features have a cosine of at least 0.9999 to float32 ones, measured on flowers."""
-    image_size_px: int = 224
-    widths: tuple[float, ...] = ()
-    """Values of `alpha`, for families that come in widths."""
-
-
-NETWORKS = {
-    "vgg16": Network("vgg16", "VGG16", "caffe", "block5_pool", bfloat16_is_safe=True),
-    # bfloat16 gains MobileNet nothing on a CPU and costs it a cosine of 0.987: its depthwise filters are thin.
-    "mobilenet": Network(
-        "mobilenet", "MobileNet", "tf", "conv_pw_13_relu", bfloat16_is_safe=False, widths=(0.25, 0.5, 0.75, 1.0)
-    ),
-}
-
-
-def find_network(base: str) -> tuple[Network, float | None]:
-    """`mobilenet_0.75` -> (its row, 0.75). Raises UsageError with the names there are."""
-    family, underscore, width = base.rpartition("_")
-    if base in NETWORKS and not NETWORKS[base].widths:
-        return NETWORKS[base], None
-    if underscore and family in NETWORKS:
-        for value in NETWORKS[family].widths:
-            if width == str(value):
-                return NETWORKS[family], value
-    names = [name for family, row in NETWORKS.items() for name in ([f"{family}_{w}" for w in row.widths] or [family])]
-    raise UsageError(f"Unknown base. Expected one of {nearest_first(base, names)}. Received: {base}.")
+PREPROCESSING = ("Rescaling", "Normalization")
+"""Layers by which a network prepares its pixels itself, where the table says `inside`."""
 
 
 def import_keras(num_threads: int | None = None) -> Any:
@@ -74,31 +38,113 @@ def import_keras(num_threads: int | None = None) -> Any:
     return keras
 
 
-def build_network(base: str, with_top: bool, dtype: str = "float32") -> Any:
-    """The network in code, with Keras' own initial weights (which are always replaced)."""
+def build_network(base: str, with_top: bool) -> Any:
+    """The network in code, in float32, with Keras' own initial weights (which are always replaced).
+
+    Without its top it ends with the last layer that needs none of the top's weights (`avg_pool`, `dropout`), but for
+    networks with a heavy top, which end where Keras' own do without it.
+    """
+    row, _ = find_network(base)
+    if with_top or row.heavy_top:
+        return _construct(base, None, with_top)
+    return cut_top(_construct(base, None, True), base)
+
+
+def build_trained(base: str, with_top: bool) -> Any:
+    """The network as Keras builds it for ImageNet's weights, with these, downloaded if Keras' cache has them not."""
+    return _construct(base, "imagenet", with_top)
+
+
+def cut_top(network: Any, base: str) -> Any:
+    """The network up to the first layer that has weights of the top; it shares its layers with the whole one."""
     keras = import_keras()
-    network, width = find_network(base)
-    size = network.image_size_px
-    arguments: dict[str, Any] = {"weights": None, "include_top": with_top, "input_shape": (size, size, 3)}
-    if width is not None:
-        arguments["alpha"] = width
-    constructor = getattr(getattr(keras.applications, network.module), network.constructor)
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
-        return constructor(**arguments)
-    finally:
-        keras.config.set_dtype_policy(before)
+    row, _ = find_network(base)
+    return _apart(lambda: keras.Model(network.input, network.get_layer(row.top).input, name=network.name))
 
 
-def has_top(network: Any, base: str) -> bool:
-    return bool(network.layers[-1].name != find_network(base)[0].default_layer)
+def to_bfloat16(network: Any) -> Any:
+    """The same network computing in bfloat16, but for layers that prepare pixels: x - mean would cancel there."""
+    keras = import_keras()
+
+    def clone(layer: Any) -> Any:
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an addition: it computes in what it is given
+        config = layer.get_config()
+        if type(layer).__name__ not in PREPROCESSING:
+            config["dtype"] = "bfloat16"
+        return type(layer).from_config(config)
+
+    copy = _apart(lambda: keras.models.clone_model(network, clone_function=clone, call_function=None, recursive=True))
+    set_weights(copy, network.get_weights())
+    return copy
+
+
+def set_weights(network: Any, values: list[Any]) -> None:
+    """Set a network's weights, in its order."""
+    network.set_weights(values)
+    settle(network)
+
+
+def settle(network: Any) -> None:
+    """Let Normalization compute with the weights it has now: Keras' set_weights leaves it with those it had."""
+    for layer in network.layers:
+        if type(layer).__name__ == "Normalization":
+            layer.finalize_state()
+
+
+def preprocess(pixels_NHWC: Any, base: str) -> Any:
+    """What the base's preprocess_input makes of float32 RGB in [0, 255], a NumPy array or a tensor."""
+    mode = find_network(base)[0].preprocessing
+    if mode == "inside":
+        return pixels_NHWC
+    utils = import_keras().applications.imagenet_utils
+    return utils.preprocess_input(pixels_NHWC, data_format="channels_last", mode=mode)
 
 
 def layer_names(network: Any) -> list[str]:
     return [layer.name for layer in network.layers[1:]]  # the first is the input
 
 
-def nearest_first(name: str, names: list[str]) -> str:
-    near = get_close_matches(name, names, n=5, cutoff=0.3)
-    return ", ".join(near + [other for other in names if other not in near])
+def _construct(base: str, weights: str | None, with_top: bool) -> Any:
+    keras = import_keras()
+    row, width = find_network(base)
+    arguments: dict[str, Any] = {
+        "weights": weights,
+        "include_top": with_top,
+        "input_shape": (row.image_size_px, row.image_size_px, 3),
+    }
+    if width is not None:
+        arguments["alpha"] = width
+    constructor = getattr(keras.applications, row.constructor)
+    network = _apart(lambda: constructor(**arguments))
+    if weights is None and row.constructor.startswith("EfficientNetB"):
+        return _apart(lambda: _with_deviation(network))
+    return network
+
+
+def _with_deviation(network: Any) -> Any:
+    """EfficientNet as Keras builds it for ImageNet's weights, and for these only: with a second rescaling.
+
+    Its Normalization divides by the square root of a weight in which the files have the deviation, not the variance
+    (https://github.com/tensorflow/tensorflow/issues/49930).
+    """
+    keras = import_keras()
+    deviations = (0.229, 0.224, 0.225)
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = layer(*args, **kwargs)
+        if layer.name != "normalization":
+            return outputs
+        return keras.layers.Rescaling([value**-0.5 for value in deviations], name="rescaling_1")(outputs)
+
+    return keras.models.clone_model(network, call_function=call)
+
+
+def _apart(build: Callable[[], Any]) -> Any:
+    """Build in a thread of its own, where Keras starts to count: a second Inception has `conv2d_94` first, else.
+
+    So layers are called in every process what they are called in the first network of one; and the caller's own
+    counting and dtype policy, which Keras has for each thread, neither matter nor change.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(build).result()

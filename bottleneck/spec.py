@@ -22,12 +22,13 @@ class FeatureRequest:
     """The features a user asks for; all that decides a feature's value, before it is resolved."""
 
     base: str = "vgg16"
-    """The frozen network: `vgg16`, or `mobilenet_WIDTH` with WIDTH 0.25, 0.5, 0.75 or 1.0."""
+    """The frozen network, any of keras.applications: `vgg16`, `inception_v3`, `resnet50`, `mobilenet_v2_0.35`, ...;
+    `bottleneck describe` lists all names."""
     weights: str = "imagenet"
     """`imagenet` (Keras' own download or its cache), a file or URI of Keras weights (.h5), or `random:SEED`."""
     layers: tuple[str, ...] = ()
     """Where features are taken, as LAYER:POOLING with pooling avg, max or none (none where left out); several in one
-    pass. Default: the base's last convolutional layer, averaged (`block5_pool:avg` for vgg16)."""
+    pass. Default: the last before the base's top, averaged (`block5_pool:avg` for vgg16)."""
     resize: Literal["squash", "crop"] = "squash"
     """`squash` to the input size as Keras' load_img does, or `crop` the centre square first."""
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"

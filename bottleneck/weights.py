@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from bottleneck.bases import nearest_first
 from bottleneck.errors import UsageError, WeightsError
-from bottleneck.networks import build_network, find_network, import_keras, layer_names, nearest_first
+from bottleneck.networks import build_network, build_trained, cut_top, layer_names, set_weights, settle
 from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.spec import split_layer
 from bottleneck.store import open_store
@@ -18,44 +19,40 @@ from bottleneck.store import open_store
 
 def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:
     """The network with its weights in float32, with its top only where a layer or the weights' file needs it."""
-    names = [split_layer(layer)[0] for layer in layers]
+    names = {split_layer(layer)[0] for layer in layers}
     network = build_network(base, with_top=False)
-    body = layer_names(network)
-    needs_top = not set(names) <= set(body)
-    if needs_top:
-        network = build_network(base, with_top=True)
-        for name in names:
-            if name not in layer_names(network):
-                raise UsageError(
-                    f"{base} has no layer of this name. Expected one of {nearest_first(name, layer_names(network))}. "
-                    f"Received: {name}."
-                )
+    needs_top = False
+    if not names <= set(layer_names(network)):
+        whole = build_network(base, with_top=True)
+        _check_names(base, names, layer_names(whole))
+        network = cut_top(whole, base)
+        needs_top = not names <= set(layer_names(network))
+        network = whole if needs_top else network
     if weights.startswith("random:"):
         _set_random(network, int(weights.removeprefix("random:")))
-        return network
-    if weights == "imagenet":
-        return _load_imagenet(base, needs_top)
-    with _local_copy(weights) as path:
-        whole = needs_top or _file_has_top(path, network)
-        loaded = build_network(base, with_top=True) if whole and not needs_top else network
-        _load_file(loaded, base, weights, path, needs_top)
-    if loaded is not network:  # the top is dropped, so that files with and without it give one fingerprint
-        for layer in filter(lambda layer: layer.weights, network.layers):
-            layer.set_weights(loaded.get_layer(layer.name).get_weights())
+    elif weights == "imagenet":
+        set_weights(network, _load_imagenet(base, needs_top).get_weights())
+    else:
+        with _local_copy(weights) as path:
+            if needs_top or not _file_has_top(path, network):
+                _load_file(network, base, weights, path, needs_top)
+            else:  # the top is dropped, so that files with and without it give one fingerprint
+                whole = build_network(base, with_top=True)
+                _load_file(whole, base, weights, path, needs_top)
+                set_weights(network, whole.get_weights()[: len(network.weights)])
     return network
 
 
-def _load_imagenet(base: str, with_top: bool) -> Any:
-    keras = import_keras()
-    network, width = find_network(base)
-    size = network.image_size_px
-    arguments: dict[str, Any] = {"include_top": with_top, "input_shape": (size, size, 3)}
-    if width is not None:
-        arguments["alpha"] = width
-    try:
-        return getattr(getattr(keras.applications, network.module), network.constructor)(
-            weights="imagenet", **arguments
+def _check_names(base: str, names: set[str], known: list[str]) -> None:
+    for name in sorted(names - set(known)):
+        raise UsageError(
+            f"{base} has no layer of this name. Expected one of {nearest_first(name, known)}. Received: {name}."
         )
+
+
+def _load_imagenet(base: str, with_top: bool) -> Any:
+    try:
+        return build_trained(base, with_top)
     except Exception as error:  # Keras raises a bare Exception where the download fails
         raise WeightsError(
             f"The ImageNet weights of {base} are not in Keras' cache (~/.keras/models) and cannot be downloaded: "
@@ -66,6 +63,7 @@ def _load_imagenet(base: str, with_top: bool) -> Any:
 def _load_file(network: Any, base: str, weights: str, path: str, needs_top: bool) -> None:
     try:
         network.load_weights(path)
+        settle(network)
     except Exception as error:
         top = "with" if needs_top else "with or without"
         raise WeightsError(
@@ -107,45 +105,64 @@ def _local_copy(weights: str) -> Iterator[str]:
 
 
 def _file_has_top(path: str, body: Any) -> bool:
-    """Whether a Keras HDF5 file holds layers with weights that the network without its top lacks."""
+    """Whether a Keras HDF5 file holds more layers with weights than the network without its top.
+
+    Counted, as names say nothing: Keras numbers layers without one on through a process (`conv2d_94`).
+    """
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             group = file.get("model_weights", file)
             names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs["layer_names"]]
-            held = {name for name in names if len(group[name].attrs["weight_names"])}
+            num_layers = sum(1 for name in names if len(group[name].attrs["weight_names"]))
     except (OSError, KeyError, AttributeError):
         return False  # no HDF5 of this layout: loading it says what is wrong with it
-    return not held <= {layer.name for layer in body.layers}
+    return num_layers > sum(1 for layer in body.layers if layer.weights)
 
 
 def _set_random(network: Any, seed: int) -> None:
     """Weights by He's rule (uniform, variance 2 / fan-in) from PCG64's raw stream, which NumPy keeps stable for good.
 
-    The same seed gives the same weights on every Keras version, backend and machine.
+    The same seed gives the same weights on every Keras version, backend and machine. They keep the size of what flows
+    through, so that features of 150 layers fit float16: a depthwise kernel with no activation before its pointwise one
+    gets half the variance, and what is added to a shortcut is divided by the root of the number of additions (Zhang,
+    Dauphin and Ma 2019, "Fixup initialization"). Statistics are 0 and 1, EfficientNet's of the pixels too.
     """
     stream = np.random.PCG64(seed)
-    depthwise = {
-        variable.path
-        for layer in network.layers
-        if type(layer).__name__ == "DepthwiseConv2D"
-        for variable in layer.weights
-    }
+    kinds = {variable.path: type(layer).__name__ for layer in network.layers for variable in layer.weights}
+    branches, num_additions = _branch_ends(network)
     values = []
     for variable in network.weights:
-        shape = tuple(variable.shape)
+        shape, kind = tuple(variable.shape), kinds[variable.path]
+        scale = np.float32(num_additions**-0.5 if variable.path in branches else 1)
         if len(shape) >= 2:
             count = int(np.prod(shape))
             raw = cast(np.ndarray, stream.random_raw((count + 1) // 2)).view(np.uint32)[:count]
             uniform = (raw >> np.uint32(8)).astype(np.float32) * np.float32(2**-23) - np.float32(1)
-            fan_in = int(np.prod(shape[:2] if variable.path in depthwise else shape[:-1]))
-            values.append((uniform * np.float32(np.sqrt(6 / fan_in))).reshape(shape))
-        elif variable.name in ("gamma", "moving_variance"):
-            values.append(np.ones(shape, np.float32))
+            is_inner = variable.name == "depthwise_kernel"
+            fan_in = int(np.prod(shape[:2] if is_inner or kind == "DepthwiseConv2D" else shape[:-1]))
+            size = np.float32(np.sqrt((3 if is_inner else 6) / fan_in))
+            values.append((uniform * size).reshape(shape) * scale)
+        elif variable.name in ("gamma", "moving_variance", "variance") or kind == "LayerScale":
+            values.append(np.full(shape, scale, np.float32))
         else:
             values.append(np.zeros(shape, np.float32))
-    network.set_weights(values)
+    set_weights(network, values)
+
+
+def _branch_ends(network: Any) -> tuple[set[str], int]:
+    """Paths of the gammas or kernels that give the younger part of an addition, and how many additions there are."""
+    producers = {id(layer.output): layer for layer in network.layers}
+    order = {layer.name: number for number, layer in enumerate(network.layers)}
+    additions = [layer for layer in network.layers if type(layer).__name__ == "Add"]
+    ends = set()
+    for addition in additions:
+        end = max((producers[id(tensor)] for tensor in addition.input), key=lambda layer: order[layer.name])
+        while type(end).__name__ in ("Dropout", "MaxPooling2D"):
+            end = producers[id(end.input)]
+        ends |= {weight.path for weight in end.weights if weight.name in ("gamma", "kernel")}
+    return ends, len(additions)
 
 
 def sha256_weights(network: Any) -> str:

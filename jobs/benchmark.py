@@ -42,7 +42,7 @@ import tyro
 from bottleneck.base import Base, choose_precision, has_bfloat16, resolve_apart
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import BottleneckError, UsageError
-from bottleneck.networks import find_network, import_keras
+from bottleneck.networks import import_keras, preprocess
 from bottleneck.pipeline import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Reading, split_layer
@@ -306,9 +306,7 @@ def measure_keras_loop(images: str, output: str, spec: FeatureSpec) -> Figures:
     import numpy as np
 
     network = load_network(spec.base, spec.weights, spec.layers)
-    row, _ = find_network(spec.base)
-    preprocess_input = getattr(keras.applications, row.module).preprocess_input
-    target_size = (row.image_size_px, row.image_size_px)
+    target_size = (spec.image_size_px, spec.image_size_px)
     pools = {
         "avg": keras.layers.GlobalAveragePooling2D,
         "max": keras.layers.GlobalMaxPooling2D,
@@ -328,7 +326,7 @@ def measure_keras_loop(images: str, output: str, spec: FeatureSpec) -> Figures:
             for path in paths[start : start + LOOP_BATCH_SIZE]:
                 image = keras.utils.load_img(path, target_size=target_size)
                 batch.append(keras.utils.img_to_array(image))
-            features = model.predict(preprocess_input(np.stack(batch)), batch_size=LOOP_BATCH_SIZE, verbose=0)
+            features = model.predict(preprocess(np.stack(batch), spec.base), batch_size=LOOP_BATCH_SIZE, verbose=0)
             one_a_layer = features if isinstance(features, list) else [features]
             for layer, features_ND in zip(spec.layers, one_a_layer, strict=True):
                 file[layer][start : start + len(batch)] = features_ND

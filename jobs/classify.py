@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from bottleneck.base import Base
+from bottleneck.bases import find_network
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import TooManyRejectedError, UsageError
 from bottleneck.head import Head
@@ -29,9 +30,8 @@ from bottleneck.store import open_store
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-TOP_LAYER = "predictions"
-"""The softmax of every network of keras.applications, over ImageNet's classes."""
 NUM_CLASSES = 1000
+"""ImageNet's, which the whole network of every base tells apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Config:
     head: str | None = None
     """The head to ask: a folder or s3:// prefix. Default: the network's own classes."""
     base: str | None = None
-    """Without a head, the network to ask. Default: vgg16."""
+    """Without a head, the network to ask, by a name of `bottleneck describe`. Default: vgg16."""
     weights: str | None = None
     """Weights of the network, with its top where there is no head. Default: those of the head, else `imagenet`."""
     names: str | None = None
@@ -89,10 +89,11 @@ class NetworkClassifier:
     """A network with its top."""
 
     def __init__(self, config: Config) -> None:
+        base = config.base or "vgg16"
         request = FeatureRequest(
-            base=config.base or "vgg16",
+            base=base,
             weights=config.weights or "imagenet",
-            layers=(TOP_LAYER,),
+            layers=(find_network(base)[0].classifier,),
             precision="float32",
             dtype="float32",
         )

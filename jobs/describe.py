@@ -1,10 +1,11 @@
 """Show what a network is made of: every layer, its output, its parameters and the features that can be taken from it.
 
-    bottleneck describe vgg16
+    bottleneck describe
+    bottleneck describe inception_v3
     bottleneck describe mobilenet_0.5 --plot mobilenet.svg
 
-Builds the network without weights, so nothing is downloaded. Ten seconds. The table goes to stderr, the JSON line has
-the same lines.
+Without BASE it lists the names there are, in a second. With one it builds that network without weights, so nothing is
+downloaded: ten seconds. The table goes to stderr, the JSON line has the same lines.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from bottleneck.describe import describe, draw_network, table
+from bottleneck.describe import bases, describe, draw_network, table, table_of_bases
 from bottleneck.errors import UsageError
 from bottleneck.store import open_store
 
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    base: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BASE")]
-    """The network: `vgg16`, or `mobilenet_WIDTH` with WIDTH 0.25, 0.5, 0.75 or 1.0."""
+    base: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[BASE]")] = None
+    """The network: `vgg16`, `inception_v3`, `mobilenet_v2_0.35`, ... Default: list the names of all."""
     plot: str | None = None
     """Also draw it, to a file or s3:// URI ending in .png or .svg."""
 
@@ -34,6 +35,12 @@ def main(config: Config) -> int:
     file_format = os.path.splitext(config.plot or "")[1].removeprefix(".")
     if config.plot and file_format not in ("png", "svg"):
         raise UsageError(f"--plot takes a file ending in .png or .svg. Received: {config.plot}.")
+    if config.base is None:
+        if config.plot:
+            raise UsageError("--plot draws one network: give its BASE. `bottleneck describe` lists them.")
+        log.info("%s", table_of_bases())
+        print(json.dumps({"bases": bases()}))
+        return 0
     description = describe(config.base)
     log.info("%s", table(description))
     if config.plot:
@@ -57,7 +64,7 @@ def main(config: Config) -> int:
         "input_shape": list(description.input_shape),
         "parameters": description.num_parameters,
         "parameters_without_top": description.num_body_parameters,
-        "default_layer": f"{description.default.name}:avg",
+        "default_layer": description.default_layer,
         "plot": config.plot,
         "layers": layers,
     }

@@ -18,7 +18,7 @@ from assets import asset
 from bottleneck.base import Base, choose_precision, requested_layers, resolve
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
-from bottleneck.networks import build_network, import_keras
+from bottleneck.networks import build_network, import_keras, to_bfloat16
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Precision
 from bottleneck.weights import load_network, sha256_weights
 
@@ -364,9 +364,13 @@ def test_weights_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None
 
 def test_building_a_network_leaves_keras_as_it_was() -> None:
     keras = import_keras()
-    before = keras.config.dtype_policy().name
-    build_network("mobilenet_0.25", with_top=False, dtype="bfloat16")
-    assert keras.config.dtype_policy().name == before
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = build_network("mobilenet_0.25", with_top=False)
+        assert (network.compute_dtype, to_bfloat16(network).layers[-1].compute_dtype) == ("float32", "bfloat16")
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
 
 
 def test_the_request_of_a_spec_resolves_to_it() -> None:
