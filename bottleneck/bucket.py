@@ -113,9 +113,19 @@ class BucketStore:
             return found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
         return True
 
-    def replace(self, key: str, data: bytes) -> None:
-        put = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data}
-        self._call(f"writing {self._name(key)}", "put_object", **put)
+    def replace(self, key: str, data: bytes, etag: str = "") -> bool:
+        put: dict[str, Any] = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data}
+        if etag:
+            put["IfMatch"] = f'"{etag}"'
+        try:
+            self._call(f"writing {self._name(key)}", "put_object", **put)
+        except (FileExistsError, ObjectGoneError):
+            if not etag:
+                raise
+            # As in `create`: the other object may be our own.
+            found = self.stat(key)
+            return found is not None and found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return True
 
     def _name(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"

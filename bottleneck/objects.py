@@ -75,8 +75,15 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Write an object whole, unless the key is taken: True if this call created it. Never a partial object."""
 
-    def replace(self, key: str, data: bytes) -> None:
-        """Write an object whole, in place of the one that may be there."""
+    def replace(self, key: str, data: bytes, etag: str = "") -> bool:
+        """Write an object whole, in place of the one that may be there.
+
+        Args:
+            etag: of the object that is meant, as `stat` told it; empty for any.
+
+        Returns:
+            False where another object was found, which stays.
+        """
 
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
         """Read many objects, in order, with several requests in flight."""

@@ -17,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from bottleneck.errors import CorruptError, FingerprintError, IncompleteError, UsageError
-from bottleneck.extract import Summary, Tally, ok_rows, pending_shards, summarize
+from bottleneck.extend import Extended, append
+from bottleneck.extract import ok_rows
 from bottleneck.features import Features, Receipt, write_shard
 from bottleneck.listing import Shard, copy, read_images
-from bottleneck.plan import Extended, Plan, check_output, commit_extension, commit_plan, differences, load_plan
+from bottleneck.plan import Plan, check_output, commit_plan, differences, load_plan
 from bottleneck.progress import Progress
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.store import normal_uri, open_store
+from bottleneck.tally import Summary, Tally, pending_shards, summarize
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import, which workers that only extract can do without
     from bottleneck.head import Head
@@ -148,7 +150,7 @@ def plan_like(
     _check_same_images(plan, features)
     while extend and len(plan.listings) < len(features.listings):
         listing = copy(features.listings[len(plan.listings)], source_store, store, spec)
-        plan, created = commit_extension(plan, listing)
+        plan, created = append(plan, listing)
         _check_same_images(plan, features)
         if extended and created:
             extended = replace(extended, added=extended.added + listing.images)

@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass, field
 
 from bottleneck import base
 from bottleneck.base import choose_precision
-from bottleneck.extract import Summary, Tally, check_request, summarize
+from bottleneck.extend import Extended, extend_plan
+from bottleneck.extract import check_request
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import Extended, Plan, extend_plan, load_plan, make_plan, preflight
+from bottleneck.plan import Plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
 from bottleneck.session import workers_have_bfloat16
+from bottleneck.tally import Summary, Tally, summarize
 from bottleneck.weights import check_weights
 from jobs import plan as plan_job
 

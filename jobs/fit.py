@@ -18,8 +18,9 @@ import tyro
 
 from bottleneck.errors import FingerprintError
 from bottleneck.evaluate import Evaluation, classification_report
-from bottleneck.features import Features, finished, open_features, read_footer
+from bottleneck.features import Features, finished, open_features
 from bottleneck.fitting import Fitted, check_labels, chosen_layer
+from bottleneck.footer import read_footer
 from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import PLAIN_SECONDS, duration, start_live
 from bottleneck.report import report_of_features, write_report
@@ -92,8 +93,8 @@ def rows_of(features: Features) -> dict[str, int]:
     if document is not None:
         return {features.plan.data_name(line["shard"]): line["ok"] for line in document["shards"]}
     store = open_store(features.plan.output)
-    sizes = {features.plan.data_name(shard): size for shard, size in features.plan.committed().items()}
-    return {name: read_footer(store, name, sizes[name])["statuses"].get("ok", 0) for name in features.files}
+    files = {entry.key: entry for entry in features.plan.data_files().values()}
+    return {name: read_footer(store, files[name])[1]["statuses"].get("ok", 0) for name in features.files}
 
 
 def tell(fitted: Fitted, evaluation: Evaluation, head: str, seconds: float) -> None:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from bottleneck.errors import UsageError, WeightsError
-from bottleneck.extract import Summary, Tally, summarize
+from bottleneck.extend import extend_plan
 from bottleneck.features import open_features
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import Plan, extend_plan, load_plan, make_plan, preflight
+from bottleneck.plan import Plan, load_plan, make_plan, preflight
 from bottleneck.predict import Predictor, check_predictions, plan_like, predict_features, prediction_spec
 from bottleneck.progress import Display
 from bottleneck.spec import Limits, PredictionSpec, Reading
+from bottleneck.tally import Summary, Tally, summarize
 from bottleneck.weights import check_weights
 from jobs.extract import report, tell_extended, tell_plan
 

@@ -20,15 +20,18 @@ from test_jobs import run
 
 from bottleneck.base import Base
 from bottleneck.errors import FingerprintError, UsageError
-from bottleneck.extract import Work, extract_prepared, extract_shard, pending_shards, prepare_shard
+from bottleneck.extend import extend_plan
+from bottleneck.extract import extract_prepared, extract_shard
 from bottleneck.features import finish, open_features, write_shard
 from bottleneck.head import Head
 from bottleneck.listing import read_images
-from bottleneck.plan import Plan, extend_plan, load_plan, make_plan
+from bottleneck.plan import Plan, load_plan, make_plan
 from bottleneck.predict import Predictor, prediction_spec
+from bottleneck.prepare import Work, prepare_shard
 from bottleneck.rows import PREDICTION_FIELDS
 from bottleneck.spec import PredictionSpec
 from bottleneck.store import open_store
+from bottleneck.tally import pending_shards
 from bottleneck.verify import verify
 from jobs.__main__ import main
 
