@@ -36,6 +36,7 @@ OPTIONS = {
         *FEATURES,
         *LIMITS,
     ],
+    "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "tiff"],
     "verify": ["output", "full", "recompute"],
     "predict": [
         *[
@@ -169,6 +170,7 @@ def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
         (["extract", "{photos}", "s3://key:secret@bucket/x"], 2, "holds no credentials"),
         (["plan", "{photos}", "{out}", "--weights", "{missing}.h5", "--precision", "float32"], 5, "No such weights"),
         (["verify", "{empty}"], 2, "plan"),
+        (["requeue", "{empty}", "--changed"], 2, "has no plan.json"),
         (["verify", "{photos}", "--recompute", "-1"], 2, "from 0 up"),
         (["evaluate", "{empty}", "{photos}"], 2, "holds no head"),
         (["export", "{empty}", "{out}"], 2, ".keras or .onnx"),
