@@ -222,7 +222,8 @@ class _Verification:
                 if label is not None:
                     labels[label] += 1
             num_images += images.num_rows
-            self.images[shard] = images.num_rows
+            if not number:
+                self.images[shard] = images.num_rows
             if self.revisions.get(shard, 0) == number:
                 self._check_data(shard, images)
         totals: dict[str, Any] = {
@@ -233,7 +234,7 @@ class _Verification:
         for field, total in totals.items():
             with self._naming(name, ""):
                 expect(f"{field} is", document[field], total, "but its parts have")
-        if number and before.is_whole:
+        if number and before.is_whole and num_images == totals["images"]:
             replaced = {"replaced_bytes": before.num_bytes, "replaced_label_counts": dict(before.labels)}
             for field, total in replaced.items():
                 with self._naming(name, ""):
