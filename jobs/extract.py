@@ -108,12 +108,20 @@ def tell_plan(plan: Plan) -> None:
 def tell_extended(extended: Extended) -> None:
     log.info("extended by %s images", f"{extended.added:,}")
     for count, keys, what in (
-        (extended.changed, extended.changed_keys, "planned images have changed since"),
-        (extended.gone, extended.gone_keys, "planned images are gone from the source"),
+        (
+            extended.changed,
+            extended.changed_keys,
+            "planned images have changed since (their rows stay as they are until `bottleneck requeue --changed`)",
+        ),
+        (
+            extended.gone,
+            extended.gone_keys,
+            "planned images are gone from the source (their rows stay as they are)",
+        ),
     ):
         if count:
             more = ", ..." if count > len(keys) else ""
-            log.warning("%s %s (their rows stay as they are): %s%s", f"{count:,}", what, ", ".join(keys), more)
+            log.warning("%s %s: %s%s", f"{count:,}", what, ", ".join(keys), more)
 
 
 def report(summary: Summary, seconds: float) -> None:

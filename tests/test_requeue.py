@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -246,6 +248,56 @@ def test_what_cannot_be_requeued_is_refused(
     with pytest.raises(UsageError, match=message):
         requeue_plan(world.plan, reasons, **options)
     assert len(world.plan.listings) == 1
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def test_of_a_container_that_was_rewritten_all_images_are_done_again_where_they_are_now(tmp_path: Path) -> None:
+    files = pictures(6)
+    world = World(tmp_path, {"a.tar": tar_of(files), "b.tar": tar_of(files)}, shard_size=3)
+    assert world.extract()["images"] == 12
+    before = world.rows()
+    world.put("a.tar", tar_of({"00.jpg": tiny.jpeg(77, (60, 50))} | {key: files[key] for key in keys(6)[2:]}))
+    requeued = world.requeue(changed=True)
+    assert (requeued.images, requeued.shards, requeued.gone_keys) == (5, 2, ["a.tar/01.jpg"])
+    assert world.extract() == Counter(shards=2, images=5)
+    after = world.rows()
+    [layer, _] = SPEC.layers
+    for key, row in after.items():
+        assert (row[layer] == before[key][layer]) == (key != "a.tar/00.jpg")
+        assert (row["etag"] == before[key]["etag"]) == (key.startswith("b.tar") or key == "a.tar/01.jpg")
+    good(world)
+
+
+def test_of_a_list_what_it_names_and_is_not_there_is_gone(tmp_path: Path) -> None:
+    names = "\n".join(["uri,label", *(f"{key},one" for key in keys(4)), "none.jpg,one"])
+    photos = tiny.write_files(tmp_path / "photos", pictures(4) | {"list.csv": names.encode()})
+    plan = make_plan(str(photos / "list.csv"), str(tmp_path / "features"), SPEC, shard_size=3)
+    for shard in plan.shards():
+        extract(plan, shard.number, MeanBase(SPEC))
+    (photos / "00.jpg").unlink()
+    (photos / "list.csv").write_text(names.replace(",one", ",two"))
+    assert requeue_plan(plan, changed=True)[1] == Requeued(gone=2, gone_keys=["00.jpg", "none.jpg"])
+    (photos / "none.jpg").write_bytes(tiny.jpeg(9))
+    plan, requeued = requeue_plan(plan, ("missing",))
+    assert (requeued.images, requeued.gone) == (1, 1)
+    # Where the list labels an image otherwise now, that is taken over with it.
+    assert plan.label_counts == {"one": 4, "two": 1}
+    assert extract(plan, 1, MeanBase(SPEC))
+    assert {
+        row["key"]: row["label"] for row in pq.read_table(tmp_path / "features" / plan.data_name(1)).to_pylist()
+    } == {
+        "03.jpg": "one",
+        "none.jpg": "two",
+    }
 
 
 # The plan
