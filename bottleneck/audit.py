@@ -1,8 +1,8 @@
 """Judge the objects of an output one by one: each is what the format says, or `Wrong` says why it is not.
 
-With `audit_rows` and `verify` a separate reader on purpose: fsspec, pyarrow and these three files, none of the code
-that wrote the output, so that a mistake there cannot hide itself. What cannot be fetched is a StoreError. Bytes that
-are none of ours may also raise what json and pyarrow raise; `verify` knows.
+With `audit_rows`, `audit_revisions` and `verify` a separate reader on purpose: fsspec, pyarrow and these four files,
+none of the code that wrote the output, so that a mistake there cannot hide itself. What cannot be fetched is a
+StoreError. Bytes that are none of ours may also raise what json and pyarrow raise; `verify` knows.
 """
 
 import hashlib
@@ -10,7 +10,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import cached_property
+from itertools import count, islice, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -44,6 +45,7 @@ _PLANNING: Fields = {
     dict: "versions label_counts skipped",
     list: "parts",
 }
+_REVISION: Fields = {int: "replaced_bytes", dict: "limits replaced_label_counts", list: "revised"}
 _PLAN: Fields = {int: "shard_size", str: "source", dict: "spec limits reading"}
 _PREDICTIONS: Fields = {int: "top", str: "head head_sha256 made_of"}
 _PART: Fields = {int: "first_shard shards images", str: "name sha256"}
@@ -143,7 +145,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Plan:
-    """plan.json and its extensions, as read by `extend`."""
+    """plan.json, its extensions and its revisions, as read by `extend`."""
 
     documents: dict[str, dict[str, Any]]
     """By name, in order."""
@@ -157,8 +159,23 @@ class Plan:
         return [part for document in self.documents.values() for part in document["parts"]]
 
     @property
+    def first_parts(self) -> list[dict[str, Any]]:
+        """Without those of revisions: every shard once."""
+        grown = (document for document in self.documents.values() if "revised" not in document)
+        return [part for document in grown for part in document["parts"]]
+
+    @property
     def num_shards(self) -> int:
-        return sum(part["shards"] for part in self.parts)
+        return sum(part["shards"] for part in self.first_parts)
+
+    @cached_property
+    def planned_in(self) -> dict[int, list[int]]:
+        """By shard, the numbers of the documents it is in, as a footer says them: 0, then its revisions."""
+        found: dict[int, list[int]] = {shard: [0] for shard in range(self.num_shards)}
+        for number, document in enumerate(self.documents.values()):
+            for shard in document.get("revised", []):
+                found[shard].append(number)
+        return found
 
     @property
     def sha256(self) -> str:
@@ -170,7 +187,7 @@ class Plan:
         return f"data/s{shard:08d}-{self.fingerprint[:8]}.parquet"
 
     def extend(self, objects: Objects, name: str) -> "Plan":
-        """Read plan.json, or the extension that follows.
+        """Read plan.json, or the extension or revision that follows.
 
         Raises:
             UsageError: plan.json is one of another version.
@@ -193,21 +210,49 @@ class Plan:
             check_fields(document, _PLAN)
             expect("fingerprint is", fingerprint, _fingerprint(document), "but that of its spec is")
             data_schema(document)
-        shard = self.num_shards
+        if "revised" in document:
+            self._check_revised(document)
+        shards = iter(document["revised"] if "revised" in document else count(self.num_shards))
         for part in document["parts"]:
             check_fields(part, _PART)
-            expect(f"{part['name']} begins at shard", part["first_shard"], shard)
-            expect("names a part", part["name"], f"plan/{fingerprint[:8]}-{shard:08d}-{part['sha256'][:8]}.parquet")
-            shard += part["shards"]
+            first, *_ = of_part = list(islice(shards, part["shards"])) or [None]
+            expect(f"{part['name']} begins at shard", part["first_shard"], first)
+            expect(f"{part['name']} has shards", len(of_part), part["shards"])
+            expect("names a part", part["name"], f"plan/{fingerprint[:8]}-{first:08d}-{part['sha256'][:8]}.parquet")
+        if "revised" in document:
+            expect("its parts have all but these of the shards it revises:", list(shards), [])
         return Plan({**self.documents, name: document})
 
+    def _check_revised(self, document: dict[str, Any]) -> None:
+        """Find a revision's own fields, and in it shards of the plan so far, each once and in order."""
+        if not self.documents:
+            raise Wrong("revises shards, but only an extension can")
+        check_fields(document, _REVISION)
+        before = -1
+        for shard in document["revised"]:
+            if type(shard) is not int or not before < shard < self.num_shards:
+                raise Wrong(
+                    f"revises shard {shard!r} after {before}, expected numbers below {self.num_shards}, each once and "
+                    "in order"
+                )
+            before = shard
+
+    def shards_of(self, name: str, part: dict[str, Any]) -> list[int]:
+        """The numbers of a part's shards, in the order of its row groups."""
+        first = part["first_shard"]
+        revised = self.documents[name].get("revised")
+        if revised is None:
+            return list(range(first, first + part["shards"]))
+        position = revised.index(first)
+        return list(revised[position : position + part["shards"]])
+
     def read_part(
-        self, objects: Objects, part: dict[str, Any], last_shard: int, after: str
+        self, objects: Objects, name: str, part: dict[str, Any], after: str
     ) -> Iterator[tuple[int, pa.Table]]:
         """Read and check a part.
 
         Args:
-            last_shard: the one that may have fewer images than the others, as it is the last of its document.
+            name: of the document it is a part of.
             after: the key before the part's first one.
 
         Yields:
@@ -226,10 +271,13 @@ class Plan:
                 f"has {num_shards} row groups and {num_images} rows, "
                 f"expected {part['shards']} shards and {part['images']} images"
             )
-        full = self.documents["plan.json"]["shard_size"]
-        for shard, table in enumerate(tables, part["first_shard"]):
+        full, document = self.documents["plan.json"]["shard_size"], self.documents[name]
+        last_shard = self.shards_of(name, document["parts"][-1])[-1]
+        for shard, table in zip(self.shards_of(name, part), tables, strict=True):
             rows = table.num_rows
-            if rows != full and not (shard == last_shard and 0 < rows < full):
+            if "revised" in document:
+                after = ""  # the next shard may be one of another listing; its keys must be those it had before
+            elif rows != full and not (shard == last_shard and 0 < rows < full):
                 raise Wrong(f"shard {shard} has {rows} images, expected {full}, or 1 to {full} in the last one")
             if table["shard"].to_pylist() != [shard] * rows or table["index"].to_pylist() != list(range(rows)):
                 raise Wrong(f"the rows of shard {shard} are not numbered as that shard's, from 0 without a gap")
@@ -240,11 +288,11 @@ class Plan:
             yield shard, table
 
 
-def check_footer(objects: Objects, plan: Plan, shard: int) -> Counter[str]:
+def check_footer(objects: Objects, plan: Plan, shard: int) -> tuple[Counter[str], int]:
     """Check the footer of a data file.
 
     Returns:
-        Its numbers of images by outcome: ok, or the reason of a rejection.
+        Its numbers of images by outcome, ok or the reason of a rejection; and the revision of the shard it holds.
 
     Raises:
         StoreError: the file cannot be fetched.
@@ -259,7 +307,11 @@ def check_footer(objects: Objects, plan: Plan, shard: int) -> Counter[str]:
     expect("the spec in its footer has fingerprint", _fingerprint(footer), plan.fingerprint)
     statuses = check_counts(footer["statuses"], REASONS | {"ok"})
     expect("statuses in its footer add up to", statuses.total(), metadata.num_rows, "but the number of its rows is")
-    return statuses
+    revision = footer.get("revision", 0)  # the first outputs had none
+    if type(revision) is not int or revision not in plan.planned_in[shard]:
+        known = ", ".join(map(str, plan.planned_in[shard]))
+        raise Wrong(f"revision in its footer is {_short(revision)}, expected one of those planned: {known}")
+    return statuses, revision
 
 
 def _read_metadata(objects: Objects, name: str) -> pq.FileMetaData:

@@ -49,6 +49,8 @@ class BucketStore:
         )
         self.fs.retries = 1
         self._answered = False
+        self._if_match: tuple[str, ...] = ('"{}"', "{}")
+        """Forms of a condition that the store may understand: the standard's, and without quotes as Ceph wants it."""
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         full = self.prefix + prefix
@@ -128,9 +130,21 @@ class BucketStore:
             return False
         return True
 
-    def replace(self, key: str, data: bytes) -> None:
-        put = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data}
+    def replace(self, key: str, data: bytes, etag: str = "") -> bool:
+        put: dict[str, Any] = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data}
+        for form in self._if_match if etag else ():
+            try:
+                self._call(f"writing {self._name(key)}", "put_object", **put, IfMatch=form.format(etag))
+                return True
+            except (FileExistsError, ObjectGoneError):
+                found = self.stat(key)
+            if found is None or found.etag != etag:
+                # As in `create`, the other object may be our own.
+                return found is not None and found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+            # Refused though it matches: the gateway wants another form, or none.
+            self._if_match = tuple(one for one in self._if_match if one != form)
         self._call(f"writing {self._name(key)}", "put_object", **put)
+        return True
 
     def _name(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"

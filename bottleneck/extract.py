@@ -1,15 +1,11 @@
-"""From a shard of the plan to its data file: read, decode, extract, commit; plain Python, wherever it runs.
+"""From a prepared shard to its data file: extract, commit; and a whole small job. Plain Python, wherever it runs.
 
 Legend: N images, H x W pixels, C channels, D features of a layer.
 """
 
-import hashlib
 import logging
-import random
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,136 +13,21 @@ import pyarrow as pa
 
 from bottleneck import base as base_module
 from bottleneck.base import Base, choose_precision, requested_layers, resolve_apart
-from bottleneck.decode import Decoded, Rejected, decode
-from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
-from bottleneck.features import Receipt, finish, finished, write_shard
-from bottleneck.images import Image
-from bottleneck.listing import Shard, read_images
-from bottleneck.objects import ObjectChangedError, ObjectGoneError
-from bottleneck.plan import Extended, Plan, data_name, differences, load_plan, make_plan
-from bottleneck.rows import IMAGE_FIELDS, data_schema
-from bottleneck.sources import open_source
-from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading
+from bottleneck.errors import FingerprintError, UsageError
+from bottleneck.features import Receipt, finished, write_shard
+from bottleneck.listing import Shard
+from bottleneck.plan import Plan, data_name, differences, load_plan, make_plan
+from bottleneck.prepare import Prepared, Taken, Work, prepare_shard
+from bottleneck.rows import data_schema
+from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.store import check_output_uri, normal_uri, open_store
+from bottleneck.tally import Summary, Tally, pending_shards, summarize
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Work:
-    """What every worker needs to know beside the shard: small, and without secrets."""
-
-    source: str
-    output: str
-    spec: FeatureSpec
-    limits: Limits
-    reading: Reading
-    run_id: str
-    predictions: PredictionSpec | None = None
-
-    @classmethod
-    def of(cls, plan: Plan, run_id: str = "") -> "Work":
-        run_id = run_id or uuid.uuid4().hex[:12]
-        return cls(plan.source, plan.output, plan.spec, plan.limits, plan.reading, run_id, plan.predictions)
-
-    @property
-    def holds(self) -> OutputSpec:
-        """What the rows of the output hold."""
-        return self.predictions or self.spec
-
-    def to_json(self) -> dict[str, Any]:
-        predictions = self.predictions.to_json() if self.predictions else None
-        return {
-            **vars(self),
-            "spec": self.spec.to_json(),
-            "limits": vars(self.limits),
-            "reading": self.reading.to_json(),
-            "predictions": predictions,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Work":
-        spec, limits = FeatureSpec.from_json(value["spec"]), Limits(**value["limits"])
-        predictions = PredictionSpec(features=spec, **value["predictions"]) if value["predictions"] else None
-        reading = Reading.from_json(value["reading"])
-        return cls(**{**value, "spec": spec, "limits": limits, "reading": reading, "predictions": predictions})
-
-    def is_committed(self, shard: int) -> bool:
-        return open_store(self.output).exists(data_name(self.holds, shard))
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A shard after its CPU half: every image has a row, the accepted ones have pixels."""
-
-    shard: int
-    rows: pa.Table
-    """`IMAGE_FIELDS`, in the plan's order."""
-    pixels_NHWC: np.ndarray
-    """uint8 RGB of the rows whose status is ok, in their order."""
-    read_seconds: float = 0.0
-    """Waited for the source."""
-    decode_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run did and what there is now; a job prints it as JSON."""
-
-    output: str
-    images: int
-    ok: int
-    rejected: dict[str, int]
-    shards: int
-    done_before: int
-    """Shards that were committed before this run."""
-    done_now: int
-    seconds: float
-    fingerprint: str
-    extended: Extended | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-Decoder = Callable[[bytes, FeatureSpec, Limits], Decoded | Rejected]
 Columns = Callable[[list[np.ndarray], np.ndarray], list[pa.Array]]
 """Makes what a data file holds beside the images' outcomes, of the features of a shard's ok rows (one array [N, D] a
 layer) and of which rows are ok: the features themselves, or a head's predictions."""
-
-
-def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepared:
-    """Read and decode a shard's images: the half of the work that needs no network.
-
-    Args:
-        decoder: `decode`, or a guarded form of it where a hostile image must not take this process along.
-    """
-    images = read_images(open_store(work.output), shard)
-    size = work.spec.image_size_px
-    pixels_NHWC = np.empty((len(images), size, size, 3), np.uint8)
-    rows: list[tuple[Any, ...]] = []
-    num_ok = 0
-    read_seconds = decode_seconds = 0.0
-    outcomes = _read(work, images)
-    while True:
-        started = time.perf_counter()
-        image_data = next(outcomes, None)
-        read = time.perf_counter()
-        if image_data is None:
-            break
-        image, data = image_data
-        if isinstance(data, Rejected):
-            rows.append(_row(image, data, None))
-        else:
-            decoded = decoder(data, work.spec, work.limits)
-            rows.append(_row(image, decoded, hashlib.sha256(data).digest()))
-            if isinstance(decoded, Decoded):
-                pixels_NHWC[num_ok] = decoded.pixels_HWC
-                num_ok += 1
-        read_seconds += read - started
-        decode_seconds += time.perf_counter() - read
-    columns = zip(*rows, strict=True)
-    arrays = [pa.array(column, one.type) for column, one in zip(columns, IMAGE_FIELDS, strict=True)]
-    table = pa.table(arrays, schema=pa.schema(IMAGE_FIELDS))
-    return Prepared(shard.number, table, pixels_NHWC[:num_ok], read_seconds, decode_seconds)
 
 
 def extract_prepared(
@@ -169,12 +50,31 @@ def extract_prepared(
             parts.append(features_ND)
         if on_batch:
             on_batch(start + len(batch_NHWC))
-    made = (columns or feature_columns)([np.concatenate(parts) for parts in features], ok_rows(prepared.rows))
+    has_pixels = prepared.pixels_of_row >= 0
+    repeated = [np.concatenate(parts)[prepared.pixels_of_row[has_pixels]] for parts in features]
+    made = (columns or feature_columns)(repeated, has_pixels)
+    if prepared.taken is not None:
+        made = _with_taken(made, prepared.taken)
     table = pa.table([*prepared.rows.columns, *made], schema=data_schema(work.holds))
-    name = data_name(work.holds, prepared.shard)
+    shard = prepared.shard
     return write_shard(
-        open_store(work.output), name, work.holds, prepared.shard, table, run_id=work.run_id, device=base.device
+        open_store(work.output),
+        data_name(work.holds, shard.number),
+        work.holds,
+        shard.number,
+        table,
+        run_id=work.run_id,
+        device=base.device,
+        revision=shard.revision,
     )
+
+
+def _with_taken(made: list[pa.Array], taken: Taken) -> list[pa.Array]:
+    """Columns with the values of the rows that were taken over, bit by bit, in their places."""
+    rows_N = np.arange(len(taken.of_row))
+    index = pa.array(np.where(taken.of_row >= 0, len(rows_N) + taken.of_row, rows_N))
+    old = [column.combine_chunks() for column in taken.columns.columns]
+    return [pa.concat_arrays([new, before]).take(index) for new, before in zip(made, old, strict=True)]
 
 
 def feature_columns(features: list[np.ndarray], is_ok: np.ndarray) -> list[pa.Array]:
@@ -230,7 +130,7 @@ def extract_local(
         work = Work.of(plan, tally.run_id)
         base = None
         for shard in pending_shards(plan, done):
-            if work.is_committed(shard.number):
+            if work.is_committed(shard):
                 continue
             base = base or Base(plan.spec, batch_size)
             tally.add(extract_shard(work, base, shard))
@@ -303,106 +203,3 @@ def check_request(
         message = differences(plan, requested)
     if message is not None:
         raise FingerprintError(message)
-
-
-def pending_shards(plan: Plan, done: dict[int, int]) -> list[Shard]:
-    """The shards without a data file, in an order of this run's own, so that several runs share the work."""
-    pending = [shard for shard in plan.shards() if shard.number not in done]
-    random.shuffle(pending)
-    return pending
-
-
-class Tally:
-    """Counts the outcomes of a run as receipts arrive and stops it when too many images are rejected."""
-
-    def __init__(self, plan: Plan, max_rejected: float) -> None:
-        if not 0 <= max_rejected <= 1:
-            raise UsageError(f"--max-rejected takes a share from 0 to 1. Received: {max_rejected}.")
-        self.allowed = max_rejected * plan.num_images
-        self.max_rejected = max_rejected
-        self.run_id = uuid.uuid4().hex[:12]
-        self.receipts: dict[int, Receipt] = {}
-        self.images = 0
-        self.reasons: dict[str, int] = {}
-
-    @property
-    def rejected(self) -> int:
-        return sum(self.reasons.values())
-
-    def add(self, receipt: Receipt) -> None:
-        self.receipts[receipt.shard] = receipt
-        self.images += receipt.images
-        for reason, count in receipt.rejected.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + count
-        self.check(self.reasons)
-
-    def check(self, reasons: dict[str, int]) -> None:
-        if sum(reasons.values()) > self.allowed:
-            named = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items()))
-            raise TooManyRejectedError(
-                f"{sum(reasons.values())} images were rejected ({named}), more than the {self.max_rejected:.0%} of the "
-                "plan that --max-rejected allows. Look at the rows' `reason`; run again with a higher --max-rejected "
-                "to go on from here."
-            )
-
-
-def summarize(
-    plan: Plan,
-    tally: Tally,
-    done_before: dict[int, int],
-    started: float,
-    extended: Extended | None = None,
-    details: dict[str, Any] | None = None,
-) -> Summary:
-    """Finish the output (unless it is finished) and say what was done."""
-    document = finished(plan) or finish(plan, tally.receipts, tally.run_id)
-    tally.check(document["rejected"])
-    return Summary(
-        output=plan.output,
-        images=document["images"],
-        ok=document["ok"],
-        rejected=document["rejected"],
-        shards=plan.num_shards,
-        done_before=len(done_before),
-        done_now=sum(receipt.created for receipt in tally.receipts.values()),
-        seconds=round(time.monotonic() - started, 2),
-        fingerprint=plan.holds.fingerprint,
-        extended=extended,
-        details=details or {},
-    )
-
-
-def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Rejected]]:
-    """Each image with its bytes, in order, many requests in flight; what cannot be read is rejected for what it is."""
-    fetched = open_source(work.source, work.reading).read([image for image in images if _fits(image, work)])
-    for image in images:
-        if not _fits(image, work):
-            yield image, Rejected("too_many_bytes")
-            continue
-        data = next(fetched)
-        if isinstance(data, ObjectGoneError):
-            yield image, Rejected("missing")
-        elif isinstance(data, ObjectChangedError):
-            yield image, Rejected("changed")
-        else:
-            yield image, data
-
-
-def _fits(image: Image, work: Work) -> bool:
-    # What a table says of its images is their mean.
-    return work.reading.source_format == "parquet" or image.size <= work.limits.max_bytes
-
-
-def _row(image: Image, outcome: Decoded | Rejected, sha256: bytes | None) -> tuple[Any, ...]:
-    rejected = isinstance(outcome, Rejected)
-    return (
-        image.key,
-        image.etag,
-        image.label,
-        "rejected" if rejected else "ok",
-        outcome.reason if isinstance(outcome, Rejected) else None,
-        outcome.width,
-        outcome.height,
-        outcome.mode,
-        sha256,
-    )

@@ -1,4 +1,4 @@
-"""Data files: written whole once, read by anyone; and the dataset of an output as (features, labels).
+"""Data files: written whole, read by anyone; and the dataset of an output as (features, labels).
 
 Legend: N images, D features of a layer.
 """
@@ -18,15 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
-from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store, Wanted
+from bottleneck.footer import read_footer, revision_in
+from bottleneck.objects import ObjectGoneError, Store, Wanted
 from bottleneck.plan import FORMAT, Plan, json_bytes, load_plan, versions
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureSpec, OutputSpec, canonical_layer
 from bottleneck.store import open_store
 
 SUCCESS = "_SUCCESS.json"
-TAIL_BYTES = 65_536
-"""What is read of a data file to see its footer; the footer of one file is a few thousand bytes."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +54,44 @@ class Receipt:
 
 
 def write_shard(
-    store: Store, name: str, spec: OutputSpec, shard: int, rows: pa.Table, *, run_id: str, device: str
+    store: Store,
+    name: str,
+    spec: OutputSpec,
+    shard: int,
+    rows: pa.Table,
+    *,
+    run_id: str,
+    device: str,
+    revision: int = 0,
 ) -> Receipt:
-    """Encode a shard's rows and create its data file, whole or not at all.
+    """Encode a shard's rows and commit its data file, whole or not at all.
 
     Args:
         rows: in the schema `rows.data_schema(spec)`, in the plan's order.
         device: what the values were computed on, for the footer.
+        revision: 0 creates the file; a higher one replaces a file of a lower one.
 
     Returns:
-        The receipt; of the file that was there first, if another attempt was faster.
+        The receipt; not `created` if another attempt was faster.
     """
     statuses = outcomes(rows)
-    data = encode(rows, spec, shard, statuses, run_id=run_id, device=device)
-    if store.create(name, data):
-        return Receipt(shard, statuses, len(data))
-    return Receipt(shard, statuses, len(data), created=False)
+    data = encode(rows, spec, shard, statuses, run_id=run_id, device=device, revision=revision)
+    created = _commit(store, name, data, revision) if revision else store.create(name, data)
+    return Receipt(shard, statuses, len(data), created)
+
+
+def _commit(store: Store, name: str, data: bytes, revision: int) -> bool:
+    """Write a revision of a data file; False if it, or a later one, is there already."""
+    while True:
+        there = store.stat(name)
+        if there is None:
+            if store.create(name, data):
+                return True
+        elif revision_in(store, there) >= revision:
+            return False
+        elif store.replace(name, data, there.etag):
+            return True
+        # Another run wrote it since this one looked: look again at what it holds.
 
 
 def outcomes(rows: pa.Table) -> dict[str, int]:
@@ -80,7 +101,14 @@ def outcomes(rows: pa.Table) -> dict[str, int]:
 
 
 def encode(
-    rows: pa.Table, spec: OutputSpec, shard: int, statuses: dict[str, int], *, run_id: str, device: str
+    rows: pa.Table,
+    spec: OutputSpec,
+    shard: int,
+    statuses: dict[str, int],
+    *,
+    run_id: str,
+    device: str,
+    revision: int = 0,
 ) -> bytes:
     """The bytes of a data file."""
     footer = {
@@ -88,6 +116,7 @@ def encode(
         "fingerprint": spec.fingerprint,
         **spec.described(),
         "shard": shard,
+        "revision": revision,
         "images": rows.num_rows,
         "statuses": statuses,
         "run_id": run_id,
@@ -120,35 +149,11 @@ def encode(
     return buffer.getvalue()
 
 
-def read_footer(store: Store, name: str, size: int) -> dict[str, Any]:
-    """What a data file says of itself, from its last bytes. Raises CorruptError."""
-    num_tail_bytes = min(size, TAIL_BYTES)
-    while True:
-        try:
-            tail = store.get(Wanted(name, size, "", size - num_tail_bytes, num_tail_bytes)) if size else b""
-        except (ObjectGoneError, ObjectChangedError):
-            raise CorruptError(f"{store.uri}/{name} is gone, or shorter, since it was listed.") from None
-        needed = int.from_bytes(tail[-8:-4], "little") + 8
-        if num_tail_bytes >= min(needed, size):
-            break
-        num_tail_bytes = min(needed, size)
-    try:
-        # Metadata alone needs no more of the file than its closing part behind the opening magic.
-        metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail[-needed:])).metadata or {}
-        footer: dict[str, Any] = json.loads(metadata[b"bottleneck"])
-        return footer
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise CorruptError(
-            f"{store.uri}/{name} is no data file of bottleneck: {error}. Look at it with `bottleneck verify`; delete "
-            "it to have it done again."
-        ) from error
-
-
 def finish(plan: Plan, receipts: dict[int, Receipt] | None = None, run_id: str = "") -> dict[str, Any]:
     """Account for every shard and write `_SUCCESS.json`; its content is returned.
 
     Args:
-        receipts: those of this run by shard; the footers of all other shards are read.
+        receipts: those of this run by shard; the footers of all other shards are read, and of those done again.
         run_id: this run's. A shard whose footer has it, but whose answer was lost with its worker, is added to
             `receipts`, so that the run counts what it did.
 
@@ -156,7 +161,7 @@ def finish(plan: Plan, receipts: dict[int, Receipt] | None = None, run_id: str =
         IncompleteError: if shards are missing.
     """
     store = open_store(plan.output)
-    committed = plan.committed()
+    files, committed = plan.data_files(), plan.committed()
     missing = [shard for shard in range(plan.num_shards) if shard not in committed]
     if missing:
         raise IncompleteError(
@@ -166,10 +171,10 @@ def finish(plan: Plan, receipts: dict[int, Receipt] | None = None, run_id: str =
     ours = {shard: receipt for shard, receipt in (receipts or {}).items() if receipt.created}
 
     def account(shard: int) -> Receipt:
-        if shard in ours:
+        if shard in ours and shard not in plan.revised:  # what is replaced may be replaced by another run as well
             return ours[shard]
-        footer = read_footer(store, plan.data_name(shard), committed[shard])
-        return Receipt(shard, footer["statuses"], committed[shard], created=footer.get("run_id") == run_id)
+        entry, footer = read_footer(store, files[shard])
+        return Receipt(shard, footer["statuses"], entry.size, created=footer.get("run_id") == run_id)
 
     with ThreadPoolExecutor(16) as pool:
         accounts = list(pool.map(account, range(plan.num_shards)))
@@ -224,19 +229,7 @@ class Features:
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One data file's rows, with these columns or all."""
-        store = open_store(self.plan.output)
-        try:
-            data = store.get(Wanted(name, 0, ""))
-            # Without threads of pyarrow's, see `listing.read_images`; a layer is one column chunk, they gain nothing.
-            with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False) as file:
-                return file.read(columns=columns, use_threads=False)
-        except ObjectGoneError:
-            raise CorruptError(f"{store.uri}/{name} is gone since it was listed.") from None
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptError(
-                f"{store.uri}/{name} is damaged: {error}. Look at it with `bottleneck verify`; delete it to have it "
-                "done again."
-            ) from error
+        return read_table(open_store(self.plan.output), name, columns)
 
     def batches(self, layer: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the ok rows of one shard after the other.
@@ -280,7 +273,8 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
     """Open the features of an output.
 
     Args:
-        allow_incomplete: also open an output whose extraction is not finished, with the shards it has.
+        allow_incomplete: also open an output whose extraction is not finished, with the shards it has; those that are
+            to be done again as they were before.
 
     Raises:
         UsageError: if there is no plan, or one of predictions.
@@ -297,10 +291,26 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
     if not allow_incomplete and finished(plan) is None:
         done = len(plan.committed())
         raise IncompleteError(
-            f"{output} is not finished: {done} of {plan.num_shards} shards are there. Run its `bottleneck extract` "
+            f"{output} is not finished: {done} of {plan.num_shards} shards are done. Run its `bottleneck extract` "
             "command again, or take what there is with --allow-incomplete (in Python allow_incomplete=True)."
         )
-    return Features(plan, [plan.data_name(shard) for shard in sorted(plan.committed())])
+    return Features(plan, [plan.data_name(shard) for shard in sorted(plan.data_files())])
+
+
+def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a data file, with these columns or all. Raises CorruptError."""
+    try:
+        data = store.get(Wanted(name, 0, ""))
+        # Without threads of pyarrow's, see `listing.read_images`; a layer is one column chunk, they gain nothing.
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False) as file:
+            return file.read(columns=columns, use_threads=False)
+    except ObjectGoneError:
+        raise CorruptError(f"{store.uri}/{name} is gone since it was listed.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(
+            f"{store.uri}/{name} is damaged: {error}. Look at it with `bottleneck verify`; delete it to have it done "
+            "again."
+        ) from error
 
 
 def rows_of(features: Features) -> dict[str, int]:
@@ -309,8 +319,8 @@ def rows_of(features: Features) -> dict[str, int]:
     if document is not None:
         return {features.plan.data_name(line["shard"]): line["ok"] for line in document["shards"]}
     store = open_store(features.plan.output)
-    sizes = {features.plan.data_name(shard): size for shard, size in features.plan.committed().items()}
-    return {name: read_footer(store, name, sizes[name])["statuses"].get("ok", 0) for name in features.files}
+    files = {entry.key: entry for entry in features.plan.data_files().values()}
+    return {name: read_footer(store, files[name])[1]["statuses"].get("ok", 0) for name in features.files}
 
 
 def vectors(column: pa.ChunkedArray) -> np.ndarray:

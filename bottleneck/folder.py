@@ -119,17 +119,22 @@ class FolderStore:
                 return False
             return True
 
-    def replace(self, key: str, data: bytes) -> None:
+    def replace(self, key: str, data: bytes, etag: str = "") -> bool:
         with _local_errors(f"writing {self._path(key)}"):
             folder = os.path.dirname(self._path(key))
             os.makedirs(folder, exist_ok=True)
             temporary = self._temporary_name(self._path(key))
             self._create_linked(folder, temporary, data)  # whole, so a kill can leave it only for an instant
             try:
+                there = self.stat(key) if etag else None
+                if etag and (there is None or there.etag != etag):
+                    os.unlink(temporary)
+                    return False
                 os.replace(temporary, self._path(key))
-            except OSError:
+            except (OSError, StoreError):
                 os.unlink(temporary)
                 raise
+            return True
 
     def _temporary_name(self, path: str) -> str:
         name = f".{os.path.basename(path)}.{os.getpid()}-{random.getrandbits(32):08x}"

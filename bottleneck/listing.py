@@ -5,9 +5,10 @@ import hashlib
 import io
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from bottleneck.errors import CorruptError, StoreError
 from bottleneck.images import Image
 from bottleneck.objects import ObjectGoneError, Store, Wanted
-from bottleneck.spec import OutputSpec
+from bottleneck.spec import Limits, OutputSpec
 
 SHARDS_PER_PART = 32
 """A part is read whole for each of its shards: 16 thousand images are about 1 MB."""
@@ -55,6 +56,8 @@ class Shard:
     number: int
     part: str
     row_group: int
+    revision: int = 0
+    """The number of the plan's document that has it done again; 0 for a shard as it was first planned."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,36 @@ class Listing:
     """Objects that are no images by their names, by suffix."""
     listing_sha256: str
     parts: list[Part]
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The numbers of its shards, in the order of their row groups."""
+        first = self.parts[0].first_shard if self.parts else 0
+        return range(first, first + self.shards)
+
+    def located(self, revision: int = 0) -> Iterator[Shard]:
+        """Its shards, each with the place of its images."""
+        numbers = iter(self.numbers)
+        for part in self.parts:
+            for row_group in range(part.shards):
+                yield Shard(next(numbers), part.name, row_group, revision)
+
+
+@dataclass(frozen=True)
+class Revision(Listing):
+    """Shards that are to be done again: the same images, of which some are planned as the source has them now."""
+
+    revised: list[int]
+    """The shards' numbers, in order."""
+    limits: Limits
+    """Of the whole plan from then on."""
+    replaced_bytes: int
+    """Bytes of the same images as they were planned before."""
+    replaced_label_counts: dict[str, int]
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        return self.revised
 
 
 def read_images(store: Store, shard: Shard) -> list[Image]:
@@ -123,47 +156,63 @@ def freeze(
 ) -> Listing:
     """Write images as parts, holding one part in memory."""
     parts: list[Part] = []
-    label_counts: Counter[str] = Counter()
-    digest = hashlib.sha256()
-    num_images = num_bytes = 0
+    totals = Totals()
     shard = first_shard
     images = iter(images)
     while batch := list(itertools.islice(images, shard_size * SHARDS_PER_PART)):
-        part = _write_part(store, spec, batch, shard, shard_size)
-        parts.append(part)
-        shard += part.shards
-        for image in batch:
-            num_images += 1
-            num_bytes += image.size
-            digest.update(f"{image.key}\0{image.size}\0{image.etag}\n".encode())
+        shards = [batch[start : start + shard_size] for start in range(0, len(batch), shard_size)]
+        tables = [shard_table(number, of_shard) for number, of_shard in enumerate(shards, shard)]
+        parts.append(write_part(store, spec, tables))
+        shard += len(tables)
+        totals.add(batch)
+    return Listing(**totals.counted(), shards=shard - first_shard, skipped=dict(sorted(skipped.items())), parts=parts)
+
+
+class Totals:
+    """Counts what a listing says of its images as a whole."""
+
+    def __init__(self) -> None:
+        self.images = self.bytes = 0
+        self.label_counts: Counter[str] = Counter()
+        self.digest = hashlib.sha256()
+
+    def add(self, images: Iterable[Image]) -> None:
+        for image in images:
+            self.images += 1
+            self.bytes += image.size
+            self.digest.update(f"{image.key}\0{image.size}\0{image.etag}\n".encode())
             if image.label is not None:
-                label_counts[image.label] += 1
-    return Listing(
-        num_images,
-        num_bytes,
-        shard - first_shard,
-        dict(sorted(label_counts.items())),
-        dict(sorted(skipped.items())),
-        digest.hexdigest(),
-        parts,
-    )
+                self.label_counts[image.label] += 1
+
+    def counted(self) -> dict[str, Any]:
+        """The fields of a `Listing` of that name."""
+        return {
+            "images": self.images,
+            "bytes": self.bytes,
+            "label_counts": dict(sorted(self.label_counts.items())),
+            "listing_sha256": self.digest.hexdigest(),
+        }
 
 
-def _write_part(store: Store, spec: OutputSpec, images: list[Image], first_shard: int, shard_size: int) -> Part:
+def shard_table(number: int, images: list[Image]) -> pa.Table:
+    """A shard as a part holds it."""
+    columns = [[number] * len(images), list(range(len(images))), *map(list, zip(*images, strict=True))]
+    arrays = [pa.array(column, one.type) for column, one in zip(columns, PART_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=PART_SCHEMA)
+
+
+def write_part(store: Store, spec: OutputSpec, shards: list[pa.Table]) -> Part:
+    """Write shards, made by `shard_table`, as one part."""
     buffer = io.BytesIO()
-    shards = range(0, len(images), shard_size)
     with pq.ParquetWriter(buffer, PART_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-        for number, start in enumerate(shards, first_shard):
-            rows = images[start : start + shard_size]
-            columns = [[number] * len(rows), list(range(len(rows))), *map(list, zip(*rows, strict=True))]
-            writer.write_table(
-                pa.table([pa.array(c, f.type) for c, f in zip(columns, PART_SCHEMA, strict=True)], schema=PART_SCHEMA)
-            )
+        for table in shards:
+            writer.write_table(table)
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
+    first_shard: int = shards[0].column("shard")[0].as_py()
     name = _part_name(spec, first_shard, sha256)
     store.create(name, data)
-    return Part(name, first_shard, len(shards), len(images), sha256)
+    return Part(name, first_shard, len(shards), sum(table.num_rows for table in shards), sha256)
 
 
 def _part_name(spec: OutputSpec, first_shard: int, sha256: str) -> str:
@@ -181,27 +230,25 @@ def copy(listing: Listing, source: Store, store: Store, spec: OutputSpec) -> Lis
     return replace(listing, parts=parts)
 
 
-def images_of(store: Store, parts: list[Part]) -> Iterator[Image]:
-    for part in parts:
-        for row_group in range(part.shards):
-            yield from read_images(store, Shard(part.first_shard + row_group, part.name, row_group))
+def images_of(store: Store, shards: Iterable[Shard]) -> Iterator[Image]:
+    for shard in shards:
+        yield from read_images(store, shard)
 
 
-def find(store: Store, parts: list[Part], keys: Iterable[str]) -> dict[str, tuple[int, Image]]:
+def find(store: Store, shards: Iterable[Shard], keys: Iterable[str]) -> dict[str, tuple[int, Image]]:
     """Shard and image of those of these keys that are listed; of a million images one is found in half a second."""
     wanted = sorted({key.encode() for key in keys})
     found: dict[str, tuple[int, Image]] = {}
-    for part in parts:
-        with pq.ParquetFile(pa.BufferReader(_part(store, part.name)), pre_buffer=False) as file:
-            for row_group in range(part.shards):
-                column = file.schema_arrow.get_field_index("key")
-                statistics = file.metadata.row_group(row_group).column(column).statistics
+    for name, together in itertools.groupby(shards, key=lambda shard: shard.part):
+        with pq.ParquetFile(pa.BufferReader(_part(store, name)), pre_buffer=False) as file:
+            column = file.schema_arrow.get_field_index("key")
+            for shard in together:
+                statistics = file.metadata.row_group(shard.row_group).column(column).statistics
                 if statistics is not None and statistics.has_min_max:
                     # Keys are in order, so first and last say what cannot be between them.
                     at = bisect.bisect_left(wanted, statistics.min.encode())
                     if at == len(wanted) or wanted[at] > statistics.max.encode():
                         continue
-                shard = Shard(part.first_shard + row_group, part.name, row_group)
                 images = {image.key.encode(): image for image in read_images(store, shard)}
                 found |= {images[key].key: (shard.number, images[key]) for key in wanted if key in images}
     return found

@@ -82,8 +82,15 @@ class Store(Protocol):
             path: a file; for a folder one on the same disk, which it becomes part of, or a folder there.
         """
 
-    def replace(self, key: str, data: bytes) -> None:
-        """Write an object whole, in place of the one that may be there."""
+    def replace(self, key: str, data: bytes, etag: str = "") -> bool:
+        """Write an object whole, in place of the one that may be there.
+
+        Args:
+            etag: of the object that is meant, as `stat` told it; empty for any.
+
+        Returns:
+            False where another object was found, which stays.
+        """
 
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
         """Read many objects, in order, with several requests in flight."""

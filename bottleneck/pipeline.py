@@ -14,21 +14,17 @@ import pyarrow as pa
 
 from bottleneck import errors
 from bottleneck.errors import BottleneckError, IncompleteError, StoreError
-from bottleneck.extract import (
-    Summary,
-    Tally,
-    Work,
-    pending_shards,
-    summarize,
-)
+from bottleneck.extend import Extended
 from bottleneck.features import Receipt
 from bottleneck.listing import Shard
 from bottleneck.live import Live, process_started_at
-from bottleneck.plan import Extended, Plan, load_plan
+from bottleneck.plan import Plan, load_plan
+from bottleneck.prepare import Work
 from bottleneck.progress import Progress
 from bottleneck.session import start_ray
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import ExtractFeatures, as_result, prepare_stage, raised
+from bottleneck.tally import Summary, Tally, pending_shards, summarize
 
 log = logging.getLogger(__name__)
 

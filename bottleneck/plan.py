@@ -2,7 +2,7 @@
 
 A plan is `plan.json` and its parts, Parquet files of 32 shards each with one row group a shard. Parts are named by
 their content and written first; creating `plan.json` is the commit. An extension is `plan/extension-00001.json` and its
-parts.
+parts; so is a revision, which has some shards done again.
 """
 
 import heapq
@@ -12,15 +12,17 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
+from bottleneck.footer import revision_in
 from bottleneck.images import Image
-from bottleneck.listing import Comparison, Listing, Part, Shard, find, freeze, images_of, in_order
-from bottleneck.objects import ObjectGoneError, Store, Wanted
+from bottleneck.listing import Listing, Part, Revision, Shard, find, freeze, images_of, in_order
+from bottleneck.objects import Entry, ObjectGoneError, Store, Wanted
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
 from bottleneck.store import normal_uri, open_store
@@ -30,12 +32,17 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 SHARD_SIZE = 512
 """Images of a shard: about 77 MB of pixels, some seconds of work, one Parquet file."""
+NUM_FOOTERS_READ = 16
+"""At once; a footer is one small request."""
 _KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The images of an output and how their features are made; `listings` are the plan's own and its extensions'."""
+    """The images of an output and how their features are made.
+
+    `listings` are the plan's own, then its extensions' and revisions' by their numbers.
+    """
 
     source: str
     output: str
@@ -53,16 +60,27 @@ class Plan:
         return self.predictions or self.spec
 
     @property
+    def grown(self) -> list[Listing]:
+        """The plan's own listing and its extensions': each image is in one of them."""
+        return [listing for listing in self.listings if not isinstance(listing, Revision)]
+
+    @property
+    def revisions(self) -> dict[int, Revision]:
+        """By number."""
+        return {number: one for number, one in enumerate(self.listings) if isinstance(one, Revision)}
+
+    @property
     def num_images(self) -> int:
-        return sum(listing.images for listing in self.listings)
+        return sum(listing.images for listing in self.grown)
 
     @property
     def num_bytes(self) -> int:
-        return sum(listing.bytes for listing in self.listings)
+        replaced = sum(revision.replaced_bytes for revision in self.revisions.values())
+        return sum(listing.bytes for listing in self.listings) - replaced
 
     @property
     def num_shards(self) -> int:
-        return sum(listing.shards for listing in self.listings)
+        return sum(listing.shards for listing in self.grown)
 
     @property
     def parts(self) -> list[Part]:
@@ -70,21 +88,35 @@ class Plan:
 
     @property
     def label_counts(self) -> dict[str, int]:
-        return dict(sorted(sum((Counter(listing.label_counts) for listing in self.listings), Counter()).items()))
+        counts = sum((Counter(listing.label_counts) for listing in self.listings), Counter())
+        for revision in self.revisions.values():
+            counts.subtract(revision.replaced_label_counts)
+        return dict(sorted((+counts).items()))
 
     @property
     def sha256(self) -> str:
-        """The plan's digest, which `_SUCCESS.json` repeats: it changes with every extension."""
+        """The plan's digest, which `_SUCCESS.json` repeats: it changes with every extension and revision."""
         return sha256_json({"fingerprint": self.holds.fingerprint, "parts": [part.sha256 for part in self.parts]})
 
+    @cached_property
+    def revised(self) -> dict[int, Shard]:
+        """The latest revision of each shard that has one, by the shard's number."""
+        return {shard.number: shard for number, one in self.revisions.items() for shard in one.located(number)}
+
+    def runs(self) -> list[Iterator[Shard]]:
+        """The shards of each listing that has images of its own, as last revised; their keys are in order."""
+        return [self._latest(listing) for listing in self.grown]
+
+    def _latest(self, listing: Listing) -> Iterator[Shard]:
+        return (self.revised.get(shard.number, shard) for shard in listing.located())
+
     def shards(self) -> Iterator[Shard]:
-        for part in self.parts:
-            for row_group in range(part.shards):
-                yield Shard(part.first_shard + row_group, part.name, row_group)
+        """Every shard once, as last revised."""
+        return itertools.chain.from_iterable(self.runs())
 
     def images_in(self, shard: int) -> int:
         """Images of one shard; all but the last of a listing are full."""
-        for listing in self.listings:
+        for listing in self.grown:
             if shard < listing.shards:
                 is_last = shard == listing.shards - 1
                 return listing.images - shard * self.shard_size if is_last else self.shard_size
@@ -94,21 +126,32 @@ class Plan:
     def data_name(self, shard: int) -> str:
         return data_name(self.holds, shard)
 
-    def committed(self) -> dict[int, int]:
-        """The shards whose data files are there, by number, with their sizes in bytes: the truth about progress."""
+    def data_files(self) -> dict[int, Entry]:
+        """The data files that are there, by shard, whichever revision of it they hold."""
         names = re.compile(rf"data/s(\d{{8}})-{self.holds.fp8}\.parquet")
-        found = ((names.fullmatch(entry.key), entry.size) for entry in open_store(self.output).list("data/"))
-        return {int(match[1]): size for match, size in found if match}
+        found = ((names.fullmatch(entry.key), entry) for entry in open_store(self.output).list("data/"))
+        return {int(match[1]): entry for match, entry in found if match}
+
+    def committed(self) -> dict[int, int]:
+        """The shards that are done, by number, with their files' sizes in bytes: the truth about progress.
+
+        A file of an earlier revision is whole and readable, but its shard is not done.
+        """
+        store, files = open_store(self.output), self.data_files()
+        again = [shard for number, shard in self.revised.items() if number in files]
+        with ThreadPoolExecutor(NUM_FOOTERS_READ) as pool:
+            held = pool.map(lambda shard: revision_in(store, files[shard.number]), again)
+        stale = {shard.number for shard, revision in zip(again, held, strict=True) if revision < shard.revision}
+        return {number: entry.size for number, entry in files.items() if number not in stale}
 
     def images(self) -> Iterator[Image]:
         """Every image in key order, with flat memory."""
         store = open_store(self.output)
-        runs = [images_of(store, listing.parts) for listing in self.listings]
-        return heapq.merge(*runs, key=lambda image: image.key.encode())
+        return heapq.merge(*(images_of(store, run) for run in self.runs()), key=lambda image: image.key.encode())
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[int, Image]]:
         """Shard and image of those of these keys that are planned, without reading the whole plan's images."""
-        return find(open_store(self.output), self.parts, keys)
+        return find(open_store(self.output), self.shards(), keys)
 
 
 def data_name(spec: OutputSpec, shard: int) -> str:
@@ -116,20 +159,8 @@ def data_name(spec: OutputSpec, shard: int) -> str:
     return f"data/s{shard:08d}-{spec.fp8}.parquet"
 
 
-@dataclass(frozen=True)
-class Extended:
-    """What looking at the source again found."""
-
-    added: int
-    changed: int
-    gone: int
-    changed_keys: list[str] = field(default_factory=list)
-    """The first of them."""
-    gone_keys: list[str] = field(default_factory=list)
-
-
 def load_plan(output: str) -> Plan | None:
-    """Read an output's plan with all its extensions; None where there is none.
+    """Read an output's plan with all its extensions and revisions; None where there is none.
 
     Raises:
         UsageError: if the plan was written by a version whose format this one does not know.
@@ -142,16 +173,17 @@ def load_plan(output: str) -> Plan | None:
     if document.get("format") != FORMAT:
         raise UsageError(f"{output} has format {document.get('format')}; this version reads format {FORMAT}.")
     listings = [_listing(document)]
-    while (extension := _read_json(store, _extension_name(len(listings)))) is not None:
+    while (extension := _read_json(store, extension_name(len(listings)))) is not None:
         listings.append(_listing(extension))
     try:
         spec = FeatureSpec.from_json(document["spec"])
         predictions = document.get("predictions")
+        limits = [one.limits for one in listings if isinstance(one, Revision)] or [Limits(**document["limits"])]
         return Plan(
             source=document["source"],
             output=store.uri,
             spec=spec,
-            limits=Limits(**document["limits"]),
+            limits=limits[-1],
             reading=Reading.from_json(document["reading"]),
             shard_size=document["shard_size"],
             listings=listings,
@@ -193,7 +225,7 @@ def commit_plan(
 ) -> Plan:
     """Create `plan.json` for a listing whose parts are written; or return the plan of a run that was first."""
     document = {
-        **_header(spec),
+        **header(spec),
         **spec.described(),
         "limits": asdict(limits),
         "reading": reading.to_json(),
@@ -209,40 +241,6 @@ def commit_plan(
     if message := differences(plan, asked):
         raise FingerprintError(f"Another run planned this output first. {message}")
     return plan
-
-
-def extend_plan(plan: Plan) -> tuple[Plan, Extended]:
-    """Look at the source again and append shards for the images the plan does not have; both lists are streamed."""
-    source, output_store = open_source(plan.source, plan.reading), open_store(plan.output)
-    while True:
-        skipped: Counter[str] = Counter()
-        seen = Comparison(plan.images(), in_order(source.images(skipped)))
-        listing = freeze(
-            output_store,
-            plan.holds,
-            seen.new_images(),
-            skipped,
-            first_shard=plan.num_shards,
-            shard_size=plan.shard_size,
-        )
-        extended = Extended(listing.images, seen.changed, seen.gone, seen.changed_keys, seen.gone_keys)
-        if not listing.images:
-            return plan, extended
-        plan, created = commit_extension(plan, listing)
-        if created:
-            return plan, extended
-        # Another run extended first: compare again, with its images planned.
-
-
-def commit_extension(plan: Plan, listing: Listing) -> tuple[Plan, bool]:
-    """Append a listing whose parts are written, and return the plan as it is now; False if another run was first."""
-    number = len(plan.listings)
-    document = {**_header(plan.holds), "extension": number, **asdict(listing)}
-    created = open_store(plan.output).create(_extension_name(number), json_bytes(document))
-    newer = load_plan(plan.output)
-    if newer is None:
-        raise StoreError(f"{plan.output}/plan.json is gone.")
-    return newer, created
 
 
 def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
@@ -294,7 +292,7 @@ def json_bytes(document: dict[str, Any]) -> bytes:
     return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def _header(spec: OutputSpec) -> dict[str, Any]:
+def header(spec: OutputSpec) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "fingerprint": spec.fingerprint,
@@ -322,15 +320,18 @@ def versions() -> dict[str, str]:
 def _listing(document: dict[str, Any]) -> Listing:
     try:
         parts = [Part(**part) for part in document["parts"]]
-        names = ("images", "bytes", "shards", "label_counts", "skipped", "listing_sha256")
-        return Listing(**{name: document[name] for name in names}, parts=parts)
+        fields = {name: document[name] for name in Listing.__dataclass_fields__ if name != "parts"}
+        if "revised" not in document:
+            return Listing(**fields, parts=parts)
+        fields |= {name: document[name] for name in ("revised", "replaced_bytes", "replaced_label_counts")}
+        return Revision(**fields, parts=parts, limits=Limits(**document["limits"]))
     except (KeyError, TypeError) as error:
         raise CorruptError(
             f"The plan is damaged: {error!r}. Restore plan.json and plan/, or plan a new output."
         ) from error
 
 
-def _extension_name(number: int) -> str:
+def extension_name(number: int) -> str:
     return f"plan/extension-{number:05d}.json"
 
 

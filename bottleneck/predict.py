@@ -17,14 +17,18 @@ import numpy as np
 import pyarrow as pa
 
 from bottleneck.errors import CorruptError, FingerprintError, IncompleteError, UsageError
-from bottleneck.extract import Summary, Tally, ok_rows, pending_shards, summarize
+from bottleneck.extend import Extended, append
+from bottleneck.extract import ok_rows
 from bottleneck.features import Features, Receipt, write_shard
-from bottleneck.listing import Shard, copy, read_images
-from bottleneck.plan import Extended, Plan, check_output, commit_extension, commit_plan, differences, load_plan
+from bottleneck.footer import revision_in
+from bottleneck.listing import Revision, Shard, copy, read_images
+from bottleneck.plan import Plan, check_output, commit_plan, differences, load_plan
+from bottleneck.prepare import Work
 from bottleneck.progress import Progress
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.store import normal_uri, open_store
+from bottleneck.tally import Summary, Tally, pending_shards, summarize
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import, which workers that only extract can do without
     from bottleneck.head import Head
@@ -131,7 +135,8 @@ def plan_like(
 
     Args:
         plan: the output's, if it has one.
-        extend: add what the features have been extended by since that was made.
+        extend: add what the features have been extended by since that was made, and have those shards predicted again
+            that were requeued.
 
     Raises:
         FingerprintError: if the features are of other images than those the plan was copied from.
@@ -148,13 +153,25 @@ def plan_like(
     _check_same_images(plan, features)
     while extend and len(plan.listings) < len(features.listings):
         listing = copy(features.listings[len(plan.listings)], source_store, store, spec)
-        plan, created = commit_extension(plan, listing)
+        plan, created = append(plan, listing)
         _check_same_images(plan, features)
-        if extended and created:
+        if extended and created and not isinstance(listing, Revision):
             extended = replace(extended, added=extended.added + listing.images)
+    tell_newer(plan, features)
+    return plan, extended
+
+
+def tell_newer(plan: Plan, features: Plan) -> None:
+    """Say what the features have been extended by, or requeued, since a plan was made from them."""
     if more := features.num_images - plan.num_images:
         log.info("the features have %s more images than this plan; --extend adds them", f"{more:,}")
-    return plan, extended
+    newer = [shard for shard in plan.shards() if _revision(features, shard.number) > shard.revision]
+    if newer:
+        log.info("%s shards of the features have been requeued since; --extend predicts them again", f"{len(newer):,}")
+
+
+def _revision(plan: Plan, number: int) -> int:
+    return plan.revised[number].revision if number in plan.revised else 0
 
 
 def predict_features(
@@ -172,18 +189,35 @@ def predict_features(
         TooManyRejectedError, CorruptError, StoreError: the run stops; nothing is lost.
     """
     started = time.monotonic()
-    done, there = plan.committed(), set(features.files)
+    done, there = plan.committed(), features.plan.data_files()
     tally = Tally(plan, max_rejected)
     images_before = sum(plan.images_in(shard) for shard in done)
-    pending = {shard: features.plan.data_name(shard.number) in there for shard in pending_shards(plan, done)}
     predict = partial(_predict_shard, plan, features, predictor, tally.run_id)
+    source_store = open_store(features.plan.output)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for receipt in pool.map(predict, [shard for shard, has_features in pending.items() if has_features]):
+
+        def has_features(shard: Shard) -> bool:
+            """Of just the images this plan has: neither from before a revision of theirs, nor from after one."""
+            entry = there.get(shard.number)
+            if entry is None or shard.number not in features.plan.revised:
+                return entry is not None
+            return revision_in(source_store, entry) == shard.revision
+
+        shards = pending_shards(plan, done)
+        pending = dict(zip(shards, pool.map(has_features, shards), strict=True))
+        for receipt in pool.map(predict, [shard for shard, has in pending.items() if has]):
             tally.add(receipt)
             on_progress(Progress(images_before + tally.images, plan.num_images, tally.rejected, "read"))
-    if missing := [shard.number for shard, has_features in pending.items() if not has_features]:
+    missing = [shard for shard, has in pending.items() if not has]
+    if newer := [shard for shard in missing if _revision(features.plan, shard.number) > shard.revision]:
         raise IncompleteError(
-            f"{len(missing)} of {plan.num_shards} shards have no features yet, the first is {min(missing)}; all others "
+            f"The features of {len(newer)} shards have been requeued since this output was planned, so these cannot be "
+            "predicted as planned; all others are predicted that have features. Run the same command with --extend."
+        )
+    if missing:
+        first = min(shard.number for shard in missing)
+        raise IncompleteError(
+            f"{len(missing)} of {plan.num_shards} shards have no features yet, the first is {first}; all others "
             "are predicted. Extract them and run the same command again: it does only these."
         )
     return summarize(plan, tally, done, started, extended)
@@ -203,15 +237,19 @@ def _check_same_images(plan: Plan, features: Plan) -> None:
 
 def _predict_shard(plan: Plan, features: Features, predictor: Predictor, run_id: str, shard: Shard) -> Receipt:
     store, name = open_store(plan.output), plan.data_name(shard.number)
-    if store.exists(name):
+    if Work.of(plan).is_committed(shard):
         return Receipt(shard.number, {}, 0, created=False)
     source_name = features.plan.data_name(shard.number)
     table = features.table(source_name, [*(field.name for field in IMAGE_FIELDS), predictor.layer])
     rows, values = table.drop_columns(predictor.layer), table.column(predictor.layer).combine_chunks()
     is_ok = ok_rows(rows)
     has_values = values.is_valid().to_numpy(zero_copy_only=False)
-    keys = [image.key for image in read_images(store, shard)]
-    if rows.column("key").to_pylist() != keys or not np.array_equal(is_ok, has_values):
+    images = read_images(store, shard)
+    same = rows.column("key").to_pylist() == [image.key for image in images]
+    if same and shard.number in features.plan.revised:  # ... and the file was not replaced a moment ago
+        etags = zip(images, rows.column("etag").to_pylist(), is_ok, strict=True)
+        same = all(image.etag == etag for image, etag, ok in etags if ok)
+    if not same or not np.array_equal(is_ok, has_values):
         raise CorruptError(
             f"{source_name} of {features.plan.output} does not have the rows that its plan says. Look at it with "
             "`bottleneck verify`; delete it to have it done again."
@@ -220,5 +258,12 @@ def _predict_shard(plan: Plan, features: Features, predictor: Predictor, run_id:
     columns = predictor.columns(features_ND, is_ok)
     answered = pa.table([*rows.columns, *columns], schema=data_schema(plan.holds))
     return write_shard(
-        store, name, plan.holds, shard.number, answered, run_id=run_id, device=f"numpy {np.__version__} cpu"
+        store,
+        name,
+        plan.holds,
+        shard.number,
+        answered,
+        run_id=run_id,
+        device=f"numpy {np.__version__} cpu",
+        revision=shard.revision,
     )

@@ -53,8 +53,8 @@ def recompute(output: str, num_images: int, seed: int | None = None, batch_size:
     plan = features.plan
     rng = random.Random(seed)  # noqa: S311
     # One image a shard at a time, so that a sample of a large output reads few files.
-    files = [(shard, plan.data_name(shard.number)) for shard in plan.shards()]
-    files = [(shard, name) for shard, name in files if name in features.files]
+    done = plan.committed()
+    files = [(shard, plan.data_name(shard.number)) for shard in plan.shards() if shard.number in done]
     rng.shuffle(files)
     per_file = -(-num_images // max(1, len(files)))
     result = Comparison()

@@ -133,7 +133,7 @@ class RemoteStore:
     def create_from_file(self, key: str, path: str) -> bool:
         raise self._is_read_only()
 
-    def replace(self, key: str, data: bytes) -> None:
+    def replace(self, key: str, data: bytes, etag: str = "") -> bool:
         raise self._is_read_only()
 
     def _is_read_only(self) -> UsageError:

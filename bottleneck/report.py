@@ -13,7 +13,8 @@ from bottleneck.decode import Decoded, decode
 from bottleneck.drawing import draw_confusion
 from bottleneck.errors import StoreError
 from bottleneck.evaluate import Evaluation
-from bottleneck.features import Features, finished, read_footer
+from bottleneck.features import Features, finished
+from bottleneck.footer import read_footer
 from bottleneck.head import Head
 from bottleneck.plan import Plan
 from bottleneck.sections import Rejections, Thumbnails, report_html
@@ -160,11 +161,10 @@ def rejections_of(features: Features) -> dict[str, Rejections]:
 
 
 def _footer(features: Features) -> dict[str, Any]:
-    sizes = features.plan.committed()
-    first = next(iter(sorted(sizes)), None)
-    if first is None:
+    files = features.plan.data_files()
+    if not files:
         return {}
-    return read_footer(open_store(features.plan.output), features.plan.data_name(first), sizes[first])
+    return read_footer(open_store(features.plan.output), files[min(files)])[1]
 
 
 def _is_long(value: Any) -> bool:

@@ -17,14 +17,18 @@ import pyarrow as pa
 from bottleneck import errors
 from bottleneck.base import Base
 from bottleneck.errors import BottleneckError
-from bottleneck.extract import Columns, Prepared, Work, extract_prepared, prepare_shard
+from bottleneck.extract import Columns, extract_prepared
 from bottleneck.features import Receipt
 from bottleneck.guard import GuardedByProcess, guarded_by_exit
 from bottleneck.listing import Shard
 from bottleneck.predict import Predictor
+from bottleneck.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.spec import FeatureRequest, Precision
 
 log = logging.getLogger(__name__)
+
+TABLES = ("rows", "of_row", "taken")
+"""The tables of a `Prepared`, as columns of a message."""
 
 
 def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
@@ -32,20 +36,25 @@ def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
     work = Work.from_json(json.loads(table.column("work")[0].as_py()))
     row = json.loads(table.column("shard")[0].as_py())
     if "error" in row:
-        return _message(-1, note=row)
+        return _message(note=row)
     shard = Shard(**row)
     decoder = GuardedByProcess() if guarded else None
     try:
-        if work.is_committed(shard.number):
-            return _message(shard.number, note={"receipt": asdict(Receipt(shard.number, {}, 0, created=False))})
+        if work.is_committed(shard):
+            return _message(note={"receipt": asdict(Receipt(shard.number, {}, 0, created=False))})
         prepared = prepare_shard(work, shard, decoder or guarded_by_exit)
     except Exception as error:
-        return _message(shard.number, note=as_result(error))
+        return _message(note=as_result(error))
     finally:
         if decoder:
             decoder.close()
-    note = {"work": work.to_json(), "read": prepared.read_seconds, "decode": prepared.decode_seconds}
-    return _message(shard.number, prepared.rows, prepared.pixels_NHWC, note)
+    note = {
+        "work": work.to_json(),
+        "shard": asdict(shard),
+        "read": prepared.read_seconds,
+        "decode": prepared.decode_seconds,
+    }
+    return _message(prepared, note)
 
 
 class ExtractFeatures:
@@ -74,7 +83,7 @@ class ExtractFeatures:
         return pa.table({"result": [json.dumps(result)]})
 
     def _extract(self, table: pa.Table, note: dict[str, Any]) -> dict[str, Any]:
-        shard = table.column("shard")[0].as_py()
+        shard = Shard(**note.pop("shard"))
         work = Work.from_json(note.pop("work"))
         now = time.monotonic()
         idle = now - self.idle_since if self.idle_since else 0.0
@@ -83,16 +92,13 @@ class ExtractFeatures:
         def report(images: int) -> None:
             nonlocal now
             before, now = now, time.monotonic()
-            self.live.report.remote(shard, images, network=now - before, **timings)
+            self.live.report.remote(shard.number, images, network=now - before, **timings)
             timings.update(idle=0.0, read=0.0, decode=0.0)
 
         try:
             self.base.check(work.spec)
-            size = work.spec.image_size_px
-            pixels = table.column("pixels").chunk(0)
-            pixels_NHWC = np.frombuffer(pixels[0].as_buffer(), np.uint8).reshape(-1, size, size, 3)
-            rows = pa.ipc.open_stream(table.column("rows")[0].as_buffer()).read_all()
-            receipt = extract_prepared(work, self.base, Prepared(shard, rows, pixels_NHWC), report, self._columns(work))
+            prepared = _unpacked(table, shard, work.spec.image_size_px)
+            receipt = extract_prepared(work, self.base, prepared, report, self._columns(work))
             return {"receipt": asdict(receipt)}
         except Exception as error:
             return as_result(error)
@@ -107,25 +113,42 @@ class ExtractFeatures:
         return self.predictor
 
 
-def _message(
-    shard: int, rows: pa.Table | None = None, pixels_NHWC: np.ndarray | None = None, note: dict[str, Any] | None = None
-) -> pa.Table:
+def _message(prepared: Prepared | None = None, note: dict[str, Any] | None = None) -> pa.Table:
     """One row between the stages; the pixels are not copied into it."""
-    sink = pa.BufferOutputStream()
-    if rows is not None:
-        with pa.ipc.new_stream(sink, rows.schema) as writer:
-            writer.write_table(rows)
-    buffer = pa.py_buffer(pixels_NHWC) if pixels_NHWC is not None else pa.py_buffer(b"")
+    tables: list[pa.Table | None] = [None] * len(TABLES)
+    buffer = pa.py_buffer(b"")
+    if prepared is not None:
+        tables[0], of_row = prepared.rows, {"pixels": prepared.pixels_of_row}
+        if prepared.taken is not None:
+            tables[2], of_row["taken"] = prepared.taken.columns, prepared.taken.of_row
+        tables[1] = pa.table(of_row)
+        buffer = pa.py_buffer(prepared.pixels_NHWC)
     offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
     pixels = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
-    return pa.table(
-        {
-            "shard": pa.array([shard], pa.int32()),
-            "rows": pa.array([sink.getvalue().to_pybytes()], pa.binary()),
-            "pixels": pixels,
-            "note": [json.dumps(note or {})],
-        }
-    )
+    packed = {name: pa.array([_packed(one)], pa.large_binary()) for name, one in zip(TABLES, tables, strict=True)}
+    return pa.table({**packed, "pixels": pixels, "note": [json.dumps(note or {})]})
+
+
+def _unpacked(message: pa.Table, shard: Shard, size_px: int) -> Prepared:
+    rows, of_row, *taken = [_table(packed) for name in TABLES if (packed := message.column(name)[0].as_buffer()).size]
+    pixels = message.column("pixels").chunk(0)
+    pixels_NHWC = np.frombuffer(pixels[0].as_buffer(), np.uint8).reshape(-1, size_px, size_px, 3)
+    again = Taken(taken[0], of_row.column("taken").to_numpy()) if taken else None
+    return Prepared(shard, rows, pixels_NHWC, of_row.column("pixels").to_numpy(), again)
+
+
+def _packed(table: pa.Table | None) -> bytes:
+    if table is None:
+        return b""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def _table(packed: pa.Buffer) -> pa.Table:
+    return pa.ipc.open_stream(packed).read_all()
 
 
 def raised(error: list[str]) -> BottleneckError:

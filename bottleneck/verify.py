@@ -30,6 +30,7 @@ from bottleneck.audit import (
     check_footer,
     expect,
 )
+from bottleneck.audit_revisions import Before
 from bottleneck.audit_rows import check_data
 from bottleneck.errors import StoreError, UsageError
 
@@ -54,7 +55,8 @@ class Report:
     rejected: dict[str, int]
     """Images by reason."""
     missing: int
-    """Images of the shards that have no file; running the extraction again makes them."""
+    """Images of the shards that have no file; running the extraction again makes them. A shard that is to be done again
+    counts as its file has it."""
     missing_files: tuple[str, ...]
     foreign: tuple[str, ...]
     """Objects under the output that belong to nothing in the plan."""
@@ -67,7 +69,7 @@ class Report:
 
     @property
     def finished(self) -> bool:
-        """There is a `_SUCCESS.json`, it is of the whole plan, and it agrees with the files."""
+        """There is a `_SUCCESS.json`, it is of the whole plan with its revisions, and it agrees with the files."""
         return not self.unfinished
 
     @property
@@ -140,6 +142,8 @@ class _Verification:
         """By shard, as the good parts of the plan say."""
         self.statuses: dict[int, Counter[str]] = {}
         """By shard, as the good footers say."""
+        self.revisions: dict[int, int] = {}
+        """The same."""
         self.corrupt: set[tuple[str, str]] = set()
         self.unfinished = "the plan is corrupt, nothing else was checked"
 
@@ -183,7 +187,7 @@ class _Verification:
             name = self.plan.data_name(shard)
             if name in self.objects.sizes_bytes:
                 with self._naming(name, "its footer does not have our fields"):
-                    self.statuses[shard] = check_footer(self.objects, self.plan, shard)
+                    self.statuses[shard], self.revisions[shard] = check_footer(self.objects, self.plan, shard)
 
         num_shards = self.plan.num_shards
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -193,20 +197,24 @@ class _Verification:
 
     def _shards(self, name: str) -> Iterator[tuple[int, pa.Table]]:
         """Each shard of a plan's document with its images, but for those of corrupt parts; one part is in memory."""
-        parts, after = self.plan.documents[name]["parts"], ""
-        for part in parts:
-            last_shard = parts[-1]["first_shard"] + parts[-1]["shards"] - 1
+        after = ""
+        for part in self.plan.documents[name]["parts"]:
             with self._naming(part["name"], "is not readable Parquet"):
-                for shard, images in self.plan.read_part(self.objects, part, last_shard, after):
+                for shard, images in self.plan.read_part(self.objects, name, part, after):
                     yield shard, images
                     after = images["key"][-1].as_py()
 
     def _check_listing(self, name: str) -> None:
         """Compare a plan's document with its parts, and these with the data files."""
         document = self.plan.documents[name]
+        number = list(self.plan.documents).index(name) if "revised" in document else 0
+        before = Before(self.plan, self.objects, number)
         num_images = num_bytes = 0
         labels, listing = Counter[str](), hashlib.sha256()
         for shard, images in self._shards(name):
+            if number:
+                with self._naming(name, "revises a shard that cannot be read"):
+                    before.check(shard, images)
             columns = (images[column].to_pylist() for column in ("key", "size", "etag", "label"))
             for key, size, etag, label in zip(*columns, strict=True):
                 num_bytes += size
@@ -214,8 +222,10 @@ class _Verification:
                 if label is not None:
                     labels[label] += 1
             num_images += images.num_rows
-            self.images[shard] = images.num_rows
-            self._check_data(shard, images)
+            if not number:
+                self.images[shard] = images.num_rows
+            if self.revisions.get(shard, 0) == number:
+                self._check_data(shard, images)
         totals: dict[str, Any] = {
             field: sum(part[field] for part in document["parts"]) for field in ("images", "shards")
         }
@@ -224,6 +234,11 @@ class _Verification:
         for field, total in totals.items():
             with self._naming(name, ""):
                 expect(f"{field} is", document[field], total, "but its parts have")
+        if number and before.is_whole and num_images == totals["images"]:
+            replaced = {"replaced_bytes": before.num_bytes, "replaced_label_counts": dict(before.labels)}
+            for field, total in replaced.items():
+                with self._naming(name, ""):
+                    expect(f"{field} is", document[field], total, "but before its shards have")
 
     def _check_data(self, shard: int, images: pa.Table) -> None:
         if shard in self.statuses:
@@ -244,7 +259,9 @@ class _Verification:
             for _, images in self._shards(name):
                 yield from ((key, name) for key in images["key"].to_pylist())
 
-        for (key, first), (other, second) in pairwise(heapq.merge(*map(keys, self.plan.documents))):
+        # A revision has the keys that its shards had, which was compared.
+        names = [name for name, document in self.plan.documents.items() if "revised" not in document]
+        for (key, first), (other, second) in pairwise(heapq.merge(*map(keys, names))):
             if key == other:
                 self.corrupt.add((second, f"plans {key!r}, which {first} planned before"))
 
@@ -263,13 +280,13 @@ class _Verification:
             plans = [Plan({name: self.plan.documents[name] for name in names[:end]}) for end in range(1, len(names))]
             plan = next((plan for plan in plans if plan.sha256 == success["plan_sha256"]), self.plan)
             expect("plan_sha256 is", success["plan_sha256"], plan.sha256)
-            self._check_success_shards(success, plan.num_shards)
+            self._check_success_shards(success, plan)
             # Not corrupt: this is how an output looks between an extension and its extraction.
             later = names[len(plan.documents) :]
             self.unfinished = f"{_SUCCESS} was written before {later[0]}" if later else ""
 
-    def _check_success_shards(self, success: dict[str, Any], num_shards: int) -> None:
-        lines = success["shards"]
+    def _check_success_shards(self, success: dict[str, Any], plan: Plan) -> None:
+        lines, num_shards = success["shards"], plan.num_shards
         if [line["shard"] for line in lines] != list(range(num_shards)):
             raise Wrong(f"has {len(lines)} lines of shards, expected one for each of 0 to {num_shards - 1}, in order")
         total = Counter[str]()
@@ -278,7 +295,8 @@ class _Verification:
             outcomes = _outcomes(line, f"shard {shard}: ")
             total += outcomes
             expect(f"shard {shard}: images is", line["images"], self.images.get(shard, line["images"]))
-            if shard in self.statuses:
+            # A file of another revision than `_SUCCESS.json` speaks of was written after it.
+            if shard in self.statuses and self.revisions[shard] == plan.planned_in[shard][-1]:
                 name = self.plan.data_name(shard)
                 expect(f"shard {shard}:", dict(outcomes), dict(self.statuses[shard]), f"but the footer of {name} says")
                 with self._naming(name, ""):
@@ -295,9 +313,10 @@ class _Verification:
         others = [name for name in sizes if name not in known] if plan.documents else []
         foreign = [name for name in others if not _PART.fullmatch(name)]
         totals = sum(self.statuses.values(), Counter[str]())
+        stale = [shard for shard, revision in self.revisions.items() if revision < plan.planned_in[shard][-1]]
         return Report(
             level="full" if self.full else "footers",
-            planned=sum(part["images"] for part in plan.parts),
+            planned=sum(part["images"] for part in plan.first_parts),
             ok=totals["ok"],
             rejected={reason: count for reason, count in sorted(totals.items()) if reason != "ok"},
             missing=sum(self.images.get(data[name], 0) for name in missing),
@@ -306,7 +325,14 @@ class _Verification:
             corrupt=tuple(sorted(self.corrupt)),
             unused_parts=len(others) - len(foreign),
             unfinished="; ".join(
-                filter(None, [f"{len(missing)} shards have no file" if missing else "", self.unfinished])
+                filter(
+                    None,
+                    [
+                        f"{len(missing)} shards have no file" if missing else "",
+                        f"{len(stale)} shards are to be done again" if stale else "",
+                        self.unfinished,
+                    ],
+                )
             ),
         )
 

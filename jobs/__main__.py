@@ -16,6 +16,7 @@ JOBS = (
     "extract",
     "plan",
     "verify",
+    "requeue",
     "fit",
     "evaluate",
     "predict",

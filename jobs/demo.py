@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.errors import WeightsError
-from bottleneck.extract import Summary
 from bottleneck.spec import FeatureRequest
+from bottleneck.tally import Summary
 from bottleneck.team import HeadRequest
 from bottleneck.verify import verify
 from jobs import extract, fit

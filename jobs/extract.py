@@ -15,12 +15,14 @@ from dataclasses import asdict, dataclass, field
 
 from bottleneck import base
 from bottleneck.base import choose_precision
-from bottleneck.extract import Summary, Tally, check_request, summarize
+from bottleneck.extend import Extended, extend_plan
+from bottleneck.extract import check_request
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import Extended, Plan, extend_plan, load_plan, make_plan, preflight
+from bottleneck.plan import Plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
 from bottleneck.session import workers_have_bfloat16
 from bottleneck.store import check_output_uri
+from bottleneck.tally import Summary, Tally, summarize
 from bottleneck.weights import check_weights
 from jobs import plan as plan_job
 
@@ -108,12 +110,20 @@ def tell_plan(plan: Plan) -> None:
 def tell_extended(extended: Extended) -> None:
     log.info("extended by %s images", f"{extended.added:,}")
     for count, keys, what in (
-        (extended.changed, extended.changed_keys, "planned images have changed since"),
-        (extended.gone, extended.gone_keys, "planned images are gone from the source"),
+        (
+            extended.changed,
+            extended.changed_keys,
+            "planned images have changed since (their rows stay as they are until `bottleneck requeue --changed`)",
+        ),
+        (
+            extended.gone,
+            extended.gone_keys,
+            "planned images are gone from the source (their rows stay as they are)",
+        ),
     ):
         if count:
             more = ", ..." if count > len(keys) else ""
-            log.warning("%s %s (their rows stay as they are): %s%s", f"{count:,}", what, ", ".join(keys), more)
+            log.warning("%s %s: %s%s", f"{count:,}", what, ", ".join(keys), more)
 
 
 def report(summary: Summary, seconds: float) -> None:

@@ -73,9 +73,7 @@ def describe(plan: Plan) -> list[str]:
     spec = plan.spec
     labels = list(plan.label_counts.items())
     shown = ", ".join(f"{label} ({count:,})" for label, count in labels[:8]) + (", ..." if len(labels) > 8 else "")
-    skipped = {}
-    for listing in plan.listings[-1:]:
-        skipped = listing.skipped
+    skipped = plan.grown[-1].skipped
     columns = ", ".join(f"{layer} ({dim:,})" for layer, dim in zip(spec.layers, spec.dims, strict=True))
     return [
         f"source       {plan.source} ({plan.reading.source_format})",

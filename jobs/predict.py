@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from bottleneck.errors import UsageError, WeightsError
-from bottleneck.extract import Summary, Tally, summarize
+from bottleneck.extend import extend_plan
 from bottleneck.features import open_features
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import Plan, extend_plan, load_plan, make_plan, preflight
-from bottleneck.predict import Predictor, check_predictions, plan_like, predict_features, prediction_spec
+from bottleneck.plan import Plan, load_plan, make_plan, preflight
+from bottleneck.predict import Predictor, check_predictions, plan_like, predict_features, prediction_spec, tell_newer
 from bottleneck.progress import Display
 from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.store import check_output_uri
+from bottleneck.tally import Summary, Tally, summarize
 from bottleneck.weights import check_weights
 from jobs.extract import report, tell_extended, tell_plan
 
@@ -54,7 +55,7 @@ class Config:
     """Images of a shard, the unit of work and of loss, in a new plan (512); features keep theirs."""
     limits: Limits = field(default_factory=Limits)
     extend: bool = False
-    """Look at the source again and add the images the plan does not have."""
+    """Look at the source again and add the images the plan does not have; of features also what was requeued."""
     max_rejected: float = 0.05
     """Share of the planned images that may be rejected before the run stops."""
     run: RunOptions = field(default_factory=RunOptions)
@@ -93,6 +94,8 @@ def _from_features(config: Config, spec: PredictionSpec, head: "Head", plan: Pla
         done = plan.committed()
         if len(done) == plan.num_shards and not config.extend:
             tell_plan(plan)
+            if (newest := load_plan(config.source)) is not None:  # a finished output needs no features
+                tell_newer(plan, newest)
             return summarize(plan, Tally(plan, config.max_rejected), done, started)
     features = open_features(config.source, allow_incomplete=config.allow_incomplete)
     head.check_fits(features.spec)

@@ -20,20 +20,17 @@ from bottleneck.base import Base
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.extract import (
-    Summary,
-    Tally,
-    Work,
     check_request,
     extract_local,
     extract_prepared,
     extract_shard,
-    pending_shards,
-    prepare_shard,
 )
 from bottleneck.features import Receipt, finished, open_features
 from bottleneck.plan import Plan, load_plan, make_plan
+from bottleneck.prepare import Work, prepare_shard
 from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.store import open_store
+from bottleneck.tally import Summary, Tally, pending_shards
 from bottleneck.weights import load_network
 
 BAD = {
@@ -147,9 +144,9 @@ def test_the_second_attempt_at_a_shard_changes_nothing(tmp_path: Path) -> None:
     plan = planned(tiny.photos(tmp_path / "photos", 4), tmp_path / "features")
     [shard] = plan.shards()
     work = Work.of(plan)
-    assert not work.is_committed(0)
+    assert not work.is_committed(shard)
     assert extract_shard(work, base(), shard).created
-    assert work.is_committed(0)
+    assert work.is_committed(shard)
     before = snapshot(tmp_path / "features")
     assert not extract_shard(work, base(), shard).created
     assert snapshot(tmp_path / "features") == before

@@ -17,19 +17,20 @@ import tiny
 
 from bottleneck import __version__
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
+from bottleneck.extend import extend_plan
 from bottleneck.features import (
     SUCCESS,
-    TAIL_BYTES,
     Receipt,
     finish,
     finished,
     open_features,
-    read_footer,
     write_shard,
 )
 from bottleneck.folder import FolderStore
+from bottleneck.footer import TAIL_BYTES, read_footer
 from bottleneck.listing import read_images
-from bottleneck.plan import Plan, extend_plan, make_plan
+from bottleneck.objects import Entry
+from bottleneck.plan import Plan, make_plan
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureSpec
 from bottleneck.store import open_store
@@ -115,7 +116,7 @@ def test_the_second_to_write_a_shard_gets_a_receipt_and_changes_nothing(plan: Pl
 
 def test_the_footer_says_what_the_file_is(plan: Plan) -> None:
     store = open_store(plan.output)
-    footer = read_footer(store, plan.data_name(1), plan.committed()[1])
+    _, footer = read_footer(store, plan.data_files()[1])
     assert footer["fingerprint"] == plan.spec.fingerprint
     assert FeatureSpec.from_json(footer["spec"]) == plan.spec
     assert (footer["shard"], footer["images"], footer["run_id"], footer["device"]) == (1, 4, "test", "none")
@@ -152,22 +153,28 @@ def test_a_file_that_is_no_data_file_is_named(tmp_path: Path, size: int) -> None
     store = FolderStore(str(tmp_path))
     (tmp_path / "x.parquet").write_bytes(b"\xff" * size)
     with pytest.raises(CorruptError, match=r"x.parquet is no data file"):
-        read_footer(store, "x.parquet", size)
+        read_footer(store, Entry("x.parquet", size, ""))
 
 
-def test_a_file_that_is_gone_or_shorter_since_the_listing_is_named(plan: Plan, tmp_path: Path) -> None:
-    store, name = open_store(plan.output), plan.data_name(0)
-    with pytest.raises(CorruptError, match=f"{name} is gone, or shorter"):
-        read_footer(store, name, plan.committed()[0] + 1)
-    (tmp_path / "features" / name).unlink()
-    with pytest.raises(CorruptError, match=f"{name} is gone"):
-        read_footer(store, name, 1000)
+def test_a_file_that_was_replaced_since_the_listing_is_read_as_it_is_now(plan: Plan, tmp_path: Path) -> None:
+    store, [listed, other, _] = open_store(plan.output), plan.data_files().values()
+    for size in (listed.size, 10 * listed.size):
+        assert read_footer(store, Entry(listed.key, size, "another"))[0] == listed
+    (tmp_path / "features" / other.key).replace(tmp_path / "features" / listed.key)
+    assert read_footer(store, listed)[1]["shard"] == 1
+
+
+def test_a_file_that_is_gone_since_the_listing_is_named(plan: Plan, tmp_path: Path) -> None:
+    entry = plan.data_files()[0]
+    (tmp_path / "features" / entry.key).unlink()
+    with pytest.raises(CorruptError, match=f"{entry.key} is gone"):
+        read_footer(open_store(plan.output), entry)
 
 
 def test_a_foreign_parquet_file_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
     with pytest.raises(CorruptError, match="no data file"):
-        read_footer(FolderStore(str(tmp_path)), "x.parquet", (tmp_path / "x.parquet").stat().st_size)
+        read_footer(FolderStore(str(tmp_path)), Entry("x.parquet", (tmp_path / "x.parquet").stat().st_size, ""))
 
 
 def test_a_footer_larger_than_the_first_read_is_read_whole(tmp_path: Path) -> None:
@@ -177,7 +184,7 @@ def test_a_footer_larger_than_the_first_read_is_read_whole(tmp_path: Path) -> No
     receipt = write_shard(store, "wide.parquet", spec, 0, rows, run_id="test", device="none")
     tail = (tmp_path / "wide.parquet").read_bytes()[-8:-4]
     assert int.from_bytes(tail, "little") > TAIL_BYTES
-    assert read_footer(store, "wide.parquet", receipt.bytes)["shard"] == 0
+    assert read_footer(store, Entry("wide.parquet", receipt.bytes, ""))[1]["shard"] == 0
 
 
 # Finishing

@@ -14,9 +14,9 @@ import tiny
 
 from bottleneck import guard
 from bottleneck.decode import Decoded, Rejected
-from bottleneck.extract import Work, prepare_shard
 from bottleneck.guard import GuardedByProcess
 from bottleneck.plan import make_plan
+from bottleneck.prepare import Work, prepare_shard
 from bottleneck.spec import Limits
 
 CRASH, HANG = b"this picture kills", b"this picture hangs"
@@ -95,6 +95,7 @@ def test_a_shard_is_prepared_past_its_deadly_images(tmp_path: Path, guarded: Gua
 DECODE = f"""
 import tiny
 from bottleneck import guard
+from bottleneck.prepare import Work, prepare_shard
 from bottleneck.spec import Limits
 
 guard.DECODE_SECONDS = 1

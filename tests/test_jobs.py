@@ -3,13 +3,14 @@
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import digits_folder
+from tiny import digits_folder, jpeg, write_files
 
 from jobs.__main__ import JOBS, main, options
 
@@ -36,6 +37,7 @@ OPTIONS = {
         *FEATURES,
         *LIMITS,
     ],
+    "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "tiff"],
     "verify": ["output", "full", "recompute"],
     "predict": [
         *[
@@ -139,6 +141,38 @@ def test_plan_extract_verify(tmp_path: Path) -> None:
     assert run("verify", output, "--full")[0] == 0
 
 
+def test_requeue_names_the_command_that_goes_on(tmp_path: Path) -> None:
+    from bottleneck.extract import extract_local
+    from bottleneck.spec import FeatureRequest, Limits, Reading
+
+    source, output = digits_folder(tmp_path / "my photos", per_class=1), str(tmp_path / "features")
+    request = FeatureRequest(base="mobilenet_0.25", weights="random:0", layers=("conv_pw_1_relu:max",), exif="ignore")
+    given: dict[str, Any] = {"limits": Limits(max_bytes=4000), "reading": Reading(labels="none"), "shard_size": 4}
+    write_files(source, {"0/broken.jpg": b"no image", "1/large.jpg": jpeg(1, (400, 300))})
+    extract_local(str(source), output, request, **given, max_rejected=1.0)
+
+    code, nothing, told = run("requeue", output, "--changed", "--reason", "empty")
+    assert (code, nothing["shards"], nothing["command"]) == (0, 0, None)
+    assert "nothing to requeue" in told
+
+    write_files(source, {"0/broken.jpg": jpeg(2)})
+    code, requeued, told = run(
+        *["requeue", output, "--reason", "not_an_image", "too_many_bytes", "--max-bytes", "900000"]
+    )
+    assert code == 0, told
+    assert requeued["rejected"] == {"not_an_image": 1, "too_many_bytes": 1}
+    assert "now run: bottleneck extract" in told
+    job, *rest = shlex.split(requeued["command"])[1:]
+    assert told.splitlines()[-1].endswith(requeued["command"])
+    code, refused, _ = run("extract", str(source), output, *rest[2:-2])
+    assert code == 4
+    assert "max_bytes: planned 900000, requested 100000000" in refused["message"]
+    code, summary, told = run(job, *rest)
+    assert code == 0, told
+    assert (summary["ok"], summary["done_before"], summary["done_now"]) == (12, 2, 1)
+    assert run("verify", output, "--full", "--recompute", "3")[0] == 0
+
+
 def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
     from bottleneck.extract import extract_local
     from bottleneck.spec import FeatureRequest
@@ -171,6 +205,7 @@ def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
         (["extract", "{photos}", "s3://key:secret@bucket/x"], 2, "holds no credentials"),
         (["plan", "{photos}", "{out}", "--weights", "{missing}.h5", "--precision", "float32"], 5, "No such weights"),
         (["verify", "{empty}"], 2, "plan"),
+        (["requeue", "{empty}", "--changed"], 2, "has no plan.json"),
         (["verify", "{photos}", "--recompute", "-1"], 2, "from 0 up"),
         (["evaluate", "{empty}", "{photos}"], 2, "holds no head"),
         (["export", "{empty}", "{out}"], 2, ".keras or .onnx"),

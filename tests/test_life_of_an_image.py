@@ -7,11 +7,12 @@ from tiny import REQUEST, jpeg, write_files
 
 from bottleneck.base import Base, resolve
 from bottleneck.decode import Decoded, Rejected, decode
-from bottleneck.extract import Work, extract_prepared, prepare_shard
+from bottleneck.extract import extract_prepared
 from bottleneck.features import finish, open_features
 from bottleneck.listing import read_images
 from bottleneck.objects import Wanted
 from bottleneck.plan import make_plan
+from bottleneck.prepare import Work, prepare_shard
 from bottleneck.store import open_store
 from bottleneck.verify import verify
 

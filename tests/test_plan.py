@@ -19,12 +19,13 @@ import tiny
 
 from bottleneck import listing as listing_module
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
+from bottleneck.extend import extend_plan
 from bottleneck.files import Files
 from bottleneck.folder import FolderStore
 from bottleneck.images import Image
 from bottleneck.listing import SHARDS_PER_PART, read_images
 from bottleneck.objects import Entry
-from bottleneck.plan import Plan, differences, extend_plan, load_plan, make_plan, preflight
+from bottleneck.plan import Plan, differences, load_plan, make_plan, preflight
 from bottleneck.spec import Limits, Reading
 from bottleneck.store import open_store
 
@@ -417,7 +418,7 @@ def plan_and_compare(output: Path, num_images: int) -> int:
     tracemalloc.start()
     try:
         frozen = listing_module.freeze(store, SPEC, images(), Counter(), first_shard=0, shard_size=512)
-        seen = listing_module.Comparison(listing_module.images_of(store, frozen.parts), images())
+        seen = listing_module.Comparison(listing_module.images_of(store, frozen.located()), images())
         assert list(seen.new_images()) == []
         assert (frozen.images, seen.changed, seen.gone) == (num_images, 0, 0)
         return tracemalloc.get_traced_memory()[1]

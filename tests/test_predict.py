@@ -20,15 +20,18 @@ from test_jobs import run
 
 from bottleneck.base import Base
 from bottleneck.errors import FingerprintError, UsageError
-from bottleneck.extract import Work, extract_prepared, extract_shard, pending_shards, prepare_shard
+from bottleneck.extend import extend_plan
+from bottleneck.extract import extract_prepared, extract_shard
 from bottleneck.features import finish, open_features, write_shard
 from bottleneck.head import Head
 from bottleneck.listing import read_images
-from bottleneck.plan import Plan, extend_plan, load_plan, make_plan
+from bottleneck.plan import Plan, load_plan, make_plan
 from bottleneck.predict import Predictor, prediction_spec
+from bottleneck.prepare import Work, prepare_shard
 from bottleneck.rows import PREDICTION_FIELDS
 from bottleneck.spec import PredictionSpec
 from bottleneck.store import open_store
+from bottleneck.tally import pending_shards
 from bottleneck.verify import verify
 from jobs.__main__ import main
 
@@ -299,6 +302,68 @@ def test_an_output_is_extended_as_its_features_were(world: World, do: Do, tmp_pa
     # A new output takes all there is at once.
     assert do("predict", features, world.head, tmp_path / "new", "--max-rejected", "1")[1]["images"] == 28
     assert rows_of(tmp_path / "new") == rows_of(tmp_path / "out")
+
+
+def test_shards_that_were_requeued_are_predicted_again(
+    world: World, do: Do, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features, photos = tmp_path / "features", shutil.copytree(world.photos, tmp_path / "photos")
+    extract(photos, features)
+    arguments = ("predict", features, world.head, tmp_path / "out", "--max-rejected", "1")
+    assert do(*arguments)[0] == 0
+    before = rows_of(tmp_path / "out")
+    tiny.write_files(photos, {"3/0000.jpg": tiny.jpeg(900), "7/page.jpg": tiny.jpeg(901)})
+    requeued = do("requeue", features, "--reason", "not_an_image", "--changed")[1]
+    assert (requeued["shards"], requeued["images"]) == (2, 2)
+    caplog.set_level("INFO")
+    assert do(*arguments)[1]["done_now"] == 0  # nothing is done again unasked, but it is told
+    assert "2 shards of the features have been requeued since" in caplog.text
+    # Of a shard that was lost meanwhile there are still the features that were planned, until they are replaced.
+    revised = sorted(plan_of(features).revised)
+    data_files(tmp_path / "out")[revised[0]].unlink()
+    assert do(*arguments, "--allow-incomplete")[1]["done_now"] == 1
+    extract(photos, features)
+    data_files(tmp_path / "out")[revised[0]].unlink()
+    code, refused = do(*arguments)
+    assert code == 3
+    assert "1 shards have been requeued since" in refused["message"]
+    assert "--extend" in refused["message"]
+    code, summary = do(*arguments, "--extend")
+    assert (code, summary["done_now"], summary["extended"]["added"], summary["ok"]) == (0, 2, 0, 21)
+    after = rows_of(tmp_path / "out")
+    assert {key for key in after if after[key] != before[key]} == {"3/0000.jpg", "7/page.jpg"}
+    assert do(*arguments, "--extend")[1]["done_now"] == 0
+    assert verify(str(tmp_path / "out"), full=True).exit_code == 0
+    code, refused = do("requeue", tmp_path / "out", "--changed")
+    assert code == 2
+    assert f"bottleneck predict {features} {world.head} {tmp_path / 'out'} --extend" in refused["message"]
+    # A new output takes all there is at once.
+    assert do("predict", features, world.head, tmp_path / "new", "--max-rejected", "1")[0] == 0
+    assert rows_of(tmp_path / "new") == after
+
+
+def test_predictions_of_images_are_requeued_as_features_are(world: World, do: Do, tmp_path: Path) -> None:
+    photos, output = shutil.copytree(world.photos, tmp_path / "photos"), tmp_path / "out"
+    spec = prediction_spec(Head.load(str(world.head)), str(world.head), 5, str(photos), None)
+    plan, predictor = make_plan(str(photos), str(output), spec, shard_size=SHARD_SIZE), Predictor(spec)
+
+    def predict(plan: Plan) -> None:
+        work = Work.of(plan)
+        for shard in pending_shards(plan, plan.committed()):
+            assert extract_prepared(work, base(), prepare_shard(work, shard), columns=predictor).created
+        finish(plan)
+
+    predict(plan)
+    before = rows_of(output)
+    tiny.write_files(photos, {"7/page.jpg": tiny.jpeg(901)})
+    code, requeued = do("requeue", output, "--reason", "not_an_image")
+    assert (code, requeued["images"]) == (0, 1)
+    assert requeued["command"] == f"bottleneck predict {photos} {world.head} {output} --top 5"
+    predict(plan_of(output))
+    after = rows_of(output)
+    assert {key for key in after if after[key] != before[key]} == {"7/page.jpg"}
+    assert after["7/page.jpg"]["predicted"] is not None
+    assert verify(str(output), full=True).exit_code == 0
 
 
 def test_features_made_anew_of_other_images_are_refused(world: World, do: Do, tmp_path: Path) -> None:

@@ -184,6 +184,17 @@ def test_replace_writes_anew_and_over(place: Place) -> None:
     assert place.keys() == ["done.json"]
 
 
+def test_only_the_object_that_is_meant_is_replaced(place: Place) -> None:
+    assert not place.store.replace("a", b"one", "of an object that is not there")
+    assert not place.store.exists("a")
+    place.put("a", b"first")
+    listed = place.store.stat("a")
+    assert listed is not None
+    assert place.store.replace("a", b"second one", listed.etag)
+    assert not place.store.replace("a", b"third", listed.etag)
+    assert place.store.get(Wanted("a", 0, "")) == b"second one"
+
+
 def test_exists_says_what_is_there(place: Place) -> None:
     place.put("data/1.bin", b"1")
     assert place.store.exists("data/1.bin")

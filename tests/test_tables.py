@@ -14,11 +14,12 @@ import tiny
 
 from bottleneck import tables
 from bottleneck.errors import UsageError
+from bottleneck.extend import extend_plan
 from bottleneck.extract import extract_local
 from bottleneck.features import open_features
 from bottleneck.images import Image
 from bottleneck.objects import ObjectChangedError, ObjectGoneError
-from bottleneck.plan import extend_plan, make_plan
+from bottleneck.plan import make_plan
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import Reading
 from bottleneck.store import open_store

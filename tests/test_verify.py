@@ -141,7 +141,7 @@ def write_output(folder: Path, images: list[Image] = IMAGES) -> None:
 
 def extend(folder: Path, images: list[Image], number: int = 1) -> None:
     """What planning again leaves: an extension that nobody has extracted yet."""
-    first_shard = sum(run["shards"] for run in read_runs(folder))
+    first_shard = sum(run["shards"] for run in read_runs(folder) if "revised" not in run)
     document = {
         "format": 2,
         "fingerprint": FINGERPRINT,
@@ -153,20 +153,63 @@ def extend(folder: Path, images: list[Image], number: int = 1) -> None:
     write_json(folder / f"plan/extension-{number:05d}.json", document)
 
 
-def write_parts(folder: Path, images: list[Image], first_shard: int) -> dict[str, Any]:
-    shards = in_shards(images)
+REVISION = "plan/extension-00001.json"
+NEW = {"cats/cut.jpg", "loose.jpg"}
+REVISED = {
+    number: [i._replace(etag=f"new {i.etag}", size=i.size + 1, outcome="ok") if i.key in NEW else i for i in images]
+    for number, images in {1: IMAGES[4:8], 3: IMAGES[12:]}.items()
+}
+"""Shards of two parts as a revision has them, with two images that the source has otherwise now."""
+
+
+def revise(folder: Path, shards: dict[int, list[Image]] = REVISED, number: int = 1, **fields: Any) -> None:
+    """What `requeue` leaves: a revision that nobody has extracted yet."""
+    images = [i for of_shard in shards.values() for i in of_shard]
+    before = [i for number in shards for i in in_shards(IMAGES)[number]]
+    document = {
+        "format": 2,
+        "fingerprint": FINGERPRINT,
+        "extension": number,
+        "created": "2026-01-02T00:00:00+00:00",
+        "versions": {"bottleneck": "0.1.0"},
+        "revised": list(shards),
+        "limits": {"max_bytes": 200_000_000, "max_pixels": 100_000_000, "tiff": False},
+        "replaced_bytes": sum(i.size for i in before),
+        "replaced_label_counts": Counter(i.label for i in before if i.label is not None),
+        **write_parts(folder, images, 0, shards),
+    }
+    write_json(folder / f"plan/extension-{number:05d}.json", {**document, **fields})
+
+
+def revised(folder: Path, **fields: Any) -> None:
+    """... and that somebody has."""
+    revise(folder, **fields)
+    write_revised(folder)
+    write_success(folder)
+
+
+def write_revised(folder: Path, shards: dict[int, list[Image]] = REVISED, revision: int = 1) -> None:
+    for number, images in shards.items():
+        write_shards(folder, images, number, revision)
+
+
+def write_parts(
+    folder: Path, images: list[Image], first_shard: int, revised: dict[int, list[Image]] | None = None
+) -> dict[str, Any]:
+    shards = list(revised.items()) if revised else list(enumerate(in_shards(images), first_shard))
     parts = []
     for start in range(0, len(shards), SHARDS_PER_PART):
         batch = shards[start : start + SHARDS_PER_PART]
         path = folder / "plan/part"
         with pq.ParquetWriter(path, PART_SCHEMA) as writer:
-            for number, shard in enumerate(batch, first_shard + start):
+            for number, shard in batch:
                 rows_of_shard = [{"shard": number, "index": index, **i._asdict()} for index, i in enumerate(shard)]
                 writer.write_table(pa.Table.from_pylist(rows_of_shard, PART_SCHEMA))
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        name = f"plan/{FP8}-{first_shard + start:08d}-{sha256[:8]}.parquet"
+        name = f"plan/{FP8}-{batch[0][0]:08d}-{sha256[:8]}.parquet"
         path.rename(folder / name)
-        part = {"name": name, "first_shard": first_shard + start, "shards": len(batch), "images": sum(map(len, batch))}
+        num_images = sum(len(shard) for _, shard in batch)
+        part = {"name": name, "first_shard": batch[0][0], "shards": len(batch), "images": num_images}
         parts.append({**part, "sha256": sha256})
     return {
         "images": len(images),
@@ -181,13 +224,14 @@ def write_parts(folder: Path, images: list[Image], first_shard: int) -> dict[str
     }
 
 
-def write_shards(folder: Path, images: list[Image], first_shard: int) -> None:
+def write_shards(folder: Path, images: list[Image], first_shard: int, revision: int = 0) -> None:
     for number, shard in enumerate(in_shards(images), first_shard):
         footer = {
             "format": 2,
             "fingerprint": FINGERPRINT,
             "spec": SPEC,
             "shard": number,
+            "revision": revision,
             "images": len(shard),
             "statuses": Counter(i.outcome for i in shard),
             "run_id": "golden",
@@ -315,6 +359,43 @@ def test_a_success_older_than_the_extension_is_incomplete_until_it_is_written_ag
     write_success(output)
     report = verify(str(output), full)
     assert (report.exit_code, report.planned, report.ok) == (0, 18, 14)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_revision_is_incomplete_until_its_shards_are_replaced(output: Path, full: bool) -> None:
+    revise(output)
+    assert_incomplete(verify(str(output), full), missing=0, unfinished="2 shards are to be done again")
+    write_revised(output, {1: REVISED[1]})  # its _SUCCESS.json still speaks of the file before
+    report = verify(str(output), full)
+    assert_incomplete(report, missing=0, unfinished="1 shards are to be done again; _SUCCESS.json was written before")
+    assert (report.planned, report.ok, report.rejected) == (14, 12, {"changed": 1, "missing": 1})
+    write_revised(output)
+    assert_incomplete(verify(str(output), full), missing=0, unfinished="written before plan/extension-00001.json")
+    write_success(output)
+    report = verify(str(output), full)
+    assert (report.exit_code, report.planned, report.ok, report.corrupt) == (0, 14, 12, ())
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_revisions_and_extensions_follow_each_other(output: Path, full: bool) -> None:
+    revised(output)
+    extend(output, LATER, 2)
+    again = {1: [i._replace(etag=f"newest {i.etag}") for i in REVISED[1]]}
+    replaced = {"replaced_bytes": sum(i.size for i in REVISED[1]), "replaced_label_counts": {"cats": 4}}
+    revise(output, again, 3, **replaced)
+    report = verify(str(output), full)
+    assert_incomplete(report, missing=4, unfinished="1 shards have no file; 1 shards are to be done again")
+    write_shards(output, sorted(LATER), first_shard=4)
+    write_revised(output, again, 3)
+    write_success(output)
+    assert verify(str(output), full).exit_code == 0
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_file_replaced_by_an_older_one_is_to_be_done_again(output: Path, full: bool) -> None:
+    revised(output)
+    write_shards(output, IMAGES[4:8], 1)
+    assert_incomplete(verify(str(output), full), missing=0, unfinished="1 shards are to be done again")
 
 
 def assert_incomplete(report: Report, missing: int, unfinished: str) -> None:
@@ -734,6 +815,90 @@ def test_corruption_is_named_from_listing_and_footers(output: Path, kind: str, f
     assert {found[: len(name)] for found, _ in report.corrupt} == {name}, report.corrupt
     assert any(problem in words for _, words in report.corrupt), report.corrupt
     assert report.foreign == ()
+
+
+def revising(**fields: Any) -> Tamper:
+    return lambda out: revised(out, **fields)
+
+
+def revise_and(tamper: Tamper) -> Tamper:
+    def both(folder: Path) -> None:
+        revised(folder)
+        tamper(folder)
+
+    return both
+
+
+def with_image(number: int, **fields: Any) -> dict[int, list[Image]]:
+    """The revision with another image in its first shard."""
+    return {**REVISED, 1: [i._replace(**fields) if n == number else i for n, i in enumerate(REVISED[1])]}
+
+
+CORRUPT_REVISION: dict[str, tuple[Tamper, str, str]] = {
+    "revision in a footer": (
+        revise_and(rewriting(1, revision=2)),
+        DATA_1,
+        "revision in its footer is 2, expected one of those planned: 0, 1",
+    ),
+    "revision in a footer of another shard": (revise_and(rewriting(2, revision=1)), DATA_2, "those planned: 0"),
+    "revision in a footer is no number": (revise_and(rewriting(1, revision=True)), DATA_1, "is True"),
+    "a shard that is not planned": (
+        revising(revised=[1, 4]),
+        REVISION,
+        "revises shard 4 after 1, expected numbers below 4",
+    ),
+    "a shard twice": (revising(revised=[1, 1]), REVISION, "revises shard 1 after 1"),
+    "shards out of order": (revising(revised=[3, 1]), REVISION, "revises shard 1 after 3"),
+    "a shard that is no number": (revising(revised=["1", 3]), REVISION, "revises shard '1'"),
+    "another shard than its part": (revising(revised=[0, 3]), REVISION, "begins at shard 1, expected 0"),
+    "a shard that is not in its parts": (revising(revised=[1, 2, 3]), REVISION, "[3], expected []"),
+    "a shard less than its parts": (revising(revised=[1]), REVISION, "has shards 1, expected 2"),
+    "no shards": (revising(revised=None), REVISION, "revised is None, expected a list"),
+    "no limits": (revising(limits=None), REVISION, "limits is None, expected an object"),
+    "a key changed": (
+        lambda out: revise(out, with_image(1, key="cats/b.jpg")),
+        REVISION,
+        "shard 1: keys are",
+    ),
+    "an image more": (lambda out: revise(out, {**REVISED, 1: IMAGES[4:9]}), REVISION, "shard 1: keys are"),
+    "replaced bytes": (revising(replaced_bytes=1), REVISION, "replaced_bytes is 1, but before its shards have"),
+    "replaced labels": (revising(replaced_label_counts={}), REVISION, "replaced_label_counts is {}"),
+    "a plan that revises": (editing("plan.json", revised=[0]), "plan.json", "only an extension can"),
+    "a revision renumbered": (
+        revise_and(lambda out: (out / REVISION).rename(out / "plan/extension-00002.json")),
+        REVISION,
+        "is not there, though",
+    ),
+    "its part deleted": (
+        revise_and(lambda out: (out / read_json(out / REVISION)["parts"][0]["name"]).unlink()),
+        f"plan/{FP8}-00000001",
+        "is not there",
+    ),
+}
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("kind", CORRUPT_REVISION)
+def test_corruption_of_a_revision_is_named(output: Path, kind: str, full: bool) -> None:
+    tamper, name, problem = CORRUPT_REVISION[kind]
+    tamper(output)
+    report = verify(str(output), full)
+    assert report.exit_code == 1
+    assert {found[: len(name)] for found, _ in report.corrupt} == {name}, report.corrupt
+    assert any(problem in words for _, words in report.corrupt), report.corrupt
+
+
+def test_rows_are_those_of_the_revision_that_their_file_holds(output: Path) -> None:
+    revised(output)
+    write_shards(output, IMAGES[4:8], 1, revision=1)
+    edit_line(output, 1, bytes=(output / DATA_1).stat().st_size, ok=2, rejected={"changed": 1, "truncated": 1})
+    edit(output / "_SUCCESS.json", ok=11, rejected={"changed": 1, "missing": 1, "truncated": 1})
+    assert verify(str(output)).exit_code == 0
+    assert verify(str(output), full=True).corrupt == ()  # a rejected row may have any etag
+    rewrite(output, 3, set_in_row(1, etag="etag of loose.jpg"))
+    [(name, problem)] = verify(str(output), full=True).corrupt
+    assert name == DATA_3
+    assert "row 1: etag is 'etag of loose.jpg', expected 'new etag of loose.jpg'" in problem
 
 
 def nan_in(folder: Path) -> None:

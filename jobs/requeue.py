@@ -1,0 +1,104 @@
+"""Have images done again: those that were rejected for some reason, or have changed since they were planned.
+
+    bottleneck requeue features/ --reason missing truncated
+    bottleneck requeue features/ --changed
+    bottleneck requeue features/ --reason too_many_bytes --max-bytes 500000000
+
+Only plans, which takes as long as listing the source; `bottleneck extract` (or `predict`) then does those images again
+and replaces the files of their shards whole, each in one write. All other rows of these files stay as they are. The
+last line on stderr is the command to run.
+"""
+
+import json
+import logging
+import shlex
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any
+
+import tyro
+
+from bottleneck.base import requested_layers
+from bottleneck.errors import UsageError
+from bottleneck.plan import Plan, load_plan
+from bottleneck.requeue import Requeued, requeue_plan
+from bottleneck.spec import FeatureRequest, Limits, Reading
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """The output of `bottleneck extract`, or of `bottleneck predict` from images."""
+    reason: tuple[str, ...] = ()
+    """Images that were rejected for these reasons are done again, as the source has them now."""
+    changed: bool = False
+    """Images whose size or etag in the source is not the planned one are done again."""
+    max_bytes: int | None = None
+    """A higher limit for the plan from now on; beside --reason too_many_bytes."""
+    max_pixels: int | None = None
+    """A higher limit for the plan from now on; beside --reason too_many_pixels."""
+    tiff: bool = False
+    """Accept TIFF from now on; beside --reason unsupported_format."""
+
+
+def main(config: Config) -> int:
+    plan = load_plan(config.output)
+    if plan is None:
+        raise UsageError(f"{config.output} has no plan.json. Expected an output of `bottleneck extract` or `predict`.")
+    limits = Limits(
+        max_bytes=plan.limits.max_bytes if config.max_bytes is None else config.max_bytes,
+        max_pixels=plan.limits.max_pixels if config.max_pixels is None else config.max_pixels,
+        tiff=plan.limits.tiff or config.tiff,
+    )
+    plan, requeued = requeue_plan(plan, config.reason, changed=config.changed, limits=limits)
+    again = command(plan) if requeued.shards else None
+    tell(requeued, again)
+    print(json.dumps({"output": plan.output, **asdict(requeued), "command": again}))
+    return 0
+
+
+def tell(requeued: Requeued, again: str | None) -> None:
+    if requeued.gone:
+        more = ", ..." if requeued.gone > len(requeued.gone_keys) else ""
+        keys = ", ".join(requeued.gone_keys)
+        log.warning("%s planned images are gone from the source: %s%s", f"{requeued.gone:,}", keys, more)
+    if again is None:
+        log.info("nothing to requeue")
+        return
+    log.info("%s images in %s shards are to be done again", f"{requeued.images:,}", f"{requeued.shards:,}")
+    for reason, count in sorted(requeued.rejected.items(), key=lambda pair: -pair[1]):
+        log.info("  rejected: %s x %s", f"{count:,}", reason)
+    if requeued.changed:
+        more = ", ..." if requeued.changed > len(requeued.changed_keys) else ""
+        log.info("  changed: %s: %s%s", f"{requeued.changed:,}", ", ".join(requeued.changed_keys), more)
+    log.info("now run: %s", again)
+
+
+def command(plan: Plan) -> str:
+    """What goes on with a plan: the command that agrees with it, with the options that are not the default."""
+    words = ["bottleneck", "extract", plan.source, plan.output]
+    if plan.predictions:
+        words = ["bottleneck", "predict", plan.source, plan.predictions.head, plan.output]
+        words += ["--top", str(plan.predictions.top)]
+    else:
+        request = plan.spec.request
+        words += _options(request, FeatureRequest(base=request.base), leave_out=("base", "layers", "precision"))
+        words += ["--base", request.base] if request.base != FeatureRequest().base else []
+        if request.layers != tuple(requested_layers(FeatureRequest(base=request.base))):
+            words += ["--layers", *request.layers]
+    words += _options(plan.reading, Reading(), leave_out=("source_format",))
+    words += _options(plan.limits, Limits())
+    return shlex.join(words)
+
+
+def _options(value: Any, default: Any, leave_out: tuple[str, ...] = ()) -> list[str]:
+    words: list[str] = []
+    for name in (field.name for field in fields(value) if field.name not in leave_out):
+        given = getattr(value, name)
+        if given == getattr(default, name):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if given is not True:
+            words += map(str, given) if isinstance(given, tuple) else [str(given)]
+    return words
