@@ -15,7 +15,8 @@ from bottleneck.errors import CorruptError
 from bottleneck.extract import extract_local
 from bottleneck.features import Features, finish, open_features, write_shard
 from bottleneck.listing import read_images
-from bottleneck.plan import extend_plan, make_plan
+from bottleneck.extend import extend_plan
+from bottleneck.plan import make_plan
 from bottleneck.spec import FeatureRequest, Reading
 from bottleneck.store import open_store
 from jobs.__main__ import main
