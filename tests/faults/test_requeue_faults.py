@@ -111,7 +111,7 @@ def test_a_driver_killed_while_it_replaces_shards_loses_nothing(tmp_path: Path) 
     photos, output = make_photos(tmp_path / "photos", 160), tmp_path / "features"
     Job.run(photos.folder, output).succeeded()
     good = [key for key, status in photos.truth.items() if status == "ok"]
-    overwrite(photos, good[::2], 4)
+    overwrite(photos, good[::3], 4)  # some of every class, so of every shard
     requeued = AnyJob.run(output, "requeue", output, "--changed").succeeded()
     assert requeued["shards"] == photos.num_shards
     with polled(output):
