@@ -12,10 +12,10 @@ from tiny import REQUEST, data_rows, photos, spec, write_files
 
 from bottleneck.diff import LayerDiff, diff_features
 from bottleneck.errors import CorruptError
+from bottleneck.extend import extend_plan
 from bottleneck.extract import extract_local
 from bottleneck.features import Features, finish, open_features, write_shard
 from bottleneck.listing import read_images
-from bottleneck.extend import extend_plan
 from bottleneck.plan import make_plan
 from bottleneck.spec import FeatureRequest, Reading
 from bottleneck.store import open_store
