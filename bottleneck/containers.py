@@ -1,6 +1,7 @@
 """Objects that hold many images (tars, Parquet files): which ones a source has, and a file's view of one."""
 
 import io
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +9,7 @@ from typing import TypeVar
 
 from bottleneck.errors import StoreError
 from bottleneck.folder import FolderStore
-from bottleneck.images import no_image
+from bottleneck.images import NO_UTF8, no_image
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store, Wanted
 
 T = TypeVar("T")
@@ -30,26 +31,30 @@ def containers(store: Store, only: str | None, suffixes: tuple[str, ...], skippe
     found = []
     one = store.stat(only) if only else None
     for entry in [one] if one else store.list():
-        if entry.key.lower().endswith(suffixes):
+        if (reason := no_image(entry.key)) == NO_UTF8:
+            skipped[reason] += 1
+        elif entry.key.lower().endswith(suffixes):
             found.append(entry)
         else:
-            skipped[no_image(entry.key) or "(images beside the containers)"] += 1
+            skipped[reason or "(images beside the containers)"] += 1
     return sorted(found, key=lambda entry: f"{entry.key}/".encode())
 
 
-def look_into(found: list[Entry], look: Callable[[Entry], T]) -> Iterator[T]:
+def look_into(store: Store, found: list[Entry], look: Callable[["ContainerFile"], T]) -> Iterator[T]:
     """Yield what `look` returns for each container, in order, a few ahead."""
+    stop = threading.Event()
     ahead: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(NUM_OPENED)
     try:
         for entry in found:
-            ahead.append(pool.submit(look, entry))
+            ahead.append(pool.submit(look, ContainerFile(store, entry, stop)))
             if len(ahead) >= NUM_OPENED:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # an interrupted plan need not read its tars to their ends
+        stop.set()  # a plan that ends early need not read its tars to their ends
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class ContainerFile(io.RawIOBase):
@@ -57,10 +62,11 @@ class ContainerFile(io.RawIOBase):
 
     Raises:
         ObjectGoneError, ObjectChangedError: on reading, if it is not (any more) what was listed.
+        StoreError: on reading, once `stop` is set.
     """
 
-    def __init__(self, store: Store, entry: Entry) -> None:
-        self.store, self.entry = store, entry
+    def __init__(self, store: Store, entry: Entry, stop: threading.Event | None = None) -> None:
+        self.store, self.entry, self.stop = store, entry, stop
         self.block_bytes = FOLDER_BLOCK_BYTES if isinstance(store, FolderStore) else STORE_BLOCK_BYTES
         self.position = 0
         self.block_start, self.block = 0, b""
@@ -85,6 +91,8 @@ class ContainerFile(io.RawIOBase):
         if start >= end:
             return b""
         if not self.block_start <= start <= end <= self.block_start + len(self.block):
+            if self.stop and self.stop.is_set():
+                raise StoreError(f"{self.entry.key} is no longer wanted.")
             length = min(max(end - start, self.block_bytes), self.entry.size - start)
             self.block_start = start
             self.block = self.store.get(Wanted(self.entry.key, self.entry.size, self.entry.etag, start, length))

@@ -289,7 +289,7 @@ def _rows(table: pa.Table | None, rows: list[int]) -> pa.Table:
 
 def _listings(features: Features, columns: list[str], made: _Made) -> list[_Listing]:
     there, first, found = set(features.files), 0, []
-    for listing in features.plan.listings:
+    for listing in features.plan.grown:
         names = [features.plan.data_name(shard) for shard in range(first, first + listing.shards)]
         found.append(_Listing(features, [name for name in names if name in there], columns, made))
         first += listing.shards

@@ -33,15 +33,19 @@ class FolderStore:
     def _walk(self, folder: str, prefix: str) -> Iterator[Entry]:
         with os.scandir(folder) as found:
             # A folder sorts as if its name ended in "/", so that keys come in the order a bucket lists them.
-            entries = sorted(found, key=lambda e: os.fsencode(e.name + "/" if e.is_dir() else e.name))
+            entries = sorted(found, key=lambda e: os.fsencode(e.name + "/" if _is_folder(e) else e.name))
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from self._walk(entry.path, f"{prefix}{entry.name}/")
             else:
-                with contextlib.suppress(FileNotFoundError):  # gone since the folder was read, or a dangling link
+                try:
                     status = entry.stat()
-                    if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-                        yield Entry(prefix + entry.name, status.st_size, _local_etag(status))
+                except OSError as error:
+                    if _is_gone(error):  # since the folder was read, or a link to nothing
+                        continue
+                    raise
+                if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                    yield Entry(prefix + entry.name, status.st_size, _local_etag(status))
 
     def get(self, wanted: Wanted) -> bytes:
         with _local_errors(f"reading {self._path(wanted.key)}"):
@@ -51,7 +55,9 @@ class FolderStore:
                         raise ObjectChangedError(wanted.key)
                     file.seek(wanted.offset or 0)
                     return whole(wanted, file.read(-1 if wanted.length is None else wanted.length))
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            except (OSError, ValueError) as error:
+                if not _is_gone(error):
+                    raise
                 raise ObjectGoneError(wanted.key) from None
 
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
@@ -63,7 +69,9 @@ class FolderStore:
         with _local_errors(f"looking at {self._path(key)}"):
             try:
                 status = os.stat(self._path(key))
-            except (FileNotFoundError, NotADirectoryError):
+            except (OSError, ValueError) as error:
+                if not _is_gone(error):
+                    raise
                 return None
         return Entry(key, status.st_size, _local_etag(status)) if stat.S_ISREG(status.st_mode) else None
 
@@ -157,6 +165,21 @@ class FolderStore:
         return f"{self.uri}/{key}"
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether there can be no file of a name: also where the name itself cannot be (a NUL, too long, a circle)."""
+    if isinstance(error, OSError):
+        nothing = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+        return error.errno in nothing
+    return "null" in str(error)
+
+
 def _local_etag(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
@@ -176,4 +199,5 @@ def _local_errors(doing: str) -> Iterator[None]:
             errno.ENOTDIR: "A part of the path is a file: give another folder.",
             errno.EEXIST: "A part of the path is a file: give another folder.",
         }.get(error.errno or 0, "Nothing is lost: mend the cause and run the same command again.")
-        raise StoreError(f"{error.strerror or error} while {doing}. {hint}") from error
+        where = f" ({error.filename})" if error.filename and str(error.filename) not in doing else ""
+        raise StoreError(f"{error.strerror or error} while {doing}{where}. {hint}") from error

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from bottleneck.errors import CorruptError, StoreError, UsageError
-from bottleneck.features import Features, rows_of
+from bottleneck.features import Features, finished, rows_of
 from bottleneck.objects import Store
 from bottleneck.progress import quiet_start
 from bottleneck.store import normal_uri, open_store
@@ -77,6 +77,15 @@ class Contents:
             )
 
 
+def _labels(features: Features) -> list[str]:
+    """All labels, sorted; while shards are to be done again also those that only their old files have."""
+    plan = features.plan
+    known = set(plan.label_counts)
+    if finished(plan) is None:
+        known.update(*(listing.label_counts for listing in plan.listings))
+    return sorted(known)
+
+
 def export_features(
     features: Features,
     file: str,
@@ -116,7 +125,7 @@ def export_features(
         column,
         sum(rows[name] for name in features.files),
         np.dtype(spec.dtype),
-        list(features.plan.label_counts),
+        _labels(features),
         on_images,
     )
     if not contents.num_images:
@@ -174,6 +183,8 @@ def _write_hdf5(path: str, contents: Contents) -> None:
             rows_written = slice(start, start := start + len(batch.keys))
             features[rows_written] = batch.features_ND
             labels[rows_written] = batch.codes_N
+            if odd := next((key for key in batch.keys if "\0" in key), None):
+                raise UsageError(f"HDF5 holds no text with a NUL in it, as the key {odd!r}. Export to another format.")
             keys[rows_written] = np.array(batch.keys, object)
 
 

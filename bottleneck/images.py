@@ -44,6 +44,9 @@ IMAGE_SUFFIXES = frozenset(
 """Names that say image, also of formats that are rejected later: such a file is accounted for, not passed over."""
 
 
+NO_UTF8 = "(name is not UTF-8)"
+
+
 class Image(NamedTuple):
     """One image of a plan: its key in the source and what the listing said of it."""
 
@@ -72,7 +75,7 @@ def no_image(key: str) -> str:
     try:
         key.encode()
     except UnicodeEncodeError:
-        return "(name is not UTF-8)"
+        return NO_UTF8
     if name.startswith("._"):
         return "._*"  # the resource forks macOS leaves beside photos
     stem, dot, suffix = name.rpartition(".")

@@ -4,7 +4,9 @@ The list is sorted on disk, as it may be longer than the memory is large; then e
 knows size and etag of its images.
 """
 
+import csv
 import heapq
+import io
 import itertools
 import os
 import tempfile
@@ -12,9 +14,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from bottleneck.containers import ContainerFile, while_planning
@@ -27,6 +29,9 @@ from bottleneck.store import normal_uri, open_store
 SUFFIXES = (".csv", ".parquet", ".pq")
 NAMES = ("uri", "url", "image", "path", "file", "file_name", "filename", "key", "image_path", "image_url")
 """Of the column of images, in lower case, where the user names none."""
+MAX_FIELD = 10_000_000
+"""Characters of a field of CSV; captions may be long."""
+CSV_BUFFER_BYTES = 1_000_000
 ROWS_SORTED_AT_ONCE = 250_000
 """About 100 MB while they are."""
 NUM_LOOKED_AT = 1024
@@ -48,7 +53,7 @@ class UriList:
             tempfile.TemporaryDirectory(prefix="bottleneck-list-") as folder,
             ThreadPoolExecutor(32) as pool,
         ):
-            lines = self._once(heapq.merge(*_runs(self._lines(skipped), folder)), skipped)
+            lines = self._once(heapq.merge(*_runs(self._lines(skipped), folder), key=_order), skipped)
             while batch := list(itertools.islice(lines, NUM_LOOKED_AT)):
                 yield from pool.map(self._look, batch)
 
@@ -67,15 +72,15 @@ class UriList:
     def _place(self, uri: str) -> tuple[str, str]:
         """The root and the key in it of an object a list names. Raises UsageError for one outside the roots."""
         if "://" not in uri and not uri.startswith("/"):
-            if "://" in self.store.uri or not _leaves(uri):
+            if not _leaves(self.store.uri, uri):
                 return self.store.uri, uri
         else:
-            full = (
-                uri if "://" in uri and not uri.startswith("file://") else os.path.normpath(uri.removeprefix("file://"))
-            )
+            is_local = "://" not in uri or uri.startswith("file://")
+            full = os.path.normpath(uri.removeprefix("file://")) if is_local else uri
             for root in self.roots:
-                if full.startswith(root.rstrip("/") + "/"):
-                    return root, full[len(root.rstrip("/")) + 1 :]
+                inside = full.removeprefix(root.rstrip("/") + "/")
+                if inside != full and not _leaves(root, inside):
+                    return root, inside
         raise UsageError(
             f"The list {self.only} names {uri!r}, outside the places it may name: {', '.join(self.roots)}. Where that "
             "is meant, give --roots with the folder or prefix that holds it; nothing was planned."
@@ -96,23 +101,21 @@ class UriList:
         if entry is None:
             raise UsageError(f"There is no list {self.store.uri}/{self.only}. Expected a CSV or Parquet file.")
         name = f"{self.store.uri}/{self.only}"
+        file = ContainerFile(self.store, entry)
+        rows = _csv_rows if self.only.lower().endswith(".csv") else _parquet_rows
         try:
-            for batch in _batches(ContainerFile(self.store, entry), name):
-                image, label = find_columns(batch.schema.names, self.reading, name)
-                keys = batch.column(image).cast(pa.string()).to_pylist()
-                labels = [None] * len(keys)
-                if label and self.reading.labels == "folder":
-                    labels = batch.column(label).cast(pa.string()).to_pylist()
-                for key, value in zip(keys, labels, strict=True):
-                    if not key:
-                        skipped["(no name)"] += 1
-                        continue
-                    self._place(key)
-                    yield key.encode(), value or None
+            for key, label in rows(file, self.reading, name):
+                if not key:
+                    skipped["(no name)"] += 1
+                    continue
+                self._place(key)
+                yield key.encode(), (label or None) if self.reading.labels == "folder" else None
         except (ObjectGoneError, ObjectChangedError) as error:
             raise while_planning(self.store, entry, error) from None
-        except pa.ArrowException as error:
-            raise UsageError(f"{name} cannot be read: {error}. Expected CSV with a header, or Parquet.") from error
+        except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
+            raise UsageError(
+                f"{name} cannot be read: {error}. Expected CSV in UTF-8 with a header, or Parquet."
+            ) from error
 
     def _once(self, lines: Iterator[Line], skipped: Counter[str]) -> Iterator[Line]:
         """Each key once. Raises UsageError where a key is listed with two labels."""
@@ -130,12 +133,22 @@ class UriList:
                 )
 
 
-def _leaves(path: str) -> bool:
-    return os.path.normpath(path).startswith("..")
+def _leaves(root: str, path: str) -> bool:
+    """Whether a path below a root leads out of it, read as the root's kind of place reads paths."""
+    if root.startswith("s3://"):
+        return False  # keys are names, sent as they are
+    if "://" in root:  # a server may decode, more than once, before it walks
+        while (decoded := unquote(path)) != path:
+            path = decoded
+        return not {".", ".."}.isdisjoint(path.replace("\\", "/").split("/"))
+    path = os.path.normpath(path)
+    return path == ".." or path.startswith("../")
 
 
 def find_columns(names: Sequence[str], reading: Reading, name: str) -> tuple[str, str | None]:
     """The columns of images and labels of a list. Raises UsageError where they cannot be told."""
+    if double := sorted({one for one in names if names.count(one) > 1}):
+        raise UsageError(f"{name} has several columns called {', '.join(double)}. Expected each name once.")
     by_lower = {one.lower(): one for one in reversed(names)}
     image = reading.image_column or next((by_lower[one] for one in NAMES if one in by_lower), None)
     if image is None or image not in names:
@@ -149,27 +162,45 @@ def find_columns(names: Sequence[str], reading: Reading, name: str) -> tuple[str
     return image, label
 
 
-def _batches(file: ContainerFile, name: str) -> Iterator[pa.RecordBatch]:
-    if not name.lower().endswith(".csv"):
-        with pq.ParquetFile(file, pre_buffer=False) as table:
-            yield from table.iter_batches(use_threads=False)
-        return
-    # All columns as texts: a class called 007 is not the number 7.
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    header = pyarrow.csv.open_csv(file, parse_options=parse).schema.names
-    if len(set(header)) < len(header):
-        raise UsageError(f"{name} has two columns of one name: {', '.join(header)}. Expected each once.")
-    file.seek(0)
-    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
-    yield from pyarrow.csv.open_csv(
-        file, pyarrow.csv.ReadOptions(use_threads=False), parse_options=parse, convert_options=convert
-    )
+def _csv_rows(file: ContainerFile, reading: Reading, name: str) -> Iterator[tuple[str, str | None]]:
+    """Image and label of each line; all as texts: a class called 007 is not the number 7."""
+    csv.field_size_limit(MAX_FIELD)
+    with io.TextIOWrapper(io.BufferedReader(file, CSV_BUFFER_BYTES), "utf-8-sig", newline="") as text:
+        lines = csv.reader(text, strict=True)
+        header = [one.strip() for one in next(lines, [])]
+        if not header:
+            raise UsageError(f"{name} cannot be read: it is empty. Expected CSV with a header.")
+        image_column, label_column = find_columns(header, reading, name)
+        image, label = header.index(image_column), header.index(label_column) if label_column else None
+        for row in lines:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise UsageError(
+                    f"{name} cannot be read: line {lines.line_num} has {len(row)} fields, its header {len(header)}. "
+                    "Expected as many in each; quote fields with commas in them."
+                )
+            yield row[image], None if label is None else row[label]
+
+
+def _parquet_rows(file: ContainerFile, reading: Reading, name: str) -> Iterator[tuple[str | None, str | None]]:
+    with pq.ParquetFile(file, pre_buffer=False) as table:
+        image, label = find_columns(table.schema_arrow.names, reading, name)
+        wanted = [image] if label is None else [image, label]
+        for batch in table.iter_batches(columns=wanted, use_threads=False):
+            keys = batch.column(image).cast(pa.string()).to_pylist()
+            labels = [None] * len(keys) if label is None else batch.column(label).cast(pa.string()).to_pylist()
+            yield from zip(keys, labels, strict=True)
+
+
+def _order(line: Line) -> tuple[bytes, str]:
+    return line[0], line[1] or ""
 
 
 def _runs(lines: Iterator[Line], folder: str) -> list[Iterator[Line]]:
     """Lines as sorted runs: one in memory if they are few, else each in a file of its own."""
     runs: list[Iterator[Line]] = []
-    while batch := sorted(itertools.islice(lines, ROWS_SORTED_AT_ONCE), key=lambda line: (line[0], line[1] or "")):
+    while batch := sorted(itertools.islice(lines, ROWS_SORTED_AT_ONCE), key=_order):
         if not runs and len(batch) < ROWS_SORTED_AT_ONCE:
             return [iter(batch)]
         path = os.path.join(folder, f"{len(runs):06d}.arrow")

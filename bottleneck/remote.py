@@ -1,8 +1,11 @@
 """Any file system fsspec knows (gs, az, http, ...) as a store that is only read: for sources."""
 
 import asyncio
+import html
+import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +26,10 @@ from bottleneck.objects import (
     windowed,
 )
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+_NO_NAME = re.compile(r"[?#]|/\.{1,2}(/|$)")
+"""In links of an index page that sort it or lead elsewhere."""
 
 ETAG_FIELDS = (
     *("ETag", "etag", "md5Hash", "Content-MD5", "content_settings", "mtime"),
@@ -66,9 +72,10 @@ class RemoteStore:
             return
         names = {}
         for info in found:
-            name = info["name"].rstrip("/")
+            # The links of an index page are escaped as HTML is.
+            name = (html.unescape(info["name"]) if folder.startswith("http") else info["name"]).rstrip("/")
             is_folder = info["type"] == "directory"
-            if name != folder.rstrip("/") and name.startswith(self.root + "/"):
+            if name.startswith(folder.rstrip("/") + "/") and not _NO_NAME.search(name[len(folder.rstrip("/")) :]):
                 names[name + ("/" if is_folder else "")] = None if is_folder else info
         ordered = sorted(names, key=os.fsencode)
         told = windowed(
@@ -87,6 +94,7 @@ class RemoteStore:
             if info is None or info.get("size") is None or not _etag(info):
                 info = self._patiently(f"looking at {path}", lambda: self.fs.info(path))
         except ObjectGoneError:
+            log.warning("%s is listed but not there, so it is not planned", path)
             return None
         size = info.get("size")
         if size is None:
@@ -121,7 +129,12 @@ class RemoteStore:
                 raise TimeoutError(f"body cut short: {len(data)} of {entry.size} bytes")
             return data
 
-        return whole(wanted, self._patiently(f"reading {path}", read))
+        data = self._patiently(f"reading {path}", read)
+        if wanted.length is not None and len(data) > wanted.length:
+            raise StoreError(
+                f"{path} came whole where a part was asked for: its server has no ranges. Copy it elsewhere."
+            )
+        return whole(wanted, data)
 
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:

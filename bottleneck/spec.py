@@ -164,9 +164,14 @@ class Reading:
     roots: tuple[str, ...] = ()
     """Folders and prefixes whose objects a list may name, beside the one it is in."""
 
+    def __post_init__(self) -> None:
+        # Recorded by their whole paths, so that workers find them from any folder.
+        roots = (root if "://" in root else os.path.abspath(os.path.expanduser(root)) for root in self.roots)
+        object.__setattr__(self, "roots", tuple(root.rstrip("/") or "/" for root in roots))
+
     def asked(self) -> dict[str, Any]:
         """What a plan must agree with: not what was left to be found."""
-        return {name: value for name, value in vars(self).items() if value not in ("auto", None, ())}
+        return {name: value for name, value in self.to_json().items() if value not in ("auto", None, [])}
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "roots": list(self.roots)}

@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bottleneck.containers import ContainerFile, containers, look_into, while_planning
-from bottleneck.errors import UsageError
+from bottleneck.errors import StoreError, UsageError
 from bottleneck.images import Image
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
 from bottleneck.spec import Reading
 
 SUFFIXES = (".parquet", ".pq")
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
+"""What damaged files make pyarrow raise; texts that are not UTF-8 are a ValueError."""
 BUFFER_BYTES = 8_000_000
 """Read at once of a column; a row group of images may be larger than the memory."""
 ROWS_AT_ONCE = 32
@@ -46,12 +48,12 @@ class Table:
         self.store, self.only, self.reading = store, only, reading
 
     def images(self, skipped: Counter[str]) -> Iterator[Image]:
-        for images in look_into(containers(self.store, self.only, SUFFIXES, skipped), self._index):
+        for images in look_into(self.store, containers(self.store, self.only, SUFFIXES, skipped), self._index):
             yield from images
 
     def first(self, skipped: Counter[str]) -> Image | None:
         for entry in containers(self.store, self.only, SUFFIXES, skipped):
-            if images := self._index(entry):
+            if images := self._index(ContainerFile(self.store, entry)):
                 return images[0]
         return None
 
@@ -71,30 +73,40 @@ class Table:
                 raise ObjectGoneError(name)
             if entry.etag != etag:
                 raise ObjectChangedError(name)
-            with self._open(entry) as file:
+            with self._open(ContainerFile(self.store, entry)) as file:
                 columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{name}")
                 for data in _values(file, columns, rows):
                     yield data
                     done += 1
+        except UNREADABLE as error:
+            raise StoreError(
+                f"{self.store.uri}/{name} is damaged from row {rows[done]} on: {error}. Mend it and run the same "
+                "command again, or plan without it."
+            ) from error
         except (ObjectGoneError, ObjectChangedError) as error:
             for _ in range(len(rows) - done):
                 yield error
 
-    def _open(self, entry: Entry) -> pq.ParquetFile:
+    def _open(self, file: ContainerFile) -> pq.ParquetFile:
         """One of pyarrow's readers, without threads: with them a process that ends soon after can abort."""
         try:
-            return pq.ParquetFile(ContainerFile(self.store, entry), pre_buffer=False, buffer_size=BUFFER_BYTES)
-        except pa.ArrowException as error:
-            raise UsageError(
-                f"{self.store.uri}/{entry.key} is no Parquet file that can be read: {error}. Mend or remove it."
-            ) from error
+            return pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+        except UNREADABLE as error:
+            raise self._unreadable(file.entry, error) from error
 
-    def _index(self, entry: Entry) -> list[Image]:
+    def _unreadable(self, entry: Entry, error: Exception) -> UsageError:
+        return UsageError(
+            f"{self.store.uri}/{entry.key} is no Parquet file that can be read: {error}. Mend or remove it."
+        )
+
+    def _index(self, file: ContainerFile) -> list[Image]:
         try:
-            with self._open(entry) as file:
-                return list(self._rows(file, entry))
+            with self._open(file) as table:
+                return list(self._rows(table, file.entry))
         except (ObjectGoneError, ObjectChangedError) as error:
-            raise while_planning(self.store, entry, error) from None
+            raise while_planning(self.store, file.entry, error) from None
+        except UNREADABLE as error:
+            raise self._unreadable(file.entry, error) from error
 
     def _rows(self, file: pq.ParquetFile, entry: Entry) -> Iterator[Image]:
         columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{entry.key}")
@@ -106,7 +118,7 @@ class Table:
             num_bytes = sum(
                 chunk.total_uncompressed_size
                 for chunk in (metadata.column(number) for number in range(metadata.num_columns))
-                if chunk.path_in_schema.split(".")[0] == columns.image
+                if f"{chunk.path_in_schema}.".startswith(f"{columns.image}.")
             )
             size = num_bytes // max(1, metadata.num_rows)
             paths: list[Any] = [None] * metadata.num_rows
@@ -129,6 +141,8 @@ def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
     Raises:
         UsageError: if there are none, or several.
     """
+    if double := sorted({one for one in schema.names if schema.names.count(one) > 1}):
+        raise UsageError(f"{name} has several columns called {', '.join(double)}. Expected each name once.")
     can_hold = [field.name for field in schema if _bytes_type(field.type) is not None]
     image = reading.image_column or (can_hold[0] if len(can_hold) == 1 else None)
     if image is None or image not in can_hold:
@@ -209,6 +223,6 @@ def holds_images(store: Store, name: str, reading: Reading) -> bool:
     entry = store.stat(name)
     if entry is None:
         return False
-    with Table(store, name, reading)._open(entry) as file:
+    with Table(store, name, reading)._open(ContainerFile(store, entry)) as file:
         fields = {field.name: _bytes_type(field.type) for field in file.schema_arrow}
     return fields.get(reading.image_column) is not None if reading.image_column else any(fields.values())

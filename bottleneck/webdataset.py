@@ -14,14 +14,18 @@ from typing import Any
 from bottleneck.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.errors import UsageError
 from bottleneck.images import Image, folder_label, no_image
-from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store, Wanted
+from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store, Wanted
 from bottleneck.spec import Reading
 
 SUFFIXES = (".tar",)
 RANGE_BYTES = 16_000_000
 """Of one read: long enough to be as fast as a store gives, short enough that decoding need not wait for it."""
-GAP_BYTES = 1_000_000
+GAP_BYTES = 100_000
 """Read and thrown away rather than asked for around: what lies between images, captions for the most part."""
+WINDOW = 128
+"""Images whose ranges are made together: where a tar is not in the order of its names, so many wait for their turn."""
+PADDING_BYTES = 65_536
+"""Looked at behind the end mark, where writers fill up their last block."""
 LABEL_BYTES = 1_000_000
 """Larger files beside an image are no label."""
 
@@ -34,13 +38,13 @@ class WebDataset:
 
     def images(self, skipped: Counter[str]) -> Iterator[Image]:
         tars = containers(self.store, self.only, SUFFIXES, skipped)
-        for images, others in look_into(tars, self._index):
+        for images, others in look_into(self.store, tars, self._index):
             skipped.update(others)
             yield from images
 
     def first(self, skipped: Counter[str]) -> Image | None:
         for entry in containers(self.store, self.only, SUFFIXES, skipped):
-            images, others = self._index(entry)
+            images, others = self._index(ContainerFile(self.store, entry))
             skipped.update(others)
             if images:
                 return images[0]
@@ -48,39 +52,33 @@ class WebDataset:
 
     def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
         """Each image's bytes, in order: the members of one tar by as few ranges as there can be."""
-        ranges, place = _ranges(images)
-        fetched = self.store.get_many(ranges)
-        held: dict[int, bytes | ObjectGoneError | ObjectChangedError] = {}
-        left = Counter(place)
-        for image, number in zip(images, place, strict=True):
-            if number is None:
-                yield b""
-                continue
-            while number not in held:
-                held[len(held)] = next(fetched)
-            data = held[number]
-            if isinstance(data, bytes):
-                start = (image.offset or 0) - (ranges[number].offset or 0)
-                yield data[start : start + (image.length or 0)]
-            else:
-                yield data
-            left[number] -= 1
-            if not left[number]:
-                held[number] = b""  # its place is kept, as `held` counts
+        windows = [images[start : start + WINDOW] for start in range(0, len(images), WINDOW)]
+        divided = [_ranges(window) for window in windows]
+        fetched = self.store.get_many([one for ranges in divided for one, _ in ranges])
+        for window, ranges in zip(windows, divided, strict=True):
+            held: dict[int, bytes | ObjectGoneError | ObjectChangedError] = {}
+            waiting = iter(ranges)
+            for number, image in enumerate(window):
+                while number not in held and image.length:
+                    asked, members = next(waiting)
+                    data = next(fetched)
+                    for member in members:
+                        held[member] = _slice(data, asked, window[member])
+                yield held.pop(number, b"")
 
-    def _index(self, entry: Entry) -> tuple[list[Image], Counter[str]]:
+    def _index(self, file: ContainerFile) -> tuple[list[Image], Counter[str]]:
         """The images of one tar in key order, and its other members by suffix."""
         try:
-            return self._read_index(entry)
+            return self._read_index(file)
         except (ObjectGoneError, ObjectChangedError) as error:
-            raise while_planning(self.store, entry, error) from None
+            raise while_planning(self.store, file.entry, error) from None
 
-    def _read_index(self, entry: Entry) -> tuple[list[Image], Counter[str]]:
-        file = ContainerFile(self.store, entry)
+    def _read_index(self, file: ContainerFile) -> tuple[list[Image], Counter[str]]:
+        entry, where = file.entry, f"{self.store.uri}/{file.entry.key}"
         members: list[tuple[str, int, int]] = []
         others: Counter[str] = Counter()
-        labels: dict[str, tuple[int, str]] = {}
-        for member in _members(file, f"{self.store.uri}/{entry.key}"):
+        labels = _Labels(where)
+        for member in _members(file, where):
             reason = _no_member(member)
             if not reason:
                 # A tar that was cut has less of its last member than it says: what is there is judged by the decoder.
@@ -88,19 +86,19 @@ class WebDataset:
                 members.append((member.name, member.offset_data, length))
                 continue
             others[reason] += 1
-            found = self._label(file, member) if self.reading.labels == "folder" and member.isreg() else None
-            if found is not None:
-                sample = _sample(member.name)
-                labels[sample] = max(labels.get(sample, found), found)
-        images, names = [], Counter[str]()
+            if self.reading.labels == "folder" and member.isreg():
+                labels.add(member.name, self._label(file, member))
+        images: dict[str, Image] = {}
         for name, offset, length in members:
-            names[name] += 1
-            key = f"{entry.key}/{name}" + (f"#{names[name]}" if names[name] > 1 else "")
-            label = labels[_sample(name)][1] if _sample(name) in labels else None
+            key, again = f"{entry.key}/{name}", 1
+            while key in images:
+                again += 1
+                key = f"{entry.key}/{name}#{again}"
+            label = labels.of(name)
             if label is None and self.reading.labels == "folder":
                 label = folder_label(name)
-            images.append(Image(key, length, entry.etag, label, offset, length, entry.key))
-        return sorted(images, key=lambda image: image.key.encode()), others
+            images[key] = Image(key, length, entry.etag, label, offset, length, entry.key)
+        return sorted(images.values(), key=lambda image: image.key.encode()), others
 
     def _label(self, file: ContainerFile, member: tarfile.TarInfo) -> tuple[int, str] | None:
         """What a file beside an image says of its label, and how much that counts: .cls before .json."""
@@ -118,20 +116,58 @@ class WebDataset:
             return (2, text) if text else None
         try:
             value: Any = json.loads(text)[column or "label"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            label = str(value) if isinstance(value, str | int) else ""
+            label.encode()
+        except (ValueError, KeyError, TypeError, RecursionError):  # no JSON, not in it, or half a surrogate pair
             return None
-        return (1, str(value)) if isinstance(value, str | int) and str(value) else None
+        return (1, label) if label else None
+
+
+class _Labels:
+    """The labels that stand beside images, by the names they share with them."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.by_stem: dict[str, tuple[int, str]] = {}
+        """By the name up to its last dot, which is the closest."""
+        self.by_sample: dict[str, set[tuple[int, str]]] = {}
+        """By the name up to the first dot of its last part, which is what WebDataset calls a sample."""
+
+    def add(self, name: str, label: tuple[int, str] | None) -> None:
+        if label is None:
+            return
+        stem = name.rpartition(".")[0]
+        known = self.by_stem.get(stem, label)
+        if known[0] == label[0] and known != label:
+            raise UsageError(
+                f"{self.where} has two labels for {stem}: {known[1]!r} and {label[1]!r}. Expected one: names of its "
+                "members repeat. Write the tar anew, or plan with --labels none."
+            )
+        self.by_stem[stem] = max(known, label)
+        self.by_sample.setdefault(_sample(name), set()).add(label)
+
+    def of(self, name: str) -> str | None:
+        """The label of an image; None where there is none, or none of several is closer than the others."""
+        if found := self.by_stem.get(name.rpartition(".")[0]):
+            return found[1]
+        found_here = self.by_sample.get(_sample(name), set())
+        best = {label for label in found_here if label[0] == max(found_here)[0]}
+        return best.pop()[1] if len(best) == 1 else None
 
 
 def _members(file: ContainerFile, name: str) -> Iterator[tarfile.TarInfo]:
     """The members of a tar. Raises UsageError where it is none, or damaged before its end."""
+    end = 0
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
             while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= end:
+                    raise _damaged(name, end)  # read on, it would be met for ever
+                end = tar.offset
                 yield member
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             end = tar.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         if "truncated header" in str(error) or "unexpected end of data" in str(error):
             return  # cut inside a header: no member begins there
         raise UsageError(
@@ -140,10 +176,19 @@ def _members(file: ContainerFile, name: str) -> Iterator[tarfile.TarInfo]:
     file.seek(end)
     header = file.read(512)
     if len(header) == 512 and header.strip(b"\0"):
+        raise _damaged(name, end)
+    if file.read(PADDING_BYTES).strip(b"\0"):
         raise UsageError(
-            f"{name} is damaged at byte {end}: what follows is no tar header, so its images cannot be counted. "
-            "Mend or remove it."
+            f"{name} goes on behind its end mark at byte {end}: is it several tars in one file? What follows would not "
+            "be counted. Expected one tar a file; unpack and write it anew."
         )
+
+
+def _damaged(name: str, offset: int) -> UsageError:
+    return UsageError(
+        f"{name} is damaged at byte {offset}: what follows is no tar header, so its images cannot be counted. "
+        "Mend or remove it."
+    )
 
 
 def _no_member(member: tarfile.TarInfo) -> str:
@@ -161,24 +206,30 @@ def _sample(name: str) -> str:
     return folder + slash + rest.partition(".")[0]
 
 
-def _ranges(images: Sequence[Image]) -> tuple[list[Wanted], list[int | None]]:
-    """The ranges to read for these images, and which of them holds each one; None for images without a byte."""
-    ranges: list[Wanted] = []
-    place: list[int | None] = [None] * len(images)
+def _ranges(images: Sequence[Image]) -> list[tuple[Wanted, list[int]]]:
+    """The ranges to read for these images, in an order that serves the first image first, each with its images."""
+    ranges: list[tuple[Wanted, list[int]]] = []
     order = sorted(range(len(images)), key=lambda n: (images[n].object or "", images[n].offset or 0))
     for number in order:
         image = images[number]
         start, length = image.offset or 0, image.length or 0
         if not length:
             continue
-        last = ranges[-1] if ranges else None
-        if last and last.key == image.object and last.etag == image.etag:
+        last = ranges[-1][0] if ranges else None
+        if last and (last.key, last.etag) == (image.object, image.etag):
             first, old = last.offset or 0, last.length or 0
             if start - first - old <= GAP_BYTES and start + length - first <= RANGE_BYTES:
                 length = max(old, start + length - first)
-                ranges[-1] = Wanted(last.key, length, last.etag, first, length)
-                place[number] = len(ranges) - 1
+                ranges[-1] = Wanted(last.key, length, last.etag, first, length), [*ranges[-1][1], number]
                 continue
-        ranges.append(Wanted(image.object or "", length, image.etag, start, length))
-        place[number] = len(ranges) - 1
-    return ranges, place
+        ranges.append((Wanted(image.object or "", length, image.etag, start, length), [number]))
+    return sorted(ranges, key=lambda one: min(one[1]))
+
+
+def _slice(
+    data: bytes | ObjectGoneError | ObjectChangedError, asked: Wanted, image: Image
+) -> bytes | ObjectGoneError | ObjectChangedError:
+    if not isinstance(data, bytes):
+        return data
+    start = (image.offset or 0) - (asked.offset or 0)
+    return data[start : start + (image.length or 0)]

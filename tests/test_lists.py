@@ -121,7 +121,7 @@ def test_roots_are_places_a_list_may_name(photos: Path, tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("a,b\n1,2\n", "--image-column"),
-        ("uri,uri\n1,2\n", "two columns of one name"),
+        ("uri,uri\n1,2\n", "several columns called uri"),
         ("uri,label\ncats/0001.jpg\n", "cannot be read"),
         ("", "cannot be read"),
     ],
@@ -170,6 +170,67 @@ def test_a_list_that_grew_extends_a_plan(photos: Path, tmp_path: Path) -> None:
     (photos / "cats/0001.jpg").write_bytes(tiny.jpeg(99))
     plan, extended = extend_plan(plan)
     assert (extended.added, extended.changed_keys, extended.gone_keys) == (1, ["cats/0001.jpg"], ["dogs/0002.jpg"])
+
+
+def test_a_list_with_roots_is_gone_on_with(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder: roots are recorded by their whole paths."""
+    (tmp_path / "lists").mkdir()
+    source = tmp_path / "lists" / "list.csv"
+    source.write_text(f"uri\n{photos}/cats/0001.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    reading = Reading(roots=("place/",))
+    for folder in (".", "/"):
+        extract_local(str(source), str(tmp_path / "out"), tiny.REQUEST, reading=reading)
+        monkeypatch.chdir(folder)
+        reading = Reading(roots=(str(photos),))
+    assert open_features(str(tmp_path / "out")).arrays()[2].tolist() == [f"{photos}/cats/0001.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "leaves"),
+    [
+        ("/photos", "../x.jpg", True),
+        ("/photos", "..x/y.jpg", False),
+        ("/photos", "a/../../x.jpg", True),
+        ("s3://bucket/photos", "../x.jpg", False),
+        ("http://host/pub", "../x.jpg", True),
+        ("http://host/pub", "a/%2e%2E/../x.jpg", True),
+        ("http://host/pub", "%252e%252e/x.jpg", True),
+        ("http://host/pub", "..\\x.jpg", True),
+        ("http://host/pub", "a..b/x.jpg", False),
+    ],
+)
+def test_no_path_leads_out_of_a_root(root: str, path: str, leaves: bool) -> None:
+    assert lists._leaves(root, path) == leaves
+
+
+def test_names_no_file_can_have_are_missing(photos: Path) -> None:
+    pq.write_table(pa.table({"uri": ["a\0b.jpg", "x" * 300 + ".jpg"]}), photos / "list.parquet")
+    images, _ = found(photos / "list.parquet")
+    assert [image.etag for image in images] == ["", ""]
+    data = list(
+        open_source(str(photos / "list.parquet"), resolve_reading(str(photos / "list.parquet"), Reading())).read(images)
+    )
+    assert [type(one) for one in data] == [ObjectGoneError] * 2
+
+
+def test_what_is_said_twice_once_without_a_label_is_told(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "ROWS_SORTED_AT_ONCE", 2)
+    source = write_list(photos, "uri,label\na.jpg,x\nb.jpg,x\na.jpg,\nc.jpg,x\n")
+    with pytest.raises(UsageError, match="two labels"):
+        found(source)
+
+
+def test_a_header_may_have_spaces_and_a_mark(photos: Path) -> None:
+    (photos / "list.csv").write_bytes("\ufeffuri, label\r\ncats/0001.jpg, cat\r\n\r\n".encode())
+    assert [(image.key, image.label) for image in found(photos / "list.csv")[0]] == [("cats/0001.jpg", " cat")]
+
+
+@pytest.mark.parametrize("data", ["uri\ngrün.jpg\n".encode("latin-1"), b'uri\n"a.jpg\n', b"uri\na,b\n"])
+def test_a_damaged_csv_is_told(photos: Path, data: bytes) -> None:
+    (photos / "list.csv").write_bytes(data)
+    with pytest.raises(UsageError, match="cannot be read"):
+        found(photos / "list.csv")
 
 
 def test_a_list_in_a_bucket_names_what_is_in_it(tmp_path: Path, bucket: str, s3_environment: dict[str, str]) -> None:

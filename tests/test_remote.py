@@ -106,6 +106,23 @@ def test_a_server_in_trouble_is_asked_again_and_a_refusal_is_told(web: tuple[Pat
         store.get(Wanted(*entry))
 
 
+def test_an_index_page_may_sort_itself_and_link_elsewhere(web: tuple[Path, str]) -> None:
+    folder, url = web
+    tiny.write_files(folder / "photos", {"a&b.jpg": tiny.jpeg(1)})
+    tiny.photos(folder / "secret", 1)
+    links = ["?C=N;O=D", "./", "../", "../secret/", "/secret/", "a&amp;b.jpg", "gone.jpg", "#top"]
+    page = "".join(f'<a href="{link}">x</a>' for link in links)
+    (folder / "photos" / "index.html").write_text(f"<html>{page}</html>")
+    assert [entry.key for entry in open_store(f"{url}/photos").list()] == ["a&b.jpg"]
+
+
+def test_a_server_without_ranges_is_told(web: tuple[Path, str]) -> None:
+    folder, url = web
+    tiny.write_files(folder, {"a.bin": bytes(1000)})
+    with pytest.raises(StoreError, match="has no ranges"):
+        open_store(url).get(Wanted("a.bin", 1000, "", 10, 10))
+
+
 def test_slices_of_an_object(web: tuple[Path, str]) -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe({"/slices/a.bin": bytes(range(100)), "/slices/b/c.bin": b"x"})

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import S3Server
 
+from bottleneck.diff import diff_features
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.extend import extend_plan
 from bottleneck.extract import extract_prepared
@@ -650,3 +651,46 @@ def test_after_any_history_every_image_has_one_row_and_is_what_it_was_planned_as
         else:
             assert row["reason"] in (None, "missing", "not_an_image", "changed")
     good(world)
+
+
+# What reads an output with revisions
+
+
+def test_outputs_with_revisions_and_extensions_are_compared_row_by_row(tmp_path: Path) -> None:
+    files = pictures(10)
+    one = World(tmp_path / "one", files)
+    one.extract()
+    for number, key in enumerate(["05a.jpg", "07a.jpg"]):
+        if not number:
+            for changed in ("00.jpg", "04.jpg", "08.jpg"):
+                one.put(changed, tiny.jpeg(50))
+            assert one.requeue(changed=True).shards == 3
+        one.put(key, tiny.jpeg(60 + number))
+        extend_plan(one.plan)
+    one.extract()
+    other = World(tmp_path / "other", {path.name: path.read_bytes() for path in one.source.iterdir()})
+    other.extract()
+    found = diff_features(open_features(str(one.output)), open_features(str(other.output)))
+    assert (found.num_images, found.only_a.images, found.only_b.images) == (12, 0, 0)
+    assert all(layer.equal == 12 for layer in found.layers.values())
+
+
+def test_what_is_there_is_exported_before_a_revision_is_done(tmp_path: Path) -> None:
+    """Also under labels that the plan has no more."""
+    from bottleneck.formats import export_features
+
+    (tmp_path / "photos").mkdir()
+    listed = tmp_path / "photos" / "list.csv"
+    listed.write_text("uri,label\n00.jpg,zebra\n01.jpg,ant\n")
+    tiny.write_files(tmp_path / "photos", pictures(2))
+    output = str(tmp_path / "features")
+    plan = make_plan(str(listed), output, SPEC)
+    extract(plan, 0, MeanBase(SPEC))
+    finish(plan)
+    listed.write_text("uri,label\n00.jpg,bee\n01.jpg,ant\n")
+    tiny.write_files(tmp_path / "photos", {"00.jpg": tiny.jpeg(70)})
+    requeue_plan(plan, (), changed=True)
+    features = open_features(output, allow_incomplete=True)
+    export_features(features, str(tmp_path / "a.npz"), SPEC.layers[0])
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert [arrays["label_names"][code] for code in arrays["labels"]] == ["zebra", "ant"]

@@ -350,6 +350,17 @@ def test_other_stores_are_refused(uri: str) -> None:
 # Folders
 
 
+def test_links_to_nothing_are_passed_over_and_names_that_cannot_be_are_gone(folder: FolderPlace) -> None:
+    folder.put("a.jpg", b"1")
+    (folder.root / "circle.jpg").symlink_to("circle.jpg")
+    (folder.root / "nothing.jpg").symlink_to("nowhere.jpg")
+    assert [entry.key for entry in folder.store.list()] == ["a.jpg"]
+    for name in ("circle.jpg", "a\0b.jpg", "x" * 300, "a.jpg/b.jpg"):
+        assert folder.store.stat(name) is None
+        with pytest.raises(ObjectGoneError):
+            folder.store.get(Wanted(name, 1, ""))
+
+
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match=r"Expected a folder.*file"):

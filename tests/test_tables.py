@@ -113,6 +113,23 @@ def test_what_is_no_parquet_stops_the_plan(tmp_path: Path) -> None:
         found(tmp_path)
 
 
+def test_damaged_files_are_told(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "a.parquet", range(3))
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:-200] + bytes(190) + whole[-10:])
+    with pytest.raises(UsageError, match="is no Parquet file"):
+        found(tmp_path)
+    with pytest.raises(UsageError, match="is no Parquet file"):
+        make_plan(str(tmp_path / "a.parquet"), str(tmp_path / "out"), tiny.spec())
+
+
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    columns = [pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["image", "label", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match="several columns called label"):
+        found(tmp_path)
+
+
 def test_images_that_are_null_have_no_bytes(tmp_path: Path) -> None:
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
     rows = [{"image": None}, {"image": {"bytes": None, "path": "a.jpg"}}, {"image": {"bytes": b"x", "path": None}}]

@@ -151,6 +151,79 @@ def test_what_is_no_regular_file_is_counted_and_never_followed(tmp_path: Path) -
     assert skipped == {"(link or special file)": 3, "(directory marker)": 1}
 
 
+def test_labels_of_samples_that_share_a_name_are_not_mixed_up(tmp_path: Path) -> None:
+    members = {"p.1.jpg": b"1", "p.1.cls": b"cat", "p.2.jpg": b"2", "p.2.cls": b"dog", "p.jpg": b"0", "q.x.jpg": b"3"}
+    tiny.write_files(tmp_path, {"0.tar": tar({**members, "q.cls": b"cow"})})
+    labels = {image.key[6:]: image.label for image in found(tmp_path)[0]}
+    assert labels == {"p.1.jpg": "cat", "p.2.jpg": "dog", "p.jpg": None, "q.x.jpg": "cow"}
+
+
+def test_names_that_repeat_with_two_labels_stop_the_plan(tmp_path: Path) -> None:
+    repeated = [("0.jpg", b"1"), ("0.cls", b"cat"), ("0.jpg", b"2"), ("0.cls", b"dog")]
+    tiny.write_files(tmp_path, {"0.tar": tar_of(repeated)})
+    with pytest.raises(UsageError, match="two labels for 0: 'cat' and 'dog'"):
+        found(tmp_path)
+    assert len(found(tmp_path, labels="none")[0]) == 2
+
+
+def test_a_key_that_is_taken_is_not_given_twice(tmp_path: Path) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar_of([("a.jpg#2", b"3"), ("a.jpg", b"1"), ("a.jpg", b"2")])})
+    images, _ = found(tmp_path)
+    data = dict(zip((image.key for image in images), read_all(tmp_path, images), strict=True))
+    assert data == {"0.tar/a.jpg": b"1", "0.tar/a.jpg#2": b"3", "0.tar/a.jpg#3": b"2"}
+
+
+def negative_size() -> bytes:
+    """A member of -512 bytes, after which a reader is where it was."""
+    header = bytearray(tar({"a.jpg": b""})[:512])
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (negative_size() + bytes(1024), "is damaged|no tar file"),
+        (tar({"a.jpg": b"1"}) + tar({"b.jpg": b"2"}), "goes on behind its end mark"),
+        (b"".join(tar({"x" * 200 + str(n): b""}, tarfile.GNU_FORMAT)[:1024] for n in range(3000)), "no tar file"),
+    ],
+)
+def test_tars_made_to_harm_are_told(tmp_path: Path, data: bytes, words: str) -> None:
+    tiny.write_files(tmp_path, {"0.tar": data})
+    with pytest.raises(UsageError, match=words):
+        found(tmp_path)
+
+
+def test_a_bad_tar_is_told_while_others_are_long(tmp_path: Path) -> None:
+    """Those under way are left alone then."""
+    tiny.write_files(tmp_path, {f"{n}.tar": tar(samples(range(200))) for n in range(1, 4)} | {"0.tar": b"no tar" * 200})
+    with pytest.raises(UsageError, match=r"0\.tar is no tar"):
+        found(tmp_path)
+
+
+def test_a_tar_in_no_order_is_read_without_its_gaps(tmp_path: Path) -> None:
+    names = [f"{n * 7919 % 1000:04d}.jpg" for n in range(1000)]
+    tiny.write_files(tmp_path, {"0.tar": tar({name: name.encode() * 1000 for name in names})})
+    images, _ = found(tmp_path)
+    some = images[100:200]
+    asked: list[Wanted] = []
+    store = open_store(str(tmp_path))
+
+    class Counting:
+        uri = store.uri
+
+        def get_many(self, wanted: list[Wanted]) -> object:
+            asked.extend(wanted)
+            return store.get_many(wanted)
+
+    source = webdataset.WebDataset(Counting(), None, Reading())  # type: ignore[arg-type]
+    assert list(source.read(some)) == [image.key[6:].encode() * 1000 for image in some]
+    assert sum(one.length or 0 for one in asked) < 12 * sum(image.size for image in some)
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, ...]:
         return (pytest.fail, ("a member was unpickled",))
