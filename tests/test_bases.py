@@ -29,7 +29,7 @@ from jobs.__main__ import main
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 QUICK = ("mobilenet_v2_0.35", "mobilenet_v3_small_0.75", "inception_v3")
-"""Some seconds on two cores; all of them are most of an hour. Other tests here have EfficientNet and ConvNeXt."""
+"""Some seconds on two cores; all of them are half an hour. Other tests here have EfficientNet and ConvNeXt."""
 ALL = [base if base in QUICK else pytest.param(base, marks=pytest.mark.faults) for base in base_names()]
 EFFICIENTNET = "keras.src.applications.efficientnet.file_utils.get_file"
 
