@@ -20,9 +20,9 @@ demo: setup
 	@$(BIN)/bottleneck demo
 
 test: setup
-	$(BIN)/python -m pytest
+	@$(BIN)/python tests/side_by_side.py
 
-# The same, half again as long, with the lines no test meets.
+# The same one after the other, with the lines no test meets.
 coverage: setup
 	$(BIN)/python -m pytest --cov=bottleneck --cov=jobs --cov-report=term
 
