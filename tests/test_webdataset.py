@@ -64,6 +64,21 @@ def read_all(folder: Path, images: list[Image]) -> list[bytes | ObjectGoneError 
     return list(open_source(str(folder), Reading(source_format="webdataset")).read(images))
 
 
+def counting(folder: Path) -> tuple[webdataset.WebDataset, list[Wanted]]:
+    """A source of tars, and what it asks its store for."""
+    asked: list[Wanted] = []
+    store = open_store(str(folder))
+
+    class Counting:
+        uri = store.uri
+
+        def get_many(self, wanted: list[Wanted]) -> object:
+            asked.extend(wanted)
+            return store.get_many(wanted)
+
+    return webdataset.WebDataset(Counting(), None, Reading()), asked  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_member_is_an_image_or_counted(tmp_path: Path, tar_format: int) -> None:
     tiny.write_files(tmp_path, {"00000.tar": tar(samples(range(5)), tar_format), "00000_stats.json": b"{}"})
@@ -209,17 +224,7 @@ def test_a_tar_in_no_order_is_read_without_its_gaps(tmp_path: Path) -> None:
     tiny.write_files(tmp_path, {"0.tar": tar({name: name.encode() * 1000 for name in names})})
     images, _ = found(tmp_path)
     some = images[100:200]
-    asked: list[Wanted] = []
-    store = open_store(str(tmp_path))
-
-    class Counting:
-        uri = store.uri
-
-        def get_many(self, wanted: list[Wanted]) -> object:
-            asked.extend(wanted)
-            return store.get_many(wanted)
-
-    source = webdataset.WebDataset(Counting(), None, Reading())  # type: ignore[arg-type]
+    source, asked = counting(tmp_path)
     assert list(source.read(some)) == [image.key[6:].encode() * 1000 for image in some]
     assert sum(one.length or 0 for one in asked) < 12 * sum(image.size for image in some)
 
@@ -266,17 +271,7 @@ def test_members_are_read_in_a_few_ranges(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(webdataset, "RANGE_BYTES", 100_000)
     tiny.write_files(tmp_path, {"0.tar": tar(samples(range(60))), "1.tar": tar(samples(range(60, 80)))})
     images, _ = found(tmp_path)
-    asked: list[Wanted] = []
-    store = open_store(str(tmp_path))
-
-    class Counting:
-        uri = store.uri
-
-        def get_many(self, wanted: list[Wanted]) -> object:
-            asked.extend(wanted)
-            return store.get_many(wanted)
-
-    source = webdataset.WebDataset(Counting(), None, Reading())  # type: ignore[arg-type]
+    source, asked = counting(tmp_path)
     assert list(source.read(images)) == [tiny.jpeg(n) for n in range(80)]
     span = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert len(asked) <= span / 100_000 + 4
