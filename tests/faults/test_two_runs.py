@@ -3,6 +3,7 @@
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,23 +11,34 @@ from pathlib import Path
 import oracle
 import psutil
 import pytest
-from extractjob import EXTRACTING, Ended, Job, Photos
+from extractjob import EXTRACTING, PREPARING, Ended, Job, Photos
 from proxy import FaultProxy
 from servers import S3Server
 from test_store_faults import ERRORS
 
+START_SECONDS = 120
+PREPARES_SECONDS = 3
+"""A shard of eight photos is prepared in a tenth of it."""
+
 
 def run_together(start: Callable[[], Job], count: int = 2) -> list[Ended]:
-    """Start runs, and let none extract before all can: a fixture is done in less time than starts differ by."""
+    """Start runs, and let none extract before all have prepared shards: starts differ by more than the work takes."""
     with ExitStack() as stack:
         jobs = [stack.enter_context(start()) for _ in range(count)]
         held: dict[Job, list[psutil.Process]] = {}
-        while len(held) < count and all(job.runs() for job in jobs):
+        prepared: set[Job] = set()
+        deadline = time.monotonic() + START_SECONDS
+        while len(held) + len(prepared) < 2 * count and all(job.runs() for job in jobs):
+            assert time.monotonic() < deadline, [job.stderr() for job in jobs]
             for job in jobs:
-                if job not in held and (ready := job.workers(EXTRACTING)):
+                if job not in prepared and job.workers(PREPARING):
+                    prepared.add(job)
+                # Not before: stopped while it answers the driver, a worker would keep the plan from being made.
+                if job in prepared and job not in held and (ready := job.workers(EXTRACTING)):
                     for worker in ready:
                         worker.send_signal(signal.SIGSTOP)
                     held[job] = ready
+        time.sleep(PREPARES_SECONDS)
         for workers in held.values():
             for worker in workers:
                 worker.send_signal(signal.SIGCONT)
