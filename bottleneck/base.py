@@ -194,6 +194,7 @@ def _load(request: FeatureRequest, precision: Precision) -> tuple[Any, Any, Feat
         resize=request.resize,
         interpolation=request.interpolation,
         exif=request.exif,
+        decode=request.decode,
         precision=precision,
         dtype=request.dtype,
     )

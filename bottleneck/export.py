@@ -71,6 +71,7 @@ def export_head(head: Head, file_format: Format, weights: str | None = None) -> 
         "resize": spec.resize,
         "interpolation": spec.interpolation,
         "exif": spec.exif,
+        "decode": spec.decode,
         "base": spec.base,
         "layer": origin.layer,
         "fingerprint": spec.fingerprint,

@@ -184,6 +184,7 @@ def check_request(
         "resize": request.resize,
         "interpolation": request.interpolation,
         "exif": request.exif,
+        "decode": request.decode,
         "dtype": request.dtype,
     }
     if request.precision != "auto":

@@ -23,7 +23,7 @@ from bottleneck.prepare import Work
 from bottleneck.progress import Progress
 from bottleneck.session import start_ray
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
-from bottleneck.stages import ExtractFeatures, as_result, prepare_stage, raised
+from bottleneck.stages import WARM_UP, ExtractFeatures, as_result, prepare_stage, raised
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,8 @@ class Run:
             if result is not None:
                 if "error" in result:
                     raise raised(result["error"])
+                if result == WARM_UP:
+                    continue
                 receipt = Receipt(**result["receipt"])
                 self.images_done += plan.images_in(receipt.shard)
                 self.last_receipt_at = time.time()
@@ -294,6 +296,9 @@ def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
     """Before the stages: one row a shard, as fast as they take them, once the driver has a plan."""
     import ray
 
+    if ray.get(live.what_to_do.remote()) is None:
+        # A worker that prepares takes a second to start: meanwhile the network loads, and is the only one that works.
+        yield pa.table({"work": ["null"], "shard": [json.dumps(WARM_UP)]})
     while (order := ray.get(live.what_to_do.remote())) is None:
         time.sleep(POLL_SECONDS / 10)
     wanted = json.loads(order)

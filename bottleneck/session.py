@@ -19,6 +19,8 @@ def start_ray() -> None:
     """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else."""
     # A thread that still iterates while the run is being stopped must not start Ray a second time.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    # Ray's process for usage statistics, all that is left of its dashboard, is not waited for: that takes 1 to 2 s.
+    os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "0")
     import ray
 
     if ray.is_initialized():

@@ -35,6 +35,9 @@ class FeatureRequest:
     """Pillow's filter for resizing; antialiased, but for `nearest`, which is what Keras' load_img uses."""
     exif: Literal["apply", "ignore"] = "apply"
     """Turn images as their EXIF orientation says, or leave them as stored, as Keras does."""
+    decode: Literal["exact", "draft"] = "exact"
+    """`exact`: every pixel, as Keras does. `draft`: JPEGs at a half, quarter or eighth of their size where that is no
+    smaller than the input, which is faster and changes features a little."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in. `auto`: bfloat16 where workers have it in hardware and the base is safe in it."""
     dtype: Literal["float16", "float32"] = "float16"
@@ -72,6 +75,7 @@ class FeatureSpec:
     resize: str
     interpolation: str
     exif: str
+    decode: str
     precision: Precision
     dtype: str
 

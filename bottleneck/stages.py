@@ -27,16 +27,18 @@ from bottleneck.spec import FeatureRequest, Precision
 
 log = logging.getLogger(__name__)
 
+WARM_UP = {"receipt": None}
+"""In the place of a shard: lets a worker start before there is a plan."""
 TABLES = ("rows", "of_row", "taken")
 """The tables of a `Prepared`, as columns of a message."""
 
 
 def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
     """First stage: a shard's number -> its rows and pixels."""
-    work = Work.from_json(json.loads(table.column("work")[0].as_py()))
     row = json.loads(table.column("shard")[0].as_py())
-    if "error" in row:
+    if "error" in row or row == WARM_UP:
         return _message(note=row)
+    work = Work.from_json(json.loads(table.column("work")[0].as_py()))
     shard = Shard(**row)
     decoder = GuardedByProcess() if guarded else None
     try:

@@ -85,6 +85,7 @@ def write_features(
         resize="squash",
         interpolation="bilinear",
         exif="apply",
+        decode="exact",
         precision="float32",
         dtype="float16",
     )

@@ -38,6 +38,7 @@ def spec(**changes: Any) -> FeatureSpec:
         "resize": "squash",
         "interpolation": "bilinear",
         "exif": "apply",
+        "decode": "exact",
         "precision": "float32",
         "dtype": "float16",
     }
@@ -292,6 +293,41 @@ def test_crop_takes_the_centre_square() -> None:
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_any_shape_of_image_can_be_resized(size: tuple[int, int], resize: str) -> None:
     assert pixels(saved(Image.new("RGB", size, (1, 2, 3)), "PNG"), spec(resize=resize))[5, 7].tolist() == [1, 2, 3]
+
+
+# -- draft -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize(
+    ("width", "height", "scale"), [(64, 64, 2), (65, 200, 2), (63, 400, 1), (128, 130, 4), (900, 600, 8)]
+)
+def test_a_draft_is_the_largest_reduction_that_is_no_smaller_than_the_input(
+    width: int, height: int, scale: int, resize: str
+) -> None:
+    data = saved(picture(width, height), "JPEG")
+    image = Image.open(io.BytesIO(data))
+    image.draft(None, (width // scale, height // scale))
+    reduced = saved(image.convert("RGB"), "PNG")
+    draft = decode(data, spec(resize=resize, decode="draft"), Limits())
+    assert isinstance(draft, Decoded)
+    assert (draft.width, draft.height) == (width, height)
+    assert np.array_equal(draft.pixels_HWC, pixels(reduced, spec(resize=resize)))
+    exact = pixels(data, spec(resize=resize)).astype(int)
+    assert np.array_equal(draft.pixels_HWC, exact) == (scale == 1)
+    assert np.abs(draft.pixels_HWC - exact).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
+def test_other_formats_than_jpeg_have_no_draft(kind: str) -> None:
+    data = saved(picture(128, 128), kind)
+    assert np.array_equal(pixels(data, spec(decode="draft")), pixels(data, spec()))
+
+
+def test_a_truncated_jpeg_is_rejected_as_a_draft_too() -> None:
+    data = saved(picture(256, 256), "JPEG")
+    rejected = decode(data[: len(data) // 2], spec(decode="draft"), Limits())
+    assert rejected == Rejected("truncated", 256, 256, "RGB")
 
 
 # -- orientation -------------------------------------------------------------------------------------------------------

@@ -307,6 +307,7 @@ OTHER_REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "resize": ({"resize": "crop"}, {}),
     "interpolation": ({"interpolation": "nearest"}, {}),
     "exif": ({"exif": "ignore"}, {}),
+    "decode": ({"decode": "draft"}, {}),
     "precision": ({"precision": "bfloat16"}, {}),
     "dtype": ({"dtype": "float16"}, {}),
     "weights_sha256": ({"weights": "random:1"}, {}),

@@ -14,7 +14,7 @@ from tiny import digits_folder, jpeg, write_files
 
 from jobs.__main__ import JOBS, main, options
 
-FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "precision", "dtype"]
+FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
 LIMITS = ["max_bytes", "max_pixels", "tiff"]
 READING = ["labels", "source_format", "image_column", "label_column", "roots"]
 OPTIONS = {

@@ -41,6 +41,7 @@ SPEC: dict[str, Any] = {
     "resize": "squash",
     "interpolation": "bilinear",
     "exif": "apply",
+    "decode": "exact",
     "precision": "float32",
     "dtype": "float16",
 }

@@ -30,6 +30,7 @@ def spec(**changes: Any) -> FeatureSpec:
         "resize": "squash",
         "interpolation": "bilinear",
         "exif": "apply",
+        "decode": "exact",
         "precision": "float32",
         "dtype": "float32",
     }

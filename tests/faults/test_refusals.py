@@ -105,6 +105,7 @@ def test_an_unknown_layer_is_refused(photos: Photos, output: Path) -> None:
         ("resize", ("--resize", "crop")),
         ("interpolation", ("--interpolation", "nearest")),
         ("exif", ("--exif", "ignore")),
+        ("decode", ("--decode", "draft")),
         ("precision", ("--precision", "bfloat16")),
         ("dtype", ("--dtype", "float16")),
         ("max_bytes", ("--max-bytes", "1000")),
