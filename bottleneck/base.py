@@ -7,6 +7,7 @@ Keras is imported inside the functions, on the backend KERAS_BACKEND names (tens
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -103,7 +104,7 @@ class Base:
         Args:
             spec: What to compute; the weights found must have its sha256.
             batch_size: Images per call of the compiled function; a smaller last batch is padded.
-            num_threads: CPU threads of the network (TensorFlow and torch). Default: one a core.
+            num_threads: CPU threads of the network (TensorFlow, torch and OpenVINO). Default: one a core.
 
         Raises:
             FingerprintError: if the weights are not the planned ones.
@@ -138,10 +139,10 @@ class Base:
     def _build(self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None) -> None:
         keras = import_keras(num_threads)
         network, model, self.spec = _load(request, precision)
-        if precision == "bfloat16":
+        if precision == "bfloat16" and keras.backend.backend() != "openvino":  # which lowers the precision itself
             model = _feature_model(to_bfloat16(network), request.base, self.spec.layers)
         self.batch_size = batch_size
-        self._forward = _compile(model, batch_size)
+        self._forward = _compile(model, batch_size, precision, num_threads)
         self.device = _device(keras)
 
     def __call__(self, pixels_NHWC: np.ndarray) -> list[np.ndarray]:
@@ -225,7 +226,7 @@ def _pool(output: Any, layer: str) -> Any:
     return ops.mean(output, axis=(1, 2)) if pooling == "avg" else ops.max(output, axis=(1, 2))
 
 
-def _compile(model: Any, batch_size: int) -> Any:
+def _compile(model: Any, batch_size: int, precision: Precision, num_threads: int | None) -> Any:
     """One compiled function of a fixed batch shape, from a NumPy array to a list of NumPy arrays."""
     import keras
 
@@ -242,6 +243,8 @@ def _compile(model: Any, batch_size: int) -> Any:
         )
         compiled = function.get_concrete_function()
         return lambda pixels_NHWC: [output.numpy() for output in _as_list(compiled(tf.constant(pixels_NHWC)))]
+    if backend == "openvino":
+        return _compile_openvino(model, shape, precision, num_threads)
     if backend == "jax":
         import jax
 
@@ -261,6 +264,24 @@ def _compile(model: Any, batch_size: int) -> Any:
     return forward
 
 
+def _compile_openvino(model: Any, shape: tuple[int, ...], precision: Precision, num_threads: int | None) -> Any:
+    import keras
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch: batches come one after the other
+        "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[precision],
+    }
+    if num_threads:
+        settings["INFERENCE_NUM_THREADS"] = str(num_threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "network.xml")
+        batch = keras.InputSpec(shape=shape, dtype="uint8")
+        model.export(path, format="openvino", verbose=False, input_signature=[batch])
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda pixels_NHWC: [np.array(output) for output in compiled(pixels_NHWC).to_tuple()]
+
+
 def _as_list(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
@@ -272,4 +293,6 @@ def _device(keras: Any) -> str:
         import torch
 
         return f"torch {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}"
+    if backend == "openvino":
+        return "openvino cpu"
     return f"{backend} {keras.distribution.list_devices()[0]}"
