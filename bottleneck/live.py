@@ -7,12 +7,15 @@ from typing import Any
 
 
 class Live:
-    """A counter that the actors tell how far they are, batch by batch; only the display reads it."""
+    """A counter that the actors tell how far they are, batch by batch; the display and the run's prediction read it."""
 
     def __init__(self) -> None:
         self.images: dict[int, int] = {}
         self.seconds = {"network": 0.0, "decode": 0.0, "read": 0.0}
         self.idle_seconds = 0.0
+        self.spent = dict.fromkeys(
+            ("batches", "images", "network", "network_core", "prepared", "accepted", "decode_core", "read"), 0.0
+        )
         self.first_batch_at = math.inf
         self.resolved: dict[str, Any] | None = None
         self.order: str | None = None
@@ -34,12 +37,23 @@ class Live:
             self.seconds[name] += seconds
         self.idle_seconds += idle
 
+    def report_prepared(self, images: int, accepted: int, decode_core: float, read: float) -> None:
+        """Count a shard that an actor begins: what its images have cost already."""
+        for name, value in (("prepared", images), ("accepted", accepted), ("decode_core", decode_core), ("read", read)):
+            self.spent[name] += value
+
+    def report_network(self, images: int, seconds: float, core_seconds: float) -> None:
+        """Count what a batch took, or committing a shard, which brings no images; not a network's first batch."""
+        self.spent["batches"] += bool(images)
+        for name, value in (("images", images), ("network", seconds), ("network_core", core_seconds)):
+            self.spent[name] += value
+
     def snapshot(self, forget: list[int], order: str | None) -> dict[str, Any]:
         self.order = order
         for shard in forget:
             self.images.pop(shard, None)
         result: dict[str, Any] = {"images": self.images, "limiting": "start"}
-        result |= {"resolved": self.resolved, "emitted": self.emitted}
+        result |= {"resolved": self.resolved, "emitted": self.emitted, "spent": self.spent}
         seconds = self.seconds
         if seconds["network"]:
             # Where the networks hardly wait they are the limit, else what they wait for.

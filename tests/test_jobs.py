@@ -36,6 +36,7 @@ OPTIONS = {
         "shard_size",
         *FEATURES,
         *LIMITS,
+        "estimate",
     ],
     "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "tiff"],
     "verify": ["output", "full", "recompute"],
