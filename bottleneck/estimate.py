@@ -81,7 +81,7 @@ class Estimate:
             "images": self.images,
             "sampled": self.sampled,
             "bytes_per_image": round(self.bytes_per_image, 1),
-            **asdict(self.costs),
+            **{name: round(value, 6) for name, value in asdict(self.costs).items()},
         }
 
     def line(self) -> str:

@@ -46,8 +46,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Request):
-    estimate: bool = True
-    """Extract a few images, storing nothing, to estimate rate, time and size of the whole (10 to 20 s)."""
+    no_estimate: bool = False
+    """Leave out the estimate of rate, time and size, for which a few images are extracted (10 to 20 s)."""
 
 
 def main(config: Config) -> int:
@@ -62,7 +62,7 @@ def main(config: Config) -> int:
     )
     for line in describe(plan):
         log.info("%s", line)
-    estimate = estimated(plan) if config.estimate else None
+    estimate = None if config.no_estimate else estimated(plan)
     print(
         json.dumps(
             {
