@@ -148,6 +148,8 @@ def predict_run(spent: dict[str, float], *, done: int, planned: int, cores: int,
     left = planned - done
     if spent["batches"] < MIN_BATCHES or done < MIN_SHARE * planned or left < MIN_LEFT * planned:
         return None
+    if spent["accepted"] < spent["images"]:  # the counter was restarted amid a shard, and has forgotten its costs
+        return None
     accepted = spent["accepted"] / spent["prepared"]
     undecoded = max(0.0, planned - spent["prepared"]) / left
     costs = Costs(

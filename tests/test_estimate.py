@@ -139,7 +139,14 @@ def test_a_run_predicts_what_is_left_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("done", "changes"), [(96, {"batches": 1}), (96, {"batches": 0, "images": 0}), (25, {}), (400, {})]
+    ("done", "changes"),
+    [
+        (96, {"batches": 1}),
+        (96, {"batches": 0, "images": 0}),
+        (25, {}),
+        (400, {}),
+        (96, {"prepared": 0, "accepted": 0}),
+    ],
 )
 def test_a_run_with_too_little_behind_or_before_it_predicts_nothing(done: int, changes: dict[str, float]) -> None:
     assert predicted(done, **changes) is None
