@@ -19,6 +19,12 @@ from bottleneck.networks import import_keras, preprocess, to_bfloat16
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, canonical_layer, split_layer
 from bottleneck.weights import load_network, sha256_weights
 
+CORES_PER_ACTOR = 8
+"""A network on a CPU scales to about this many cores; more cores get more networks."""
+CPU_BATCH_SIZE = 32
+"""VGG16's largest activations are 0.4 GB (bfloat16: 0.2 GB) at 32; larger batches are no faster on a CPU."""
+GPU_BATCH_SIZE = 256
+
 
 def requested_layers(request: FeatureRequest) -> tuple[str, ...]:
     """The full names of the layers a request asks for; the base's default layer where it names none."""
@@ -284,6 +290,16 @@ def _compile_openvino(model: Any, shape: tuple[int, ...], precision: Precision, 
 
 def _as_list(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+
+
+def count_gpus() -> int:
+    """GPUs that Keras' backend has on this machine. Imports Keras."""
+    keras = import_keras()
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return int(torch.cuda.device_count())
+    return sum("gpu" in name or "cuda" in name for name in keras.distribution.list_devices())
 
 
 def _device(keras: Any) -> str:

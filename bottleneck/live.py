@@ -3,16 +3,25 @@
 import math
 import os
 import time
+from collections import deque
 from typing import Any
+
+NUM_BATCHES = 64
+"""The last ones, whose lower quartile tells what a batch takes where nothing else has its cores: in the others decoding
+had them, which is counted apart, or Ray, which starts its workers while the first batches run."""
 
 
 class Live:
-    """A counter that the actors tell how far they are, batch by batch; only the display reads it."""
+    """A counter that the actors tell how far they are, batch by batch; the display and the run's prediction read it."""
 
     def __init__(self) -> None:
         self.images: dict[int, int] = {}
         self.seconds = {"network": 0.0, "decode": 0.0, "read": 0.0}
         self.idle_seconds = 0.0
+        self.batch_seconds: deque[float] = deque(maxlen=NUM_BATCHES)
+        self.spent = dict.fromkeys(
+            ("batches", "images", "commit", "network_core", "prepared", "accepted", "decode_core", "read"), 0.0
+        )
         self.first_batch_at = math.inf
         self.resolved: dict[str, Any] | None = None
         self.order: str | None = None
@@ -34,12 +43,27 @@ class Live:
             self.seconds[name] += seconds
         self.idle_seconds += idle
 
+    def report_prepared(self, images: int, accepted: int, decode_core: float, read: float) -> None:
+        """Count a shard that an actor begins: what its images have cost already."""
+        for name, value in (("prepared", images), ("accepted", accepted), ("decode_core", decode_core), ("read", read)):
+            self.spent[name] += value
+
+    def report_network(self, images: int, seconds: float, core_seconds: float) -> None:
+        """Count what a batch took, or committing a shard, which brings no images; not a network's first batch."""
+        self.spent["images"] += images
+        self.spent["network_core"] += core_seconds
+        if images:
+            self.spent["batches"] += 1
+            self.batch_seconds.append(seconds / images)
+        else:
+            self.spent["commit"] += seconds
+
     def snapshot(self, forget: list[int], order: str | None) -> dict[str, Any]:
         self.order = order
         for shard in forget:
             self.images.pop(shard, None)
         result: dict[str, Any] = {"images": self.images, "limiting": "start"}
-        result |= {"resolved": self.resolved, "emitted": self.emitted}
+        result |= {"resolved": self.resolved, "emitted": self.emitted, "spent": self._spent()}
         seconds = self.seconds
         if seconds["network"]:
             # Where the networks hardly wait they are the limit, else what they wait for.
@@ -47,6 +71,11 @@ class Live:
             slower = "decode" if seconds["decode"] > seconds["read"] else "read"
             result |= {"limiting": slower if waiting else "network", "first_batch_at": self.first_batch_at}
         return result
+
+    def _spent(self) -> dict[str, float]:
+        """All that was counted; the network's seconds as if every batch had been as fast as the quick ones."""
+        quick = sorted(self.batch_seconds)[len(self.batch_seconds) // 4] if self.batch_seconds else 0.0
+        return self.spent | {"network": quick * self.spent["images"] + self.spent["commit"]}
 
 
 def process_started_at() -> float:

@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from bottleneck import errors
+from bottleneck.base import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.errors import BottleneckError, IncompleteError, StoreError
+from bottleneck.estimate import Prediction, predict_run
 from bottleneck.extend import Extended
 from bottleneck.features import Receipt
 from bottleneck.listing import Shard
@@ -28,11 +30,6 @@ from bottleneck.tally import Summary, Tally, pending_shards, summarize
 
 log = logging.getLogger(__name__)
 
-CORES_PER_ACTOR = 8
-"""A network on a CPU scales to about this many cores; more cores get more networks."""
-CPU_BATCH_SIZE = 32
-"""VGG16's largest activations are 0.4 GB (bfloat16: 0.2 GB) at 32; larger batches are no faster on a CPU."""
-GPU_BATCH_SIZE = 256
 TASK_RETRIES = 2
 """A task that dies this often again probably meets an image that kills decoders: it is then run apart."""
 EMIT_RETRIES = 5
@@ -87,6 +84,7 @@ class Run:
         self.forget: list[int] = []
         self.images_done = 0
         self.last_receipt_at = 0.0
+        self.prediction: Prediction | None = None
         self.results = self._start(guarded=False)
 
     def __enter__(self) -> "Run":
@@ -146,7 +144,16 @@ class Run:
             live = self._snapshot()
             under_way = sum(images for shard, images in live.get("images", {}).items() if shard not in tally.receipts)
             images = images_before + self.images_done + under_way
-            on_progress(Progress(images, plan.num_images, tally.rejected, live.get("limiting", "start")))
+            if self.prediction is None and "spent" in live:
+                self.prediction = predict_run(
+                    live["spent"],
+                    done=images - images_before,
+                    planned=plan.num_images - images_before,
+                    cores=self.num_cpus,
+                    networks=min(self.num_actors, plan.num_shards - len(done_before)),
+                )
+            expected = self.prediction.line() if self.prediction else ""
+            on_progress(Progress(images, plan.num_images, tally.rejected, live.get("limiting", "start"), expected))
 
         self._drain(plan, work, None, tally, show)
         for _ in range(EMIT_RETRIES):
@@ -285,10 +292,12 @@ class Run:
         if "first_batch_at" not in live:
             return {}
         images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
+        predicted = self.prediction.compared(images, self.last_receipt_at) if self.prediction else {}
         return {
             "first_batch_seconds": round(live["first_batch_at"] - process_started_at(), 2),
             "images_per_second": round(images / max(1e-9, self.last_receipt_at - live["first_batch_at"]), 2),
             "limiting": live["limiting"],
+            **predicted,
         }
 
 

@@ -7,7 +7,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,8 @@ class Prepared:
     read_seconds: float = 0.0
     """Waited for the source."""
     decode_seconds: float = 0.0
+    decode_core_seconds: float = 0.0
+    """What decoding took of a core: less than `decode_seconds` where others have the core meanwhile."""
 
 
 Decoder = Callable[[bytes, FeatureSpec, Limits], Decoded | Rejected]
@@ -115,18 +117,35 @@ def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepar
     images = read_images(open_store(work.output), shard)
     before = _rows_before(work, shard, images) if shard.revision else None
     stays = _stays(before, images)
+    fresh = prepare_images(
+        work, shard, [one for one, as_it_is in zip(images, stays, strict=True) if not as_it_is], decoder
+    )
+    if before is None:
+        return fresh
+    pixels_of_row = np.full(len(images), -1, np.int32)
+    pixels_of_row[~stays] = fresh.pixels_of_row
+    kept = before.filter(pa.array(stays))
+    of_row = np.where(stays, np.cumsum(stays) - 1, -1).astype(np.int32)
+    index = np.where(stays, len(fresh.rows) + of_row, np.cumsum(~stays) - 1)
+    names = [one.name for one in IMAGE_FIELDS]
+    table = _concatenated(fresh.rows, kept.select(names)).take(index)
+    return replace(fresh, rows=table, pixels_of_row=pixels_of_row, taken=Taken(kept.drop_columns(names), of_row))
+
+
+def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decoder = decode) -> Prepared:
+    """Read and decode some of a shard's images, as if they were all it has."""
     size = work.spec.image_size_px
     pixels_NHWC = np.empty((len(images), size, size, 3), np.uint8)
     pixels_of_row = np.full(len(images), -1, np.int32)
     known: dict[bytes, tuple[Decoded | Rejected, int]] = {}
     rows: list[tuple[Any, ...]] = []
     num_pixels = 0
-    read_seconds = decode_seconds = 0.0
-    outcomes = _read(work, [image for image, as_it_is in zip(images, stays, strict=True) if not as_it_is])
-    for number in np.flatnonzero(~stays):
+    read_seconds = decode_seconds = decode_core_seconds = 0.0
+    outcomes = _read(work, images)
+    for number in range(len(images)):
         started = time.perf_counter()
         image, data = next(outcomes)
-        read = time.perf_counter()
+        read, read_core = time.perf_counter(), time.thread_time()
         if isinstance(data, Rejected):
             rows.append(_row(image, data, None))
         else:
@@ -142,19 +161,19 @@ def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepar
             rows.append(_row(image, decoded, sha256))
         read_seconds += read - started
         decode_seconds += time.perf_counter() - read
+        decode_core_seconds += time.thread_time() - read_core
     columns = zip(*rows, strict=True) if rows else [[]] * len(IMAGE_FIELDS)
     arrays = [pa.array(column, one.type) for column, one in zip(columns, IMAGE_FIELDS, strict=True)]
     table = pa.table(arrays, schema=pa.schema(IMAGE_FIELDS))
-    pixels_NHWC = pixels_NHWC[:num_pixels]
-    if before is None:
-        return Prepared(shard, table, pixels_NHWC, pixels_of_row, None, read_seconds, decode_seconds)
-    kept = before.filter(pa.array(stays))
-    of_row = np.where(stays, np.cumsum(stays) - 1, -1).astype(np.int32)
-    index = np.where(stays, len(table) + of_row, np.cumsum(~stays) - 1)
-    names = [one.name for one in IMAGE_FIELDS]
-    table = _concatenated(table, kept.select(names)).take(index)
-    taken = Taken(kept.drop_columns(names), of_row)
-    return Prepared(shard, table, pixels_NHWC, pixels_of_row, taken, read_seconds, decode_seconds)
+    return Prepared(
+        shard,
+        table,
+        pixels_NHWC[:num_pixels],
+        pixels_of_row,
+        read_seconds=read_seconds,
+        decode_seconds=decode_seconds,
+        decode_core_seconds=decode_core_seconds,
+    )
 
 
 def _rows_before(work: Work, shard: Shard, images: list[Image]) -> pa.Table | None:

@@ -26,6 +26,8 @@ class Progress:
     limiting: str
     """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image; empty
     where nothing is measured."""
+    expected: str = ""
+    """What the run predicts of itself, once it can: said once, in a line of its own."""
 
 
 class Display:
@@ -37,6 +39,7 @@ class Display:
         self._history: deque[tuple[float, int]] = deque()
         self._last: Progress | None = None
         self._printed_at = 0.0
+        self._expected = ""
         self._live: Any = None
 
     def __enter__(self) -> "Display":
@@ -56,6 +59,9 @@ class Display:
         while len(self._history) > 2 and now - self._history[0][0] > RATE_SECONDS:
             self._history.popleft()
         self._last = progress
+        if progress.expected != self._expected:
+            self._expected = progress.expected
+            self._tell(self._expected)
         if self._live is not None:
             self._live.update(self._drawn(progress), refresh=True)
         elif now - self._printed_at >= PLAIN_SECONDS:
@@ -85,6 +91,13 @@ class Display:
     def _print(self, progress: Progress) -> None:
         self._printed_at = time.monotonic()
         print(f"{self.title}: {self.line(progress)}", file=sys.stderr, flush=True)
+
+    def _tell(self, line: str) -> None:
+        """A line that stays, above the live one."""
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            print(f"{self.title}: {line}", file=sys.stderr, flush=True)
 
     def _drawn(self, progress: Progress) -> Any:
         from rich.progress_bar import ProgressBar

@@ -55,6 +55,7 @@ def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
         "shard": asdict(shard),
         "read": prepared.read_seconds,
         "decode": prepared.decode_seconds,
+        "decode_core": prepared.decode_core_seconds,
     }
     return _message(prepared, note)
 
@@ -72,6 +73,7 @@ class ExtractFeatures:
         self.error: dict[str, Any] | None = None
         self.idle_since: float | None = None
         self.predictor: Predictor | None = None
+        self.is_warm = False
         try:
             self.base = Base.of(request, precision, batch_size, num_threads)
             live.report_resolved.remote({"spec": self.base.spec.to_json()})
@@ -87,20 +89,34 @@ class ExtractFeatures:
     def _extract(self, table: pa.Table, note: dict[str, Any]) -> dict[str, Any]:
         shard = Shard(**note.pop("shard"))
         work = Work.from_json(note.pop("work"))
-        now = time.monotonic()
+        now, core_now, num_done = time.monotonic(), time.process_time(), 0
         idle = now - self.idle_since if self.idle_since else 0.0
-        timings = {"idle": idle, **note}
+        timings = {"idle": idle, "read": note["read"], "decode": note["decode"]}
+
+        def count(images: int) -> float:
+            """Tell what was spent since the last count, or the start."""
+            nonlocal now, core_now
+            before, core_before, now, core_now = now, core_now, time.monotonic(), time.process_time()
+            if self.is_warm:
+                self.live.report_network.remote(images, now - before, core_now - core_before)
+            self.is_warm = True
+            return now - before
 
         def report(images: int) -> None:
-            nonlocal now
-            before, now = now, time.monotonic()
-            self.live.report.remote(shard.number, images, network=now - before, **timings)
+            nonlocal num_done
+            seconds = count(images - num_done)
+            num_done = images
+            self.live.report.remote(shard.number, images, network=seconds, **timings)
             timings.update(idle=0.0, read=0.0, decode=0.0)
 
         try:
             self.base.check(work.spec)
             prepared = _unpacked(table, shard, work.spec.image_size_px)
+            num_rows = prepared.rows.num_rows  # what is taken over counts as done at no cost
+            self.live.report_prepared.remote(num_rows, len(prepared.pixels_NHWC), note["decode_core"], note["read"])
             receipt = extract_prepared(work, self.base, prepared, report, self._columns(work))
+            if num_done:
+                count(0)
             return {"receipt": asdict(receipt)}
         except Exception as error:
             return as_result(error)

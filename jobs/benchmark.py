@@ -39,11 +39,18 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from bottleneck.base import Base, choose_precision, has_bfloat16, resolve_apart
+from bottleneck.base import (
+    CORES_PER_ACTOR,
+    CPU_BATCH_SIZE,
+    GPU_BATCH_SIZE,
+    Base,
+    choose_precision,
+    has_bfloat16,
+    resolve_apart,
+)
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import BottleneckError, UsageError
 from bottleneck.networks import import_keras, preprocess
-from bottleneck.pipeline import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Reading, split_layer
 from bottleneck.weights import load_network

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(plan_job.Config):
+class Config(plan_job.Request):
     extend: bool = False
     """Look at the source again and add the images the plan does not have."""
     max_rejected: float = 0.05
@@ -139,5 +139,16 @@ def report(summary: Summary, seconds: float) -> None:
         summary.shards,
         duration(seconds),
     )
+    if "predicted_seconds" in summary.details:
+        one = summary.details
+        log.info(
+            "predicted after %s images: %.1f images/s, was %.1f (%.2f); %s for the rest, took %s",
+            f"{one['predicted_after_images']:,}",
+            one["predicted_images_per_second"],
+            one["actual_images_per_second"],
+            one["actual_images_per_second"] / one["predicted_images_per_second"],
+            duration(one["predicted_seconds"]),
+            duration(one["actual_seconds"]),
+        )
     for reason, count in sorted(summary.rejected.items(), key=lambda pair: -pair[1]):
         log.info("  rejected: %s x %s", f"{count:,}", reason)

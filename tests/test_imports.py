@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "progress", "live", "pages"},
-    {"spec", "bases", "objects"},
+    {"spec", "bases", "objects", "estimate"},
     {"rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},
     {"webdataset", "tables", "lists", "decode", "weights", "audit_rows", "audit_revisions", "names", "describe"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"leader"},
     {"head"},
     {"extract", "fitting", "drawing", "page", "export"},
-    {"sections", "predict"},
+    {"sections", "predict", "measure"},
     {"report", "stages", "session", "sheet"},
     {"pipeline", "trainer"},
 ]

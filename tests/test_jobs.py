@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -36,6 +37,7 @@ OPTIONS = {
         "shard_size",
         *FEATURES,
         *LIMITS,
+        "no_estimate",
     ],
     "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "tiff"],
     "verify": ["output", "full", "recompute"],
@@ -107,15 +109,28 @@ def test_plan_extract_verify(tmp_path: Path) -> None:
     (tmp_path / "photos" / "notes.txt").write_text("not an image")
     features = ["--base", "mobilenet_0.25", "--weights", "random:0"]
 
-    code, planned, told = run("plan", source, output, *features, "--shard-size", "16")
+    code, planned, told = run("plan", source, output, *features, "--shard-size", "16", "--no-estimate")
     assert (code, planned["images"], planned["shards"], planned["labels"]) == (0, 40, 3, 10)
     assert "1 x .txt" in told
+    assert planned["estimate"] is None
+    assert "estimate " not in told
+
+    code, planned, told = run("plan", source, output, *features)  # the same plan
+    assert code == 0, told
+    estimate = planned["estimate"]
+    assert (estimate["images"], estimate["sampled"]) == (40, 30)  # 11, 11 and all 8 of its shards
+    line = re.search(r"^estimate +([\d.,]+) images/s on this machine, limited by (\w+): about", told, re.M)
+    assert line is not None, told
+    assert float(line[1].replace(",", "")) == pytest.approx(estimate["images_per_second"], abs=0.06)
+    assert line[2] == estimate["limiting"]
 
     code, summary, told = run("extract", source, output, *features)
     assert code == 0, told
     assert (summary["ok"], summary["done_now"], summary["done_before"]) == (40, 3, 0)
     assert summary["details"]["first_batch_seconds"] > 0
     assert "40 of 40" in told
+    sizes = [path.stat().st_size for path in (tmp_path / "features" / "data").iterdir()]
+    assert estimate["output_bytes"] == pytest.approx(sum(sizes), rel=0.1)
 
     code, again, _ = run("extract", source, output, *features, RAY_ADDRESS="127.0.0.1:1")  # needs no Ray at all
     assert (code, again["done_now"], again["done_before"]) == (0, 0, 3)

@@ -70,7 +70,7 @@ def test_a_source_that_changes_is_followed(tmp_path: Path) -> None:
     photos, output = make_photos(tmp_path / "photos", 80), tmp_path / "features"
     good = [key for key, status in photos.truth.items() if status == "ok"]
     truth = dict(photos.truth)
-    with AnyJob(output, "plan", photos.folder, output, *ASKED_TO_PLAN) as job:
+    with AnyJob(output, "plan", photos.folder, output, *ASKED_TO_PLAN, "--no-estimate") as job:
         job.wait().succeeded()
     deleted, overwritten, later = good[:3], good[10:14], good[30:33]
     for key in deleted:
