@@ -23,8 +23,9 @@ from bottleneck.plan import commit_plan
 from bottleneck.rows import IMAGE_FIELDS, data_schema
 from bottleneck.spec import FeatureSpec, Limits, Reading
 from bottleneck.store import open_store
-from jobs.benchmark import Config, Figures, apart, describe_hardware, medians, tell, watched
+from jobs.benchmark import Config
 from jobs.benchmark_head import measure_fit
+from jobs.benchmark_process import Figures, apart, describe_hardware, medians, tell, watched
 
 NUM_IMAGES = 200_000
 FEW_IMAGES = 10_000
