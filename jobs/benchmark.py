@@ -2,6 +2,8 @@
 
     bottleneck benchmark photos/
     bottleneck benchmark photos/ --num-images 2048 --rounds 3
+    bottleneck benchmark photos/ --what peers
+    bottleneck benchmark --what growth --num-images 1000000
     bottleneck benchmark features/ --what head
     bottleneck benchmark --what head-growth --num-images 200000 --dim 512 --classes 100 --num-workers 2
     bottleneck benchmark --what similar --num-images 1000000 --dim 512
@@ -11,6 +13,9 @@ the loop of the tutorials (load_img, preprocess_input, model.predict in float32 
 alone on random pixels; decoding alone. The last two give the ceiling: cores / (core-seconds an image of network +
 decode). Rates leave out start-up, and so the shards the job decodes before its first batch: give fast machines more
 images. 256 images and VGG16 take 2 minutes on two idle cores with AVX512-BF16. The JSON line holds all figures.
+
+`--what peers` takes the same images through Ray Data as its documentation writes it and through PyTorch. `--what
+growth` takes no source: it plans, extracts, resumes and verifies made-up images, a thousand to a million.
 
 `--what head` compares fitting with scikit-learn's instead, on the features of an output of `extract`. `--what
 head-growth` takes no source: it fits on made-up features, few and many, and says what more of them cost. `--what
@@ -35,11 +40,12 @@ class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
     """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured. For `head`
     an output of `bottleneck extract`."""
-    what: Literal["extract", "head", "head-growth", "similar"] = "extract"
-    """What is measured: extraction, fitting beside scikit-learn, fitting as images grow in number, or searching."""
+    what: Literal["extract", "peers", "growth", "head", "head-growth", "similar"] = "extract"
+    """What is measured: extraction, beside other programs, as images grow in number; fitting beside scikit-learn, as
+    images grow in number; or searching."""
     num_images: int | None = None
     """Taken evenly from the whole source; one with fewer is gone through again. 256 unless given; the made-up images of
-    `head-growth` are 200,000 unless given, those of `similar` 1,000,000. `head` takes all."""
+    `head-growth` are 200,000 unless given, those of `growth` and `similar` 1,000,000. `head` takes all."""
     rounds: int = 1
     """Times everything is measured; the figures are medians."""
     features: FeatureRequest = field(default_factory=lambda: FeatureRequest(weights="random:0"))

@@ -67,8 +67,7 @@ def measure(
     """One round: everything once, nothing at the same time."""
     cores = hardware["cores"]
     batch_size = GPU_BATCH_SIZE if hardware["gpus"] else CPU_BATCH_SIZE
-    # Whole batches, and eight shards where the images suffice, so that decoding overlaps the network as in long jobs.
-    shard_size = min(max(num_images // 8 // batch_size, 1) * batch_size, 512)
+    shard_size = choose_shard_size(num_images, batch_size)
     threads = cores // max(1, cores // CORES_PER_ACTOR)
     request = replace(request, precision=spec.precision)
     return {
@@ -77,6 +76,11 @@ def measure(
         "network": watched("the network alone", apart, measure_network, spec, batch_size, threads, num_images),
         "decode": watched("decoding alone", measure_decode, images, spec, cores),
     }
+
+
+def choose_shard_size(num_images: int, batch_size: int) -> int:
+    """Whole batches, and eight shards where images suffice, so that decoding overlaps the network as in long jobs."""
+    return min(max(num_images // 8 // batch_size, 1) * batch_size, 512)
 
 
 def copy_images(source: str, folder: str, num_images: int, spec: FeatureSpec) -> int:

@@ -53,25 +53,24 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def run_job(arguments: list[str]) -> tuple[Figures, Figures]:
-    """Run a job in a process of its own: its JSON line, and what it took.
+    """Run a job in a process of its own: its JSON line, and what it took."""
+    return run_program(f"bottleneck {arguments[0]}", ["jobs", *arguments])
 
-    Peaks are in bytes: of the driver what it holds (RSS), of all processes together the sum of PSS, in which memory
-    that several of them share counts once.
-    """
+
+def run_program(title: str, module: list[str]) -> tuple[Figures, Figures]:
+    """Run a module and its arguments in a process of its own: its JSON line, and what it took (see `_Watch`)."""
     import psutil
 
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # this machine
-    driver_peak = all_peak = 0
-    cpu_seconds: dict[int, float] = {}
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         started = time.perf_counter()
-        command = [sys.executable, "-m", "jobs", *arguments]
+        command = [sys.executable, "-m", *module]
         process = psutil.Popen(command, stdout=stdout, stderr=stderr, env=environment)
+        watch = _Watch(process)
         try:
             while process.poll() is None:
                 sampled = time.perf_counter()
-                driver, total = _look_at(process, cpu_seconds)
-                driver_peak, all_peak = max(driver_peak, driver), max(all_peak, total)
+                watch.look()
                 with contextlib.suppress(psutil.TimeoutExpired):
                     process.wait(max(0.0, sampled + SAMPLE_SECONDS - time.perf_counter()))
             seconds = time.perf_counter() - started
@@ -83,28 +82,59 @@ def run_job(arguments: list[str]) -> tuple[Figures, Figures]:
         stderr.seek(0)
         last_line, complaints = stdout.read().strip().rpartition("\n")[2], stderr.read()
     if process.returncode:
-        raise BottleneckError(f"bottleneck {arguments[0]} ended with exit code {process.returncode}:\n{complaints}")
-    return json.loads(last_line), {
-        "seconds": seconds,
-        "driver_peak_rss_bytes": driver_peak,
-        "peak_pss_bytes": all_peak,
-        "cpu_seconds": sum(cpu_seconds.values()),
-    }
+        raise BottleneckError(f"{title} ended with exit code {process.returncode}:\n{complaints}")
+    return json.loads(last_line), {"seconds": seconds, **watch.figures()}
 
 
-def _look_at(process: Any, cpu_seconds: dict[int, float]) -> tuple[int, int]:
-    """RSS of a process, and PSS of it and all its descendants, whose CPU times so far are noted by process number."""
-    import psutil
+class _Watch:
+    """What a process, the driver, and all its descendants take, as seen by looking at them again and again."""
 
-    driver = total = 0
-    with contextlib.suppress(psutil.Error):
-        driver = process.memory_info().rss
-        for one in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):  # it has ended
-                cpu_seconds[one.pid] = sum(one.cpu_times()[:2])
-                memory = one.memory_full_info()
-                total += getattr(memory, "pss", memory.uss)  # macOS has no PSS
-    return driver, total
+    def __init__(self, process: Any) -> None:
+        self.process = process
+        self.driver_bytes = self.all_bytes = self.store_bytes = 0
+        self.cpu_seconds: dict[int, float] = {}
+        """By process number, so far."""
+
+    def look(self) -> None:
+        import psutil
+
+        with contextlib.suppress(psutil.Error):  # it has ended
+            self.driver_bytes = max(self.driver_bytes, self.process.memory_info().rss)
+            total = 0
+            for one in [self.process, *self.process.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    self.cpu_seconds[one.pid] = sum(one.cpu_times()[:2])
+                    memory = one.memory_full_info()
+                    total += getattr(memory, "pss", memory.uss)  # macOS has no PSS
+                    if one.name() == "raylet":
+                        self.store_bytes = max(self.store_bytes, _store_bytes(one.pid))
+            self.all_bytes = max(self.all_bytes, total)
+
+    def figures(self) -> Figures:
+        """Peaks in bytes: of the driver what it holds (RSS), of all processes the sum of PSS, in which memory that
+        several of them share counts once, and of Ray's object store the pages it has ever touched."""
+        return {
+            "driver_peak_rss_bytes": self.driver_bytes,
+            "peak_pss_bytes": self.all_bytes,
+            "store_peak_bytes": self.store_bytes or None,
+            "driver_cpu_seconds": self.cpu_seconds.get(self.process.pid, 0.0),
+            "cpu_seconds": sum(self.cpu_seconds.values()),
+        }
+
+
+def _store_bytes(raylet: int) -> int:
+    """What is allocated of the file in shared memory that a raylet keeps objects in; 0 where that cannot be seen.
+
+    The file has no name any more, so that it is found among the raylet's open ones. Ray gives no page of it back before
+    its end: what it holds last is the peak.
+    """
+    total = 0
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{raylet}/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.basename(os.readlink(entry.path)).startswith("plasma"):
+                    total = max(total, os.stat(entry.path).st_blocks * 512)
+    return total
 
 
 def medians(rounds: list[Figures]) -> Figures:
