@@ -75,6 +75,7 @@ def command(arguments: list[str]) -> Figures:
     details = summary.get("details", {})
     return {
         **figures,
+        "all_cpu_seconds": figures["cpu_seconds"],
         "shards": summary.get("shards"),
         "images_per_second": details.get("images_per_second"),
         "first_batch_seconds": details.get("first_batch_seconds"),
@@ -96,8 +97,8 @@ def summarize(rounds: list[Figures], sizes: list[int]) -> Figures:
     for before, row in zip([None, *found], found, strict=False):
         row["further"] = further(before, row) if before else None
     small = figures.get(f"small {OVERHEAD_SIZE}")
-    overhead = seconds_per_shard(small, figures[f"extract {OVERHEAD_SIZE}"]) if small else None
-    return {"sizes": found, "small": small, "seconds_per_shard": overhead}
+    overhead = a_shard(small, figures[f"extract {OVERHEAD_SIZE}"]) if small else None
+    return {"sizes": found, "small": small, "a_shard": overhead}
 
 
 def further(before: Figures, row: Figures) -> Figures:
@@ -110,19 +111,21 @@ def further(before: Figures, row: Figures) -> Figures:
 
     return {
         **{f"{command}_seconds": each(command, "seconds") for command in COMMANDS},
-        "driver_cpu_seconds": each("extract", "driver_cpu_seconds"),
+        **{f"{what}_cpu_seconds": each("extract", f"{what}_cpu_seconds") for what in ("driver", "all")},
         **{f"{command}_bytes": each(command, "driver_peak_rss_bytes") for command in ("plan", "extract", "verify")},
         "extract_seconds_per_shard": each("extract", "seconds") * (images / shards) if shards else None,
     }
 
 
-def seconds_per_shard(small: Figures, few: Figures) -> float | None:
-    """What more shards of the same images took, each; None where a run lost count of its first batch."""
+def a_shard(small: Figures, few: Figures) -> Figures:
+    """What each of more shards of the same images took; its time is None where a run lost count of its first batch."""
+    shards = small["shards"] - few["shards"]
     rates = small["images_per_second"], few["images_per_second"]
-    if None in rates:
-        return None
-    seconds = OVERHEAD_SIZE / rates[0] - OVERHEAD_SIZE / rates[1]
-    return float(seconds / (small["shards"] - few["shards"]))
+    seconds = None if None in rates else OVERHEAD_SIZE / rates[0] - OVERHEAD_SIZE / rates[1]
+    return {
+        "seconds": None if seconds is None else seconds / shards,
+        "all_cpu_seconds": (small["all_cpu_seconds"] - few["all_cpu_seconds"]) / shards,
+    }
 
 
 def table(result: Figures) -> list[str]:
@@ -141,15 +144,17 @@ def table(result: Figures) -> list[str]:
         lines += [
             "",
             "a further image, from one line above to the next (linear: the same in every line; flat: near 0)",
-            f"{'':9}{' microseconds of whole commands ':-^44}{' driver ':-^17}{' driver, bytes ':-^25}",
-            f"{'images':>9}{'plan':>9}{'extract':>9}{'finished':>10}{'half':>8}{'verify':>8}{'CPU microseconds':>17}"
+            f"{'':9}{' microseconds of whole commands ':-^44}{' extract, CPU us ':-^17}{' driver, bytes ':-^25}",
+            f"{'images':>9}{'plan':>9}{'extract':>9}{'finished':>10}{'half':>8}{'verify':>8}{'driver':>9}{'all':>8}"
             f"{'plan':>9}{'extract':>8}{'verify':>8}{'ms a shard':>13}",
             *(_further_line(row) for row in sizes if row["further"]),
         ]
-    if (overhead := result["seconds_per_shard"]) is not None:
+    if overhead := result["a_shard"]:
+        seconds = overhead["seconds"]
         lines += [
             "",
-            f"a shard costs {1000 * overhead:,.1f} ms beside its images: what {OVERHEAD_SIZE:,} images took longer in "
+            f"a shard costs {_or_dash(seconds and 1000 * seconds, ',.1f')} ms beside its images, "
+            f"{1000 * overhead['all_cpu_seconds']:,.1f} ms of CPU time: what {OVERHEAD_SIZE:,} images took more in "
             f"{result['small']['shards']:,} shards",
         ]
     return lines
@@ -171,13 +176,13 @@ def _line(row: Figures) -> str:
 
 def _further_line(row: Figures) -> str:
     found = row["further"]
-    times = [1e6 * found[f"{name}_seconds"] for name in (*COMMANDS, "driver_cpu")]
+    times = [1e6 * found[f"{name}_seconds"] for name in (*COMMANDS, "driver_cpu", "all_cpu")]
     memory = [found[f"{name}_bytes"] for name in ("plan", "extract", "verify")]
-    a_shard = found["extract_seconds_per_shard"]
+    shard_seconds = found["extract_seconds_per_shard"]
     return (
-        "{:9,}{:9,.0f}{:9,.0f}{:10,.0f}{:8,.0f}{:8,.0f}{:17,.0f}".format(row["images"], *times)
+        "{:9,}{:9,.0f}{:9,.0f}{:10,.0f}{:8,.0f}{:8,.0f}{:9,.0f}{:8,.0f}".format(row["images"], *times)
         + "{:9,.0f}{:8,.0f}{:8,.0f}".format(*memory)
-        + f"{_or_dash(a_shard and 1000 * a_shard, ',.1f'):>13}"
+        + f"{_or_dash(shard_seconds and 1000 * shard_seconds, ',.1f'):>13}"
     )
 
 
