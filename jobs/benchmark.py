@@ -3,6 +3,7 @@
     bottleneck benchmark photos/
     bottleneck benchmark photos/ --num-images 2048 --rounds 3
     bottleneck benchmark photos/ --what peers
+    bottleneck benchmark photos/ --what s3 --bucket s3://bucket/prefix
     bottleneck benchmark --what growth --num-images 1000000
     bottleneck benchmark features/ --what head
     bottleneck benchmark --what head-growth --num-images 200000 --dim 512 --classes 100 --num-workers 2
@@ -14,8 +15,9 @@ alone on random pixels; decoding alone. The last two give the ceiling: cores / (
 decode). Rates leave out start-up, and so the shards the job decodes before its first batch: give fast machines more
 images. 256 images and VGG16 take 2 minutes on two idle cores with AVX512-BF16. The JSON line holds all figures.
 
-`--what peers` takes the same images through Ray Data as its documentation writes it and through PyTorch. `--what
-growth` takes no source: it plans, extracts, resumes and verifies made-up images, a thousand to a million.
+`--what peers` takes the same images through Ray Data as its documentation writes it and through PyTorch, `--what s3`
+through a bucket and a disk. `--what growth` takes no source: it plans, extracts, resumes and verifies made-up images, a
+thousand to a million.
 
 `--what head` compares fitting with scikit-learn's instead, on the features of an output of `extract`. `--what
 head-growth` takes no source: it fits on made-up features, few and many, and says what more of them cost. `--what
@@ -40,14 +42,16 @@ class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
     """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured. For `head`
     an output of `bottleneck extract`."""
-    what: Literal["extract", "peers", "growth", "head", "head-growth", "similar"] = "extract"
-    """What is measured: extraction, beside other programs, as images grow in number; fitting beside scikit-learn, as
-    images grow in number; or searching."""
+    what: Literal["extract", "peers", "s3", "growth", "head", "head-growth", "similar"] = "extract"
+    """What is measured: extraction, beside other programs, from S3, as images grow in number; fitting beside
+    scikit-learn, as images grow in number; or searching."""
     num_images: int | None = None
     """Taken evenly from the whole source; one with fewer is gone through again. 256 unless given; the made-up images of
     `head-growth` are 200,000 unless given, those of `growth` and `similar` 1,000,000. `head` takes all."""
     rounds: int = 1
     """Times everything is measured; the figures are medians."""
+    bucket: str = ""
+    """s3://bucket/prefix below which a copy of the images is put, and removed in the end. Of `s3`."""
     features: FeatureRequest = field(default_factory=lambda: FeatureRequest(weights="random:0"))
     layer: str | None = None
     """Column to fit on; may be left out where there is only one. Of `head`."""
@@ -70,6 +74,10 @@ class Config:
             raise UsageError(
                 f"--what {self.what} takes {'no source' if self.source else 'a source'}. Received: {self.source!r}."
             )
+        if self.what == "s3" and not self.bucket.startswith("s3://"):
+            raise UsageError(f"--what s3 takes --bucket s3://BUCKET/PREFIX. Received: {self.bucket!r}.")
+        if self.what != "s3" and self.bucket:
+            raise UsageError(f"--what {self.what} takes no --bucket. Received: {self.bucket!r}.")
 
 
 def _check_from(lowest: int, name: str, value: int | None) -> None:
