@@ -116,7 +116,7 @@ class _Watch:
         return {
             "driver_peak_rss_bytes": self.driver_bytes,
             "peak_pss_bytes": self.all_bytes,
-            "store_peak_bytes": self.store_bytes or None,
+            "store_touched_bytes": self.store_bytes or None,
             "driver_cpu_seconds": self.cpu_seconds.get(self.process.pid, 0.0),
             "cpu_seconds": sum(self.cpu_seconds.values()),
         }
@@ -126,7 +126,7 @@ def _store_bytes(raylet: int) -> int:
     """What is allocated of the file in shared memory that a raylet keeps objects in; 0 where that cannot be seen.
 
     The file has no name any more, so that it is found among the raylet's open ones. Ray gives no page of it back before
-    its end: what it holds last is the peak.
+    its end, and goes through all it may have before it uses one again: objects held at once are far fewer.
     """
     total = 0
     with contextlib.suppress(OSError):

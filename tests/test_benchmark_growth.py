@@ -66,8 +66,8 @@ def test_the_commands_around_extraction_are_measured(capsys: pytest.CaptureFixtu
         assert row[name]["seconds"] > 0, name
         assert 0 < row[name]["driver_peak_rss_bytes"] <= result["hardware"]["memory_bytes"], name
         assert 0 < row[name]["driver_cpu_seconds"] <= row[name]["all_cpu_seconds"], name
-    assert row["extract"]["store_peak_bytes"] >= 40 * 32 * 32 * 3
-    assert row["plan"]["store_peak_bytes"] is row["resume"]["store_peak_bytes"] is None  # neither starts Ray
+    assert row["extract"]["store_touched_bytes"] >= 40 * 32 * 32 * 3
+    assert row["plan"]["store_touched_bytes"] is row["resume"]["store_touched_bytes"] is None  # neither starts Ray
     assert 0 < row["half"]["first_batch_seconds"] < row["half"]["seconds"]
     assert row["resume"]["first_batch_seconds"] is None
 
@@ -87,7 +87,7 @@ def figures(num_images: int, *, shard_size: int = 512, seconds_per_shard: float 
         "driver_peak_rss_bytes": 100_000_000 + 20 * num_images,
         "driver_cpu_seconds": 1 + 5e-6 * num_images,
         "all_cpu_seconds": 9 + 8e-6 * num_images + seconds_per_shard / 2 * shards,
-        "store_peak_bytes": 7_000_000,
+        "store_touched_bytes": 7_000_000,
         "shards": shards,
         "images_per_second": num_images / (1e-4 * num_images + seconds_per_shard * shards),
         "first_batch_seconds": 4.0,
