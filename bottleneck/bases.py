@@ -12,7 +12,7 @@ class Network:
     """A row of the table of bases."""
 
     constructor: str
-    """In keras.applications."""
+    """In keras.applications; that of STUB is in `networks`."""
     preprocessing: Literal["caffe", "tf", "torch", "inside"]
     """Mode of keras.applications' preprocess_input: `caffe` is BGR minus the ImageNet mean, `tf` is [-1, 1], `torch` is
     RGB in [0, 1] minus mean over deviation. With `inside` the network's own first layers do it."""
@@ -89,14 +89,19 @@ NETWORKS = {
     "nasnet_large": Network("NASNetLarge", "tf", 331, "activation_259:avg"),
 }
 
+STUB = Network("Stub", "inside", 32, "mean:none", heavy_top=True)
+"""The base `stub`, for benchmarks of everything but the network: the mean colour of 32 x 32 pixels, without weights."""
+
 
 def base_names() -> list[str]:
-    """Every name `find_network` knows."""
+    """Every base there is to take features of."""
     return [name for family, row in NETWORKS.items() for name in ([f"{family}_{w}" for w in row.widths] or [family])]
 
 
 def find_network(base: str) -> tuple[Network, float | None]:
-    """`mobilenet_0.75` -> (its row, 0.75). Raises UsageError with the names there are."""
+    """`mobilenet_0.75` -> (its row, 0.75); `stub` is known too. Raises UsageError with the names there are."""
+    if base == "stub":
+        return STUB, None
     family, underscore, width = base.rpartition("_")
     if base in NETWORKS and not NETWORKS[base].widths:
         return NETWORKS[base], None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from bottleneck.bases import find_network
+from bottleneck.bases import STUB, find_network
 from bottleneck.errors import UsageError
 from bottleneck.progress import quiet_start
 
@@ -140,11 +140,20 @@ def _construct(base: str, weights: str | None, with_top: bool) -> Any:
     }
     if width is not None:
         arguments["alpha"] = width
-    constructor = getattr(keras.applications, row.constructor)
+    constructor = _stub if row is STUB else getattr(keras.applications, row.constructor)
     network = _apart(lambda: constructor(**arguments))
     if weights is None and row.constructor.startswith("EfficientNetB"):
         return _apart(lambda: _with_deviation(network))
     return network
+
+
+def _stub(weights: str | None, include_top: bool, input_shape: tuple[int, int, int]) -> Any:
+    """The network of STUB, which costs next to nothing and goes the way of every other one; with or without a top."""
+    if weights:
+        raise UsageError(f"The base stub has no weights. Expected --weights random:0. Received: {weights}.")
+    keras = import_keras()
+    pixels_NHWC = keras.Input(input_shape)
+    return keras.Model(pixels_NHWC, keras.layers.GlobalAveragePooling2D(name="mean")(pixels_NHWC), name="stub")
 
 
 def _with_deviation(network: Any) -> Any:

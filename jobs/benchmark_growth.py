@@ -1,193 +1,193 @@
-"""`bottleneck benchmark --what head-growth`: `bottleneck fit` on few and on many made-up features.
+"""`bottleneck benchmark --what growth`: the commands around extraction as images grow in number, ten times at a step.
 
-The features are a real output, with plan, data files and `_SUCCESS.json`, whose images do not exist: overlapping
-Gaussians, one a class, written shard by shard.
-
-Legend: N rows of a shard, D features, K classes.
+The network is the base `stub`, which costs nothing, so that what is measured is everything else. Each command runs in a
+process of its own. Times contain its start; what a further image costs, between two numbers of images, does not.
 """
 
-import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
+from bottleneck.session import LOCAL_STORE_BYTES
+from jobs.benchmark import Config
+from jobs.benchmark_process import Figures, describe_hardware, medians, run_job, tell, watched
+from jobs.benchmark_tars import check_room, write_source
 
-from bottleneck.features import finish, write_shard
-from bottleneck.images import Image
-from bottleneck.listing import freeze
-from bottleneck.plan import commit_plan
-from bottleneck.rows import IMAGE_FIELDS, data_schema
-from bottleneck.spec import FeatureSpec, Limits, Reading
-from bottleneck.store import open_store
-from jobs.benchmark import Config, Figures, apart, describe_hardware, medians, tell, watched
-from jobs.benchmark_head import measure_fit
-
-NUM_IMAGES = 200_000
-FEW_IMAGES = 10_000
-"""What more images are compared with."""
-SHARD_SIZE = 8192
-"""32 of them make a part of the plan, which is held in memory while it is written."""
-DISTANCE = 5.0
-"""Between the means of two classes, in standard deviations: many images lie nearer to another class than their own."""
-LAYER = "block5_pool:avg"
+NUM_IMAGES = 1_000_000
+FIRST_SIZE = 1000
+OVERHEAD_SIZE = 10_000
+"""Images that are extracted in small shards as well, to tell what a shard costs from what its images do."""
+SMALL_SHARD = 32
+"""One batch: more shards take no more calls of the network."""
+OPTIONS = ("--base", "stub", "--weights", "random:0")
+COMMANDS = ("plan", "extract", "resume", "half", "verify")
 
 
 def main(config: Config) -> int:
     hardware = describe_hardware()
-    num_images = config.num_images or NUM_IMAGES
-    rounds = []
+    sizes = sizes_up_to(config.num_images or NUM_IMAGES)
+    rounds: list[Figures] = [{} for _ in range(config.rounds)]
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as folder:
-        few, many = os.path.join(folder, "few"), os.path.join(folder, "many")
-        apart(write_features, few, FEW_IMAGES, config.dim, config.classes)
-        apart(write_features, many, num_images, config.dim, config.classes)
-        for _ in range(config.rounds):
-            rounds.append(
-                {
-                    "few": watched(f"{FEW_IMAGES:,} images", measure_fit, few, LAYER, config.num_workers, (1.0,)),
-                    "many": watched(f"{num_images:,} images", measure_fit, many, LAYER, config.num_workers, (1.0,)),
-                }
-            )
-    result = {
-        "what": config.what,
-        "images": num_images,
-        "few_images": FEW_IMAGES,
-        "dim": config.dim,
-        "classes": config.classes,
-        "num_workers": config.num_workers,
-        **summarize(rounds),
-    }
+        check_room(folder, sizes)
+        smaller = None
+        for size in sizes:
+            source = os.path.join(folder, f"images-{size}")
+            write_source(source, size, smaller)
+            smaller = source
+            for figures in rounds:
+                figures.update(measure(source, os.path.join(folder, "output"), size))
+    result = {"what": config.what, "images": sizes[-1], **summarize(rounds, sizes)}
     tell(result, rounds, hardware, table)
     print(json.dumps(result))
     return 0
 
 
-def write_features(
-    output: str, num_images: int, dim: int, num_classes: int, shard_size: int | None = None, rectified: bool = False
-) -> None:
-    """Make an output of made-up features; memory does not grow with the images but for a part of the plan.
-
-    Args:
-        shard_size: images of a data file; SHARD_SIZE unless given.
-        rectified: no value is below 0, as in averages of what a ReLU gave, which is what most features are.
-    """
-    shard_size = shard_size or SHARD_SIZE
-    spec = FeatureSpec(
-        base="vgg16",
-        weights="random:0",
-        weights_sha256="0" * 64,
-        layers=(LAYER,),
-        dims=(dim,),
-        image_size_px=224,
-        resize="squash",
-        interpolation="bilinear",
-        exif="apply",
-        decode="exact",
-        precision="float32",
-        dtype="float16",
-    )
-    store = open_store(output)
-    images = _images(num_images, num_classes)
-    listing = freeze(store, spec, images, Counter(), first_shard=0, shard_size=shard_size)
-    source = os.path.join(output, "no-images")
-    plan = commit_plan(source, output, spec, Limits(), Reading(), shard_size, listing)
-    receipts = {}
-    for shard in range(plan.num_shards):
-        numbers_N = np.arange(shard * shard_size, min((shard + 1) * shard_size, num_images))
-        rows = made_up_rows(spec, numbers_N, num_images, num_classes, rectified=rectified)
-        name = plan.data_name(shard)
-        receipts[shard] = write_shard(store, name, spec, shard, rows, run_id="made up", device="none")
-    finish(plan, receipts, run_id="made up")
+def sizes_up_to(num_images: int) -> list[int]:
+    """1,000, 10,000 and so on, and at last the number itself."""
+    sizes = [FIRST_SIZE]
+    while sizes[-1] * 10 < num_images:
+        sizes.append(sizes[-1] * 10)
+    return [size for size in sizes if size < num_images] + [num_images]
 
 
-def made_up_rows(
-    spec: FeatureSpec, numbers_N: np.ndarray, num_images: int, num_classes: int, *, rectified: bool = False
-) -> pa.Table:
-    """Rows of a data file, the same ones for the same numbers."""
-    [dim] = spec.dims
-    codes_N = numbers_N * num_classes // num_images
-    # As far from one another as said, on average: the difference of two means has D values of twice the variance.
-    means_KD = np.random.default_rng(0).standard_normal((num_classes, dim)) * DISTANCE / np.sqrt(2 * dim)
-    rng = np.random.default_rng([1, int(numbers_N[0])])
-    features_ND = (means_KD[codes_N] + rng.standard_normal((len(numbers_N), dim))).astype(np.float16)
-    features_ND = np.abs(features_ND) if rectified else features_ND
-    images = [_image(number, code) for number, code in zip(numbers_N.tolist(), codes_N.tolist(), strict=True)]
-    values = {
-        "key": [image.key for image in images],
-        "etag": [image.etag for image in images],
-        "label": [image.label for image in images],
-        "status": ["ok"] * len(images),
-        "reason": [None] * len(images),
-        "width": [1] * len(images),
-        "height": [1] * len(images),
-        "mode": ["RGB"] * len(images),
-        "sha256": [hashlib.sha256(image.key.encode()).digest() for image in images],
+def measure(source: str, output: str, size: int) -> Figures:
+    """Every command once on one number of images; the output is removed in the end."""
+    found = {
+        "plan": watched(f"{size:,} images: plan", command, ["plan", source, output, *OPTIONS, "--no-estimate"]),
+        "extract": watched(f"{size:,} images: extract", command, ["extract", source, output, *OPTIONS]),
+        "resume": watched(f"{size:,} images: extract, finished", command, ["extract", source, output, *OPTIONS]),
     }
-    arrays = [pa.array(values[field.name], field.type) for field in IMAGE_FIELDS]
-    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(features_ND.reshape(-1)), dim))
-    return pa.table(arrays, schema=data_schema(spec))
+    remove_half(output)
+    found["half"] = watched(f"{size:,} images: extract, half done", command, ["extract", source, output, *OPTIONS])
+    found["verify"] = watched(f"{size:,} images: verify", command, ["verify", output])
+    shutil.rmtree(output)
+    if size == OVERHEAD_SIZE:
+        arguments = ["extract", source, output, *OPTIONS, "--shard-size", str(SMALL_SHARD)]
+        found["small"] = watched(f"{size:,} images: extract, small shards", command, arguments)
+        shutil.rmtree(output)
+    return {f"{name} {size}": figures for name, figures in found.items()}
 
 
-def _images(num_images: int, num_classes: int) -> Iterator[Image]:
-    return (image_of(number, num_images, num_classes) for number in range(num_images))
-
-
-def image_of(number: int, num_images: int, num_classes: int) -> Image:
-    """One image of the plan, by its number."""
-    return _image(number, number * num_classes // num_images)
-
-
-def _image(number: int, code: int) -> Image:
-    label = f"class-{code:05d}"
-    return Image(f"{label}/{number:09d}.jpg", 1, "made up", label)
-
-
-def summarize(rounds: list[Figures]) -> Figures:
-    """The median of every figure over the rounds, and what growth costs."""
-    figures = medians(rounds)
-    few, many = figures["few"], figures["many"]
-    more = many["images"] - few["images"]
-    memory = many["peak_pss_bytes"] - few["peak_pss_bytes"]
+def command(arguments: list[str]) -> Figures:
+    """One command as a user runs it; of an extraction also its own clock, which begins with the first batch."""
+    summary, figures = run_job(arguments)
+    details = summary.get("details", {})
     return {
         **figures,
-        "images_ratio": many["images"] / few["images"],
-        **{f"{name}_ratio": many[name] / few[name] for name in ("seconds", "fit_seconds", "peak_pss_bytes")},
-        "bytes_per_further_image": memory / more if more else None,
+        "all_cpu_seconds": figures["cpu_seconds"],
+        "shards": summary.get("shards"),
+        "images_per_second": details.get("images_per_second"),
+        "first_batch_seconds": details.get("first_batch_seconds"),
+    }
+
+
+def remove_half(output: str) -> None:
+    """Leave what a run leaves that was killed half-way: every second data file, and no word of an end."""
+    os.remove(os.path.join(output, "_SUCCESS.json"))
+    data = os.path.join(output, "data")
+    for name in sorted(os.listdir(data))[::2]:
+        os.remove(os.path.join(data, name))
+
+
+def summarize(rounds: list[Figures], sizes: list[int]) -> Figures:
+    """The median of every figure over the rounds, by size, and what growth costs."""
+    figures = medians(rounds)
+    found = [{"images": size, **{name: figures[f"{name} {size}"] for name in COMMANDS}} for size in sizes]
+    for before, row in zip([None, *found], found, strict=False):
+        row["further"] = further(before, row) if before else None
+    small = figures.get(f"small {OVERHEAD_SIZE}")
+    overhead = a_shard(small, figures[f"extract {OVERHEAD_SIZE}"]) if small else None
+    return {"sizes": found, "small": small, "a_shard": overhead}
+
+
+def further(before: Figures, row: Figures) -> Figures:
+    """What a further image took of each command, in seconds and bytes, and a further shard of extraction."""
+    images: int = row["images"] - before["images"]
+    shards: int = row["extract"]["shards"] - before["extract"]["shards"]
+
+    def each(command: str, name: str) -> float:
+        return float(row[command][name] - before[command][name]) / images
+
+    return {
+        **{f"{command}_seconds": each(command, "seconds") for command in COMMANDS},
+        **{f"{what}_cpu_seconds": each("extract", f"{what}_cpu_seconds") for what in ("driver", "all")},
+        **{f"{command}_bytes": each(command, "driver_peak_rss_bytes") for command in ("plan", "extract", "verify")},
+        "extract_seconds_per_shard": each("extract", "seconds") * (images / shards) if shards else None,
+    }
+
+
+def a_shard(small: Figures, few: Figures) -> Figures:
+    """What each of more shards of the same images took; its time is None where a run lost count of its first batch."""
+    shards = small["shards"] - few["shards"]
+    rates = small["images_per_second"], few["images_per_second"]
+    seconds = None if None in rates else OVERHEAD_SIZE / rates[0] - OVERHEAD_SIZE / rates[1]
+    return {
+        "seconds": None if seconds is None else seconds / shards,
+        "all_cpu_seconds": (small["all_cpu_seconds"] - few["all_cpu_seconds"]) / shards,
     }
 
 
 def table(result: Figures) -> list[str]:
     """The result for a person to read."""
-    few, many, hardware = result["few"], result["many"], result["hardware"]
+    hardware, sizes = result["hardware"], result["sizes"]
     lines = [
-        ("images", few["images"], many["images"], result["images_ratio"], ",.0f"),
-        ("whole command, seconds", few["seconds"], many["seconds"], result["seconds_ratio"], ",.1f"),
-        ("the fit itself, seconds", few["fit_seconds"], many["fit_seconds"], result["fit_seconds_ratio"], ",.1f"),
-        (
-            "memory, all processes, MB",
-            few["peak_pss_bytes"] / 1e6,
-            many["peak_pss_bytes"] / 1e6,
-            result["peak_pss_bytes_ratio"],
-            ",.0f",
-        ),
+        f"made-up images in tars, base stub; {hardware['cpu']}, {hardware['cores']} cores",
+        "",
+        f"{'':9}{' seconds of whole commands ':-^51}{' extract ':-^35}{' driver, MB ':-^24}",
+        f"{'images':>9}{'plan':>9}{'extract':>9}{'finished':>10}{'half':>8}{'first':>7}{'verify':>8}"
+        f"{'images/s':>11}{'driver CPU s':>14}{'store MB':>10}{'plan':>8}{'extract':>8}{'verify':>8}",
+        *(_line(row) for row in sizes),
+        "finished, half: extract again, when all is done and when every second shard is gone; first: its first batch",
+        "store: pages of Ray's shared memory that were ever touched; it goes through all it may have, "
+        f"{LOCAL_STORE_BYTES / 1e6:,.0f} MB, before it uses one again",
     ]
-    grown = result["bytes_per_further_image"]
-    further = (
-        [] if grown is None else [f"a further image took {grown:,.0f} bytes; as float32 it is {4 * result['dim']:,}"]
+    if len(sizes) > 1:
+        lines += [
+            "",
+            "a further image, from one line above to the next (linear: the same in every line; flat: near 0)",
+            f"{'':9}{' microseconds of whole commands ':-^44}{' extract, CPU us ':-^17}{' driver, bytes ':-^25}",
+            f"{'images':>9}{'plan':>9}{'extract':>9}{'finished':>10}{'half':>8}{'verify':>8}{'driver':>9}{'all':>8}"
+            f"{'plan':>9}{'extract':>8}{'verify':>8}{'ms a shard':>13}",
+            *(_further_line(row) for row in sizes if row["further"]),
+        ]
+    if overhead := result["a_shard"]:
+        seconds = overhead["seconds"]
+        lines += [
+            "",
+            f"a shard costs {_or_dash(seconds and 1000 * seconds, ',.1f')} ms beside its images, "
+            f"{1000 * overhead['all_cpu_seconds']:,.1f} ms of CPU time: what {OVERHEAD_SIZE:,} images took more in "
+            f"{result['small']['shards']:,} shards",
+        ]
+    return lines
+
+
+def _line(row: Figures) -> str:
+    extract = row["extract"]
+    seconds = (row[name]["seconds"] for name in ("plan", "extract", "resume", "half"))
+    memory = (row[name]["driver_peak_rss_bytes"] / 1e6 for name in ("plan", "extract", "verify"))
+    store = extract["store_touched_bytes"]
+    return (
+        "{:9,}{:9,.1f}{:9,.1f}{:10,.1f}{:8,.1f}".format(row["images"], *seconds)
+        + f"{_or_dash(row['half']['first_batch_seconds'], ',.1f'):>7}{row['verify']['seconds']:8,.1f}"
+        + f"{_or_dash(extract['images_per_second'], ',.0f'):>11}{extract['driver_cpu_seconds']:14,.1f}"
+        + f"{_or_dash(store and store / 1e6, ',.0f'):>10}"
+        + "".join(f"{value:8,.0f}" for value in memory)
     )
-    return [
-        f"made-up features of {result['dim']:,} dimensions, {result['classes']} classes, C = 1, "
-        f"{result['num_workers']} workers; {hardware['cpu']}, {hardware['cores']} cores",
-        "",
-        f"{'':28}{'few':>14}{'many':>14}{'ratio':>10}",
-        *(
-            f"{name:28}{format(before, form):>14}{format(after, form):>14}{ratio:9.2f}x"
-            for name, before, after, ratio, form in lines
-        ),
-        "",
-        f"way: {few['way']}, then {many['way']}; accuracy {few['accuracy']:.4f}, then {many['accuracy']:.4f}",
-        *further,
-    ]
+
+
+def _further_line(row: Figures) -> str:
+    found = row["further"]
+    times = [1e6 * found[f"{name}_seconds"] for name in (*COMMANDS, "driver_cpu", "all_cpu")]
+    memory = [found[f"{name}_bytes"] for name in ("plan", "extract", "verify")]
+    shard_seconds = found["extract_seconds_per_shard"]
+    return (
+        "{:9,}{:9,.0f}{:9,.0f}{:10,.0f}{:8,.0f}{:8,.0f}{:9,.0f}{:8,.0f}".format(row["images"], *times)
+        + "{:9,.0f}{:8,.0f}{:8,.0f}".format(*memory)
+        + f"{_or_dash(shard_seconds and 1000 * shard_seconds, ',.1f'):>13}"
+    )
+
+
+def _or_dash(value: Any, form: str) -> str:
+    return "-" if value is None else format(value, form)

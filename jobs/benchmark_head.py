@@ -18,7 +18,8 @@ from bottleneck.fitting import chosen_layer
 from bottleneck.leader import Leader
 from bottleneck.member import Member
 from bottleneck.team import HeadRequest, LocalTeam
-from jobs.benchmark import Config, Figures, apart, describe_hardware, medians, run_job, tell, watched
+from jobs.benchmark import Config
+from jobs.benchmark_process import Figures, apart, describe_hardware, medians, run_job, tell, watched
 from jobs.benchmark_sklearn import REQUEST, THREADS, TOLERANCE, C, load, measure_converged, measure_grid_search
 
 

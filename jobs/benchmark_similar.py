@@ -1,7 +1,7 @@
 """`bottleneck benchmark --what similar`: the command `bottleneck similar` on many made-up features.
 
-The features are those of `benchmark_growth`, without values below 0, in data files of the default size. They have just
-been written, so that they are read from memory; the image asked about is one of them, so that no network is started.
+The features are those of `benchmark_head_growth`, without values below 0, in data files of the default size. They have
+just been written, so that they are read from memory; the image asked about is one of them, so no network is started.
 """
 
 import json
@@ -9,8 +9,9 @@ import os
 import tempfile
 
 from bottleneck.plan import SHARD_SIZE
-from jobs.benchmark import Config, Figures, apart, describe_hardware, medians, run_job, tell, watched
-from jobs.benchmark_growth import image_of, write_features
+from jobs.benchmark import Config
+from jobs.benchmark_head_growth import image_of, write_features
+from jobs.benchmark_process import Figures, apart, describe_hardware, medians, run_job, tell, watched
 
 NUM_IMAGES = 1_000_000
 

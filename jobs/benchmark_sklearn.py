@@ -17,7 +17,7 @@ from bottleneck.features import open_features, rows_of
 from bottleneck.member import Member
 from bottleneck.splits import split
 from bottleneck.team import HeadRequest
-from jobs.benchmark import Figures
+from jobs.benchmark_process import Figures
 
 C = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 REQUEST = HeadRequest(c=C)

@@ -247,3 +247,16 @@ def test_describe_without_a_base_lists_them_all(capsys: pytest.CaptureFixture[st
     assert [line.split()[0] for line in table_of_bases().splitlines()[1:]] == base_names()
     assert main(["describe", "--plot", "all.png"]) == 2
     assert "give its BASE" in capsys.readouterr().err
+
+
+# The base of benchmarks
+
+
+def test_the_stub_is_the_mean_colour_and_in_no_list() -> None:
+    pixels_NHWC = pictures(3, 32)
+    [found_ND] = Base.of(request("stub"), "float32", 2)(pixels_NHWC)
+    np.testing.assert_allclose(found_ND, pixels_NHWC.mean(axis=(1, 2)), rtol=1e-5)
+    assert "stub" not in base_names()
+    assert describe("stub").num_parameters == 0
+    with pytest.raises(WeightsError, match=r"stub has no weights\. Expected --weights random:0"):
+        resolve(request("stub", weights="imagenet"), "float32")

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from bottleneck.errors import UsageError
 from bottleneck.features import open_features
 from bottleneck.verify import verify
-from jobs import benchmark, benchmark_growth, benchmark_head, benchmark_sklearn
+from jobs import benchmark, benchmark_extract, benchmark_head, benchmark_head_growth, benchmark_sklearn
 from jobs.__main__ import main
 
 
@@ -32,16 +32,16 @@ def test_all_four_are_measured_and_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert 0 < job["driver_peak_rss_bytes"] < job["peak_pss_bytes"] < result["hardware"]["memory_bytes"]
     assert result["versions"]["bottleneck-features"]
     assert result["hardware"]["cores"] >= 1
-    assert any("of the ceiling" in line for line in benchmark.table(result))
+    assert any("of the ceiling" in line for line in benchmark_extract.table(result))
 
 
 def test_images_are_taken_evenly_and_again_where_they_are_too_few(tmp_path: Path) -> None:
     photos = tiny.photos(tmp_path / "photos", 10)
-    assert benchmark.copy_images(str(photos), str(tmp_path / "some"), 4, tiny.spec()) == 0
+    assert benchmark_extract.copy_images(str(photos), str(tmp_path / "some"), 4, tiny.spec()) == 0
     keys = [f"cats/{n:04d}.jpg" for n in (1, 5, 9)] + [f"dogs/{n:04d}.jpg" for n in (0, 4)]
     chosen = [file.read_bytes() for file in sorted((tmp_path / "some").iterdir())]
     assert chosen == [(photos / keys[n]).read_bytes() for n in (0, 1, 3, 4)]
-    benchmark.copy_images(str(photos), str(tmp_path / "many"), 25, tiny.spec())
+    benchmark_extract.copy_images(str(photos), str(tmp_path / "many"), 25, tiny.spec())
     many = [file.read_bytes() for file in sorted((tmp_path / "many").iterdir())]
     assert len(many) == 25
     assert many[:10] == many[10:20]
@@ -50,7 +50,7 @@ def test_images_are_taken_evenly_and_again_where_they_are_too_few(tmp_path: Path
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     source = tiny.write_files(tmp_path / "photos", {"a.jpg": b"", "b.jpg": b"no picture"})
     with pytest.raises(UsageError, match="Received 2 that say so"):
-        benchmark.copy_images(str(source), str(tmp_path / "images"), 4, tiny.spec())
+        benchmark_extract.copy_images(str(source), str(tmp_path / "images"), 4, tiny.spec())
 
 
 def test_the_ceiling_adds_network_and_decoding_on_the_same_cores() -> None:
@@ -61,7 +61,7 @@ def test_the_ceiling_adds_network_and_decoding_on_the_same_cores() -> None:
         "decode": {"images_per_second": 800.0},
     }
     slower = {**one, "job": {"images_per_second": 20.0}}
-    result = benchmark.summarize([one, slower, one], {"cores": 2, "gpus": []})
+    result = benchmark_extract.summarize([one, slower, one], {"cores": 2, "gpus": []})
     assert result["job"]["images_per_second"] == 60
     assert math.isclose(result["ceiling_images_per_second"], 1 / (1 / 80 + 1 / 800))
     assert math.isclose(result["job_to_ceiling"], 60 * (1 / 80 + 1 / 800))
@@ -75,8 +75,8 @@ def test_on_gpus_the_slower_side_is_the_ceiling() -> None:
         "network": {"images_per_second": 3000.0, "threads": 8, "device": "tensorflow gpu:0"},
         "decode": {"images_per_second": 4000.0},
     }
-    assert benchmark.summarize([one], {"cores": 8, "gpus": ["A"]})["ceiling_images_per_second"] == 3000
-    assert benchmark.summarize([one], {"cores": 8, "gpus": ["A", "B"]})["ceiling_images_per_second"] == 4000
+    assert benchmark_extract.summarize([one], {"cores": 8, "gpus": ["A"]})["ceiling_images_per_second"] == 3000
+    assert benchmark_extract.summarize([one], {"cores": 8, "gpus": ["A", "B"]})["ceiling_images_per_second"] == 4000
 
 
 def test_numbers_below_one_are_refused() -> None:
@@ -102,13 +102,13 @@ def test_a_job_that_lost_count_of_its_first_batch_leaves_a_gap() -> None:
     part = {"images_per_second": 10.0, "threads": 2, "device": "tensorflow cpu:0"}
     one = dict.fromkeys(("keras_loop", "network", "decode"), part)
     rounds = [{**one, "job": {**part, "first_batch_seconds": seconds}} for seconds in (None, 4.0, 6.0)]
-    assert benchmark.summarize(rounds, {"cores": 2, "gpus": []})["job"]["first_batch_seconds"] == 5
-    assert benchmark.summarize(rounds[:1], {"cores": 2, "gpus": []})["job"]["first_batch_seconds"] is None
+    assert benchmark_extract.summarize(rounds, {"cores": 2, "gpus": []})["job"]["first_batch_seconds"] == 5
+    assert benchmark_extract.summarize(rounds[:1], {"cores": 2, "gpus": []})["job"]["first_batch_seconds"] is None
 
 
 def test_fits_are_measured_beside_scikit_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = str(tmp_path / "features")
-    benchmark_growth.write_features(features, 90, 6, 3)
+    benchmark_head_growth.write_features(features, 90, 6, 3)
     assert main(["benchmark", features, "--what", "head"]) == 0
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
@@ -130,8 +130,8 @@ def test_fits_are_measured_beside_scikit_learn(tmp_path: Path, capsys: pytest.Ca
 
 def test_scikit_learn_is_given_up_in_time(tmp_path: Path) -> None:
     features = str(tmp_path / "features")
-    benchmark_growth.write_features(features, 90, 6, 3)
-    found = benchmark_sklearn.measure_converged(features, benchmark_growth.LAYER, 1e-6)
+    benchmark_head_growth.write_features(features, 90, 6, 3)
+    found = benchmark_sklearn.measure_converged(features, benchmark_head_growth.LAYER, 1e-6)
     assert [row["seconds"] for row in found["rows"]] == [None] * 6
     assert (found["over_limit"], found["grid_seconds_at_least"]) == (6, pytest.approx(18e-6))
 
@@ -154,7 +154,7 @@ def test_the_objective_is_the_one_scikit_learn_minimises(num_classes: int) -> No
 def test_growth_is_measured_on_made_up_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark_growth, "FEW_IMAGES", 60)
+    monkeypatch.setattr(benchmark_head_growth, "FEW_IMAGES", 60)
     size = ["--num-images", "300", "--dim", "8", "--classes", "3"]
     assert main(["benchmark", "--what", "head-growth", *size]) == 0
     [line] = capsys.readouterr().out.splitlines()
@@ -162,12 +162,12 @@ def test_growth_is_measured_on_made_up_features(
     assert (result["few"]["images"], result["many"]["images"], result["images_ratio"]) == (60, 300, 5)
     assert result["many"]["peak_pss_bytes"] > 0
     assert 1 / 3 < result["many"]["accuracy"] <= 1
-    assert any("further image" in line for line in benchmark_growth.table(result))
+    assert any("further image" in line for line in benchmark_head_growth.table(result))
 
 
 def test_made_up_features_are_an_output_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_growth, "SHARD_SIZE", 16)
-    benchmark_growth.write_features(str(tmp_path / "features"), 50, 4, 3)
+    monkeypatch.setattr(benchmark_head_growth, "SHARD_SIZE", 16)
+    benchmark_head_growth.write_features(str(tmp_path / "features"), 50, 4, 3)
     assert verify(str(tmp_path / "features"), full=True).exit_code == 0
     features_ND, labels_N, _ = open_features(str(tmp_path / "features")).arrays()
     assert features_ND.shape == (50, 4)

@@ -23,7 +23,7 @@ from bottleneck.formats import WRITERS, export_features
 from bottleneck.plan import make_plan
 from bottleneck.store import open_store
 from jobs.__main__ import main
-from jobs.benchmark_growth import write_features
+from jobs.benchmark_head_growth import write_features
 
 LAYER = spec().layers[0]
 HOSTILE = ["plain", "", "two\nlines", "日本語", "<b>\"'&", " blank ", "a" * 200, "\u05d0\u05d1", "emoji \U0001f600"]
