@@ -15,7 +15,6 @@ from bottleneck.base import (
     CORES_PER_ACTOR,
     CPU_BATCH_SIZE,
     GPU_BATCH_SIZE,
-    Base,
     choose_precision,
     has_bfloat16,
     resolve_apart,
@@ -27,6 +26,7 @@ from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Reading, split_layer
 from bottleneck.weights import load_network
 from jobs.benchmark import Config
+from jobs.benchmark_network import is_gpu, measure_network, network_line
 from jobs.benchmark_process import Figures, apart, describe_hardware, medians, run_job, tell, watched
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ LOOP_BATCH_SIZE = 32
 """What model.predict takes by default."""
 NUM_IMAGES = 256
 DECODE_SECONDS = 3.0
-NETWORK_SECONDS = 5.0
-"""At least, for the network alone."""
 STEADY_SECONDS = 10.0
 """A job that ran for less after its start-up says little about long ones."""
 
@@ -168,27 +166,6 @@ def measure_keras_loop(images: str, output: str, spec: FeatureSpec) -> Figures:
     return {"images_per_second": rate, "batch_size": LOOP_BATCH_SIZE, "precision": "float32"}
 
 
-def measure_network(spec: FeatureSpec, batch_size: int, num_threads: int, num_images: int) -> Figures:
-    """One network as a job's actor holds it, fed with the same random pixels again and again."""
-    import numpy as np
-
-    base = Base(spec, batch_size, num_threads)
-    shape = (batch_size, spec.image_size_px, spec.image_size_px, 3)
-    pixels_NHWC = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    base(pixels_NHWC)
-    done, started, seconds = 0, time.perf_counter(), 0.0
-    while done < num_images or seconds < NETWORK_SECONDS:
-        base(pixels_NHWC)
-        done += batch_size
-        seconds = time.perf_counter() - started
-    return {
-        "images_per_second": done / seconds,
-        "batch_size": batch_size,
-        "threads": num_threads,
-        "device": base.device,
-    }
-
-
 def measure_decode(images: str, spec: FeatureSpec, cores: int) -> Figures:
     """Decoding by one process, then by one a core; reading the files is not counted."""
     context = multiprocessing.get_context("spawn")
@@ -220,7 +197,7 @@ def summarize(rounds: list[Figures], hardware: Figures) -> Figures:
     job, network, decoding = figures["job"], figures["network"], figures["decode"]
     cores = hardware["cores"]
     decoding["core_seconds_per_image"] = cores / decoding["images_per_second"]
-    if "gpu" in network["device"].lower() or "cuda" in network["device"].lower():
+    if is_gpu(network["device"]):
         ceiling = min(network["images_per_second"] * len(hardware["gpus"]), decoding["images_per_second"])
     else:
         network["core_seconds_per_image"] = network["threads"] / network["images_per_second"]
@@ -256,6 +233,7 @@ def table(result: Figures) -> list[str]:
         "",
         f"extract reaches {result['job_to_ceiling']:.2f} of the ceiling; {first_batch}"
         f"whole command {job['seconds']:.1f} s",
+        network_line(result["network"]),
         f"an image decodes in {result['decode']['milliseconds_per_image_on_one_core']:.2f} ms on one core",
         f"memory: driver {job['driver_peak_rss_bytes'] / 1e6:,.0f} MB, all processes together "
         f"{job['peak_pss_bytes'] / 1e6:,.0f} MB at most",
