@@ -135,7 +135,7 @@ def table(result: Figures) -> list[str]:
     lines = [
         f"made-up images in tars, base stub; {hardware['cpu']}, {hardware['cores']} cores",
         "",
-        f"{'':9}{' seconds of whole commands ':-^51}{' extract ':-^35}{' driver, MB ':-^24}",
+        f"{'':9}  {' seconds of whole commands ':-^49}  {' extract ':-^33}  {' driver, MB ':-^22}",
         f"{'images':>9}{'plan':>9}{'extract':>9}{'finished':>10}{'half':>8}{'first':>7}{'verify':>8}"
         f"{'images/s':>11}{'driver CPU s':>14}{'store MB':>10}{'plan':>8}{'extract':>8}{'verify':>8}",
         *(_line(row) for row in sizes),
@@ -147,7 +147,7 @@ def table(result: Figures) -> list[str]:
         lines += [
             "",
             "a further image, from one line above to the next (linear: the same in every line; flat: near 0)",
-            f"{'':9}{' microseconds of whole commands ':-^44}{' extract, CPU us ':-^17}{' driver, bytes ':-^25}",
+            f"{'':9}  {' microseconds of whole commands ':-^42}  {' extract, CPU us ':-^15}  {' driver, bytes ':-^23}",
             f"{'images':>9}{'plan':>9}{'extract':>9}{'finished':>10}{'half':>8}{'verify':>8}{'driver':>9}{'all':>8}"
             f"{'plan':>9}{'extract':>8}{'verify':>8}{'ms a shard':>13}",
             *(_further_line(row) for row in sizes if row["further"]),
