@@ -30,6 +30,9 @@ from bottleneck.tally import Summary, Tally, pending_shards, summarize
 
 log = logging.getLogger(__name__)
 
+MAX_PREPARING = 1000
+"""Shards that are being prepared or wait for a core: more than clusters have cores, and all the driver has to hold of a
+plan of a hundred thousand. Without a bound Ray Data submits them all."""
 TASK_RETRIES = 2
 """A task that dies this often again probably meets an image that kills decoders: it is then run apart."""
 EMIT_RETRIES = 5
@@ -215,7 +218,7 @@ class Run:
 
     def _dataset(self, *, guarded: bool) -> Any:
         import ray
-        from ray.data import ActorPoolStrategy
+        from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports every worker that dies, in a page each
         warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")  # the only way to bound retries
@@ -245,6 +248,7 @@ class Run:
                 prepare_stage,
                 **blocks,
                 fn_kwargs={"guarded": guarded},
+                compute=TaskPoolStrategy(size=MAX_PREPARING),
                 num_cpus=1,
                 ray_remote_args_fn=lambda: {"max_retries": TASK_RETRIES},
             )
