@@ -299,6 +299,8 @@ def count_gpus() -> int:
         import torch
 
         return int(torch.cuda.device_count())
+    if keras.backend.backend() == "openvino":
+        return 0
     return sum("gpu" in name or "cuda" in name for name in keras.distribution.list_devices())
 
 

@@ -3,6 +3,7 @@
 Legend: N images, H x W pixels, C channels, D features of a layer.
 """
 
+import contextlib
 import os
 import time
 
@@ -27,6 +28,7 @@ from bottleneck.store import open_store
 NUM_SAMPLED = 32
 """VGG16 does them in 3 s on two cores without AMX; of 512 photos they told the output's size to 2 %."""
 NUM_SHARDS_SAMPLED = 4
+CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 SAMPLE_BATCH_SIZE = 16
 """On a CPU, where VGG16 takes 0.142 core-seconds an image in batches of 16 and of 32; so two are timed, not one."""
 MEASURE_SECONDS = 8.0
@@ -52,6 +54,8 @@ def measure_sample(plan: Plan, num_images: int = NUM_SAMPLED) -> Estimate | None
     done = plan.committed()
     if len(done) == plan.num_shards:
         return None
+    if not done.keys() >= plan.revised.keys():
+        raise FeaturesError("Of shards that were requeued only some images are done again, which is not estimated.")
     # As in `resolve_apart`: the caller stays free of Keras, and stdout belongs to its result.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.dup2, (2, 1)) as pool:
         try:
@@ -65,6 +69,15 @@ def measure_sample(plan: Plan, num_images: int = NUM_SAMPLED) -> Estimate | None
             raise
         except Exception as error:  # of a backend: a GPU that others have filled, ...
             raise FeaturesError(f"Measuring failed with {type(error).__name__}: {error}.") from error
+
+
+def count_cores() -> int:
+    """Cores of this machine, or those that a container's quota leaves, as Ray counts them too."""
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError), open(CPU_QUOTA) as file:
+        quota, period = file.read().split()
+        cores = min(cores, max(1, int(quota) // int(period)))  # ValueError where it is `max`
+    return cores
 
 
 def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
@@ -88,7 +101,7 @@ def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
         ]
     )
 
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     networks = max(1, cores // CORES_PER_ACTOR)
     threads = cores // networks
     import_keras(threads)  # before the devices are counted, which starts TensorFlow with the threads it has

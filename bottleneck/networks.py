@@ -49,6 +49,9 @@ def _light_imports() -> Iterator[None]:
     Keras and TensorFlow take 4.3 s of one core to import, 0.75 s of it for its wrappers for scikit-learn, 0.6 s for its
     plots of pictures, and about 1 s for garbage collections that find nothing.
     """
+    if "keras" in sys.modules:
+        yield
+        return
     hidden = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
     was_enabled = gc.isenabled()
     gc.disable()
@@ -58,7 +61,7 @@ def _light_imports() -> Iterator[None]:
         yield
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
         if was_enabled:
             gc.enable()
 

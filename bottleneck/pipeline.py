@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -23,7 +24,7 @@ from bottleneck.live import Live, process_started_at
 from bottleneck.plan import Plan, load_plan
 from bottleneck.prepare import Work
 from bottleneck.progress import Progress
-from bottleneck.session import start_ray
+from bottleneck.session import start_ray, stop_ray
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import WARM_UP, ExtractFeatures, as_result, prepare_stage, raised
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
@@ -40,6 +41,8 @@ EMIT_RETRIES = 5
 ACTOR_RESTARTS = 1000
 """Bounded, so that a network that cannot start does not start for ever; far above what a spot market does to a run."""
 POLL_SECONDS = 0.5
+DETAILS_SECONDS = 10.0
+"""At most, for the counter's last answer on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +82,15 @@ class Run:
         import ray
 
         self.request, self.precision, self.options = request, precision, options
-        self.num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        on_cpus = os.environ.get("KERAS_BACKEND") == "openvino"
+        self.num_gpus = 0 if on_cpus else int(ray.cluster_resources().get("GPU", 0))
         self.num_cpus = int(ray.cluster_resources().get("CPU", 1))
         self.num_actors = options.num_actors or self.num_gpus or max(1, self.num_cpus // CORES_PER_ACTOR)
         self.live = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(Live).remote()
         self.order: str | None = None
         self.forget: list[int] = []
         self.images_done = 0
+        self.images_by_others = 0
         self.last_receipt_at = 0.0
         self.prediction: Prediction | None = None
         self.results = self._start(guarded=False)
@@ -94,12 +99,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
-        # Where the run is stopped, Ray Data's thread complains that Ray has gone from under it.
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        ray.shutdown()
+        stop_ray()
 
     def spec(self) -> FeatureSpec:
         """The spec the request resolves to, as the first actor to be ready found it.
@@ -191,6 +191,7 @@ class Run:
                     continue
                 receipt = Receipt(**result["receipt"])
                 self.images_done += plan.images_in(receipt.shard)
+                self.images_by_others += 0 if receipt.created else plan.images_in(receipt.shard)
                 self.last_receipt_at = time.time()
                 self.forget.append(receipt.shard)
                 tally.add(receipt)
@@ -279,24 +280,26 @@ class Run:
             raise StoreError(f"Ray gave up: {type(result).__name__}: {result}") from result
         return result
 
-    def _snapshot(self) -> dict[str, Any]:
+    def _snapshot(self, seconds: float = POLL_SECONDS) -> dict[str, Any]:
         import ray
 
         try:
             forget, self.forget = self.forget, []
             # The order goes along each time, as a counter that was restarted has forgotten it.
-            live: dict[str, Any] = ray.get(self.live.snapshot.remote(forget, self.order), timeout=POLL_SECONDS)
+            live: dict[str, Any] = ray.get(self.live.snapshot.remote(forget, self.order), timeout=seconds)
         except Exception:
             return {}  # the counter restarts, or the cluster is busy: receipts still count
         return live
 
     def _details(self, tally: Tally) -> dict[str, Any]:
         """Measured by the run itself: how long the first batch took to arrive, and the rate from there to the end."""
-        live = self._snapshot()
+        live = self._snapshot(DETAILS_SECONDS)
         if "first_batch_at" not in live:
             return {}
         images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
-        predicted = self.prediction.compared(images, self.last_receipt_at) if self.prediction else {}
+        # Where another run did part of it, this one was not alone with the machine: there is nothing to compare.
+        alone = self.prediction is not None and not self.images_by_others
+        predicted = self.prediction.compared(images, self.last_receipt_at) if alone and self.prediction else {}
         return {
             "first_batch_seconds": round(live["first_batch_at"] - process_started_at(), 2),
             "images_per_second": round(images / max(1e-9, self.last_receipt_at - live["first_batch_at"]), 2),

@@ -1,9 +1,11 @@
 """Ray itself: started on this machine or joined, and asked what its workers can do."""
 
+import contextlib
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -19,8 +21,9 @@ def start_ray() -> None:
     """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else."""
     # A thread that still iterates while the run is being stopped must not start Ray a second time.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    # Ray's process for usage statistics, all that is left of its dashboard, is not waited for: that takes 1 to 2 s.
-    os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "0")
+    if sys.platform == "linux":  # where it ends with this process, whatever ends this one
+        # Ray's process for usage statistics, all that is left of its dashboard, is not waited for: that takes 1 to 2 s.
+        os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "0")
     import ray
 
     if ray.is_initialized():
@@ -57,6 +60,22 @@ def start_ray() -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the Ray that was started on this machine."""
+    import psutil
+    import ray
+
+    # Where a run is stopped, threads of Ray's libraries complain that it has gone from under them.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    ray.shutdown()
+    for child in psutil.Process().children():  # among them the process that was not waited for, unknown to Ray
+        with contextlib.suppress(psutil.Error):
+            if any(word.endswith("ray/dashboard/dashboard.py") for word in child.cmdline()):
+                child.kill()
+                child.wait()
 
 
 def workers_have_bfloat16() -> bool:

@@ -20,7 +20,7 @@ from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.features import Features
 from bottleneck.fitting import Fitted, fit_features
 from bottleneck.member import Member
-from bottleneck.session import start_ray
+from bottleneck.session import start_ray, stop_ray
 from bottleneck.stages import as_result, raised
 from bottleneck.team import HeadRequest
 
@@ -107,9 +107,7 @@ def fit_head(
         fitted: Fitted = result["fitted"]
         return fitted
     finally:
-        # Where the fit is stopped, the trainer's thread complains that Ray has gone from under it.
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
-        ray.shutdown()
+        stop_ray()
         shutil.rmtree(folder, ignore_errors=True)
 
 

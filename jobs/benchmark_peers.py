@@ -12,7 +12,7 @@ import shutil
 import tempfile
 
 from bottleneck.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_precision, has_bfloat16, resolve_apart
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, UsageError
 from bottleneck.spec import FeatureSpec
 from jobs.benchmark import Config
 from jobs.benchmark_extract import NUM_IMAGES, choose_shard_size, copy_images, measure_job
@@ -55,6 +55,8 @@ def main(config: Config) -> int:
 
 def without(spec: FeatureSpec) -> dict[str, str]:
     """The peers that cannot take part, and why."""
+    if spec.base == "stub":
+        raise UsageError("Other programs do not have the base stub. Expected one of keras.applications.")
     if importlib.util.find_spec("torch") is None:
         return {"torch": "it is not installed; `pip install torch` in the environment of this command brings it."}
     if spec.base != "vgg16":

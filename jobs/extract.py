@@ -146,7 +146,7 @@ def report(summary: Summary, seconds: float) -> None:
             f"{one['predicted_after_images']:,}",
             one["predicted_images_per_second"],
             one["actual_images_per_second"],
-            one["actual_images_per_second"] / one["predicted_images_per_second"],
+            one["predicted_seconds"] / max(0.01, one["actual_seconds"]),
             duration(one["predicted_seconds"]),
             duration(one["actual_seconds"]),
         )
