@@ -30,7 +30,16 @@ def start_ray() -> None:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS", "")
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    on_sigterm, on_sigint = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    asked_to_stop: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        asked_to_stop.append(number)
+        signal.default_int_handler(number, frame)
+
+    if in_main_thread and on_sigint is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
     try:
         if address:
             # Ray itself tries for minutes to reach a cluster that is not there.
@@ -57,8 +66,12 @@ def start_ray() -> None:
             message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
         raise StoreError(message) from error
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if in_main_thread:
             signal.signal(signal.SIGTERM, on_sigterm)
+            signal.signal(signal.SIGINT, on_sigint)
+    if asked_to_stop:  # an exception that is raised in the wrong place of Ray's start is lost
+        stop_ray()
+        raise KeyboardInterrupt
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
