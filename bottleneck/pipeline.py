@@ -90,7 +90,6 @@ class Run:
         self.order: str | None = None
         self.forget: list[int] = []
         self.images_done = 0
-        self.images_by_others = 0
         self.last_receipt_at = 0.0
         self.prediction: Prediction | None = None
         self.results = self._start(guarded=False)
@@ -191,7 +190,6 @@ class Run:
                     continue
                 receipt = Receipt(**result["receipt"])
                 self.images_done += plan.images_in(receipt.shard)
-                self.images_by_others += 0 if receipt.created else plan.images_in(receipt.shard)
                 self.last_receipt_at = time.time()
                 self.forget.append(receipt.shard)
                 tally.add(receipt)
@@ -298,8 +296,8 @@ class Run:
             return {}
         images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
         # Where another run did part of it, this one was not alone with the machine: there is nothing to compare.
-        alone = self.prediction is not None and not self.images_by_others
-        predicted = self.prediction.compared(images, self.last_receipt_at) if alone and self.prediction else {}
+        alone = all(receipt.created for receipt in tally.receipts.values())
+        predicted = self.prediction.compared(images, self.last_receipt_at) if self.prediction and alone else {}
         return {
             "first_batch_seconds": round(live["first_batch_at"] - process_started_at(), 2),
             "images_per_second": round(images / max(1e-9, self.last_receipt_at - live["first_batch_at"]), 2),
