@@ -24,7 +24,7 @@ from bottleneck.live import Live, process_started_at
 from bottleneck.plan import Plan, load_plan
 from bottleneck.prepare import Work
 from bottleneck.progress import Progress
-from bottleneck.session import start_ray, stop_ray
+from bottleneck.session import RESULTS_THREAD, start_ray, stop_ray
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import WARM_UP, ExtractFeatures, as_result, prepare_stage, raised
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
@@ -212,7 +212,7 @@ class Run:
             except BaseException as error:
                 results.put(error)
 
-        threading.Thread(target=pull, name="results", daemon=True).start()
+        threading.Thread(target=pull, name=RESULTS_THREAD, daemon=True).start()
         return results
 
     def _dataset(self, *, guarded: bool) -> Any:
@@ -221,6 +221,7 @@ class Run:
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports every worker that dies, in a page each
         warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")  # the only way to bound retries
+        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")  # of a plan with few shards
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         # Errors of the stages themselves come as rows; blocks fail only when a worker died more often than it may.

@@ -20,7 +20,7 @@ from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.features import Features
 from bottleneck.fitting import Fitted, fit_features
 from bottleneck.member import Member
-from bottleneck.session import start_ray, stop_ray
+from bottleneck.session import THREAD_SECONDS, start_ray, stop_ray
 from bottleneck.stages import as_result, raised
 from bottleneck.team import HeadRequest
 
@@ -102,6 +102,7 @@ def fit_head(
             if ended:
                 raise IncompleteError(f"The workers of the fit kept dying: {ended[0]}. Run the same command again.")
             time.sleep(POLL_SECONDS)
+        thread.join(THREAD_SECONDS)  # it still speaks with Ray, which must not be stopped under it
         if "error" in result:
             raise raised(result["error"])
         fitted: Fitted = result["fitted"]

@@ -53,3 +53,38 @@ def test_a_ctrl_c_that_is_lost_while_ray_starts_is_answered_once_it_has() -> Non
     done = subprocess.run([sys.executable, "-c", LOST], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "stopped False\n"
+
+
+ITERATING = """
+import threading, time
+import ray
+from bottleneck.session import RESULTS_THREAD, start_ray, stop_ray
+
+start_ray()
+began = threading.Event()
+
+def pull():
+    slow = ray.data.range(200, override_num_blocks=200).map_batches(lambda rows: time.sleep(0.05) or rows)
+    for _ in slow.iter_batches():
+        began.set()
+
+threading.Thread(target=pull, name=RESULTS_THREAD, daemon=True).start()
+assert began.wait(60)
+shutdown, seen = ray.shutdown, []
+
+def note_threads(**options):
+    # Those of Ray itself, which it ends in order.
+    known = {"MainThread", "PythonGCThread", "ray_listen_error_messages", "ray_print_logs"}
+    seen.append(sorted({thread.name for thread in threading.enumerate()} - known))
+    shutdown(**options)
+
+ray.shutdown = note_threads
+stop_ray()
+print("stopped beside", *seen)
+"""
+
+
+def test_no_thread_speaks_with_ray_while_it_is_stopped() -> None:
+    done = subprocess.run([sys.executable, "-c", ITERATING], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "stopped beside []\n"
