@@ -34,7 +34,7 @@ check: setup
 
 # After a change of dependencies in pyproject.toml; needs uv.
 lock:
-	uv pip compile pyproject.toml --extra cpu --extra test --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra cpu --extra cluster --extra test --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
 
 clean:
