@@ -6,15 +6,21 @@ import time
 from collections import deque
 from typing import Any
 
+from bottleneck.metrics import NoMetrics, RayMetrics
+
 NUM_BATCHES = 64
 """The last ones, whose lower quartile tells what a batch takes where nothing else has its cores: in the others decoding
 had them, which is counted apart, or Ray, which starts its workers while the first batches run."""
 
 
 class Live:
-    """A counter that the actors tell how far they are, batch by batch; the display and the run's prediction read it."""
+    """A counter that the actors tell how far they are, batch by batch; the display and the run's prediction read it.
 
-    def __init__(self) -> None:
+    It is also what tells Prometheus, for all of them.
+    """
+
+    def __init__(self, with_metrics: bool = False) -> None:
+        self.metrics = RayMetrics() if with_metrics else NoMetrics()
         self.images: dict[int, int] = {}
         self.seconds = {"network": 0.0, "decode": 0.0, "read": 0.0}
         self.idle_seconds = 0.0
@@ -41,7 +47,21 @@ class Live:
         self.images[shard] = images
         for name, seconds in (("network", network), ("decode", decode), ("read", read)):
             self.seconds[name] += seconds
+            self.metrics.add("bottleneck_stage_seconds_total", seconds, stage=name)
         self.idle_seconds += idle
+        self.metrics.add("bottleneck_stage_seconds_total", idle, stage="idle")
+
+    def report_committed(self, statuses: dict[str, int], bytes_read: int, bytes_written: int) -> None:
+        """Count a shard that an actor has committed, for Prometheus alone: the accounts are the receipts'."""
+        ok = statuses.get("ok", 0)
+        self.metrics.add("bottleneck_images_total", ok, status="ok")
+        self.metrics.add("bottleneck_images_total", sum(statuses.values()) - ok, status="rejected")
+        for reason, count in statuses.items():
+            if reason != "ok":
+                self.metrics.add("bottleneck_rejected_total", count, reason=reason)
+        self.metrics.add("bottleneck_shards_total", 1)
+        self.metrics.add("bottleneck_bytes_read_total", bytes_read)
+        self.metrics.add("bottleneck_bytes_written_total", bytes_written)
 
     def report_prepared(self, images: int, accepted: int, decode_core: float, read: float) -> None:
         """Count a shard that an actor begins: what its images have cost already."""
@@ -57,9 +77,19 @@ class Live:
             self.batch_seconds.append(seconds / images)
         else:
             self.spent["commit"] += seconds
+            self.metrics.add("bottleneck_stage_seconds_total", seconds, stage="write")
 
-    def snapshot(self, forget: list[int], order: str | None) -> dict[str, Any]:
+    def snapshot(self, forget: list[int], order: str | None, queued: int | None = None) -> dict[str, Any]:
+        """What is known.
+
+        Args:
+            forget: shards whose receipts have arrived.
+            order: what `what_to_do` answers from now on.
+            queued: shards that are not committed yet.
+        """
         self.order = order
+        if queued is not None:
+            self.metrics.set("bottleneck_shards_queued", queued)
         for shard in forget:
             self.images.pop(shard, None)
         result: dict[str, Any] = {"images": self.images, "limiting": "start"}

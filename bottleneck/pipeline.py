@@ -6,40 +6,32 @@ import os
 import queue
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from bottleneck import errors
-from bottleneck.base import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from bottleneck.errors import BottleneckError, IncompleteError, StoreError
+from bottleneck.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from bottleneck.dataset import stages
+from bottleneck.errors import IncompleteError, StoreError
 from bottleneck.estimate import Prediction, predict_run
 from bottleneck.extend import Extended
 from bottleneck.features import Receipt
 from bottleneck.listing import Shard
 from bottleneck.live import Live, process_started_at
-from bottleneck.plan import Plan, load_plan
+from bottleneck.placement import place
+from bottleneck.plan import Plan
 from bottleneck.prepare import Work
 from bottleneck.progress import Progress
 from bottleneck.session import RESULTS_THREAD, start_ray, stop_ray
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
-from bottleneck.stages import WARM_UP, ExtractFeatures, as_result, prepare_stage, raised
+from bottleneck.stages import WARM_UP, raised
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
 
 log = logging.getLogger(__name__)
 
-MAX_PREPARING = 1000
-"""Shards that are being prepared or wait for a core: more than clusters have cores, and all the driver has to hold of a
-plan of a hundred thousand. Without a bound Ray Data submits them all."""
-TASK_RETRIES = 2
-"""A task that dies this often again probably meets an image that kills decoders: it is then run apart."""
 EMIT_RETRIES = 5
 """How often the task that hands out shards may be lost."""
-ACTOR_RESTARTS = 1000
-"""Bounded, so that a network that cannot start does not start for ever; far above what a spot market does to a run."""
 POLL_SECONDS = 0.5
 DETAILS_SECONDS = 10.0
 """At most, for the counter's last answer on a busy machine."""
@@ -49,16 +41,27 @@ DETAILS_SECONDS = 10.0
 class RunOptions:
     """How a run uses its machines; changes speed, never a feature."""
 
-    num_actors: int | None = None
-    """Networks side by side. Default: one a GPU; without GPUs one for every eight cores."""
+    num_actors: tuple[int, ...] = ()
+    """Networks side by side, or the least and the most of them: the most are asked of the cluster, and start as it
+    grows. Default: one a GPU; without GPUs one for every eight cores."""
+    use_gpu: bool = False
+    """Networks on GPUs even where the cluster has none yet; those it has are always used."""
     batch_size: int | None = None
     """Images a network takes at once. Default: 32 on CPUs, 256 on GPUs."""
 
     def __post_init__(self) -> None:
-        for name in ("num_actors", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise errors.UsageError(f"--{name.replace('_', '-')} takes a number from 1 up. Received: {value}.")
+        if list(self.num_actors) != sorted(self.num_actors) or min(self.num_actors, default=1) < 1:
+            raise errors.UsageError(f"--num-actors takes a number from 1 up, or two. Received: {self._asked}.")
+        if len(self.num_actors) > 2:
+            raise errors.UsageError(
+                f"--num-actors takes one number, or the least and the most. Received: {self._asked}."
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise errors.UsageError(f"--batch-size takes a number from 1 up. Received: {self.batch_size}.")
+
+    @property
+    def _asked(self) -> str:
+        return " ".join(map(str, self.num_actors))
 
 
 class Run:
@@ -80,13 +83,26 @@ class Run:
         """
         start_ray()
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.request, self.precision, self.options = request, precision, options
-        on_cpus = os.environ.get("KERAS_BACKEND") == "openvino"
-        self.num_gpus = 0 if on_cpus else int(ray.cluster_resources().get("GPU", 0))
-        self.num_cpus = int(ray.cluster_resources().get("CPU", 1))
-        self.num_actors = options.num_actors or self.num_gpus or max(1, self.num_cpus // CORES_PER_ACTOR)
-        self.live = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(Live).remote()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.placement = place(
+            nodes,
+            options.num_actors,
+            use_gpu=options.use_gpu,
+            on_cpus=os.environ.get("KERAS_BACKEND") == "openvino",
+            may_grow=bool(os.environ.get("RAY_ADDRESS")),
+        )
+        self.num_cpus = int(sum(node.get("CPU", 0) for node in nodes))
+        num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+        if num_gpus < self.placement.num_gpus * self.placement.min_actors:
+            log.info("waiting for GPUs: the cluster has %d, %d are wanted", num_gpus, self.placement.min_actors)
+        # Beside the driver, as other nodes come and go.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy=here)(Live)
+        self.live = counter.remote(with_metrics=True)
+        self.queued: int | None = None
         self.order: str | None = None
         self.forget: list[int] = []
         self.images_done = 0
@@ -143,6 +159,7 @@ class Run:
             return [shard for shard in pending_shards(plan, plan.committed()) if shard.number not in tally.receipts]
 
         def show() -> None:
+            self.queued = plan.num_shards - len(done_before) - len(tally.receipts)
             live = self._snapshot()
             under_way = sum(images for shard, images in live.get("images", {}).items() if shard not in tally.receipts)
             images = images_before + self.images_done + under_way
@@ -152,7 +169,7 @@ class Run:
                     done=images - images_before,
                     planned=plan.num_images - images_before,
                     cores=self.num_cpus,
-                    networks=min(self.num_actors, plan.num_shards - len(done_before)),
+                    networks=min(self.placement.max_actors, plan.num_shards - len(done_before)),
                 )
             expected = self.prediction.line() if self.prediction else ""
             on_progress(Progress(images, plan.num_images, tally.rejected, live.get("limiting", "start"), expected))
@@ -201,7 +218,15 @@ class Run:
     def _start(self, *, guarded: bool) -> "queue.Queue[Any]":
         """Start the two stages; results, then "end" or an exception, arrive in the queue."""
         results: queue.Queue[Any] = queue.Queue()
-        dataset = self._dataset(guarded=guarded)
+        batch_size = self.options.batch_size or (GPU_BATCH_SIZE if self.placement.num_gpus else CPU_BATCH_SIZE)
+        dataset = stages(
+            self.live,
+            self.placement,
+            guarded=guarded,
+            request=self.request,
+            precision=self.precision,
+            batch_size=batch_size,
+        )
 
         def pull() -> None:
             try:
@@ -214,60 +239,6 @@ class Run:
 
         threading.Thread(target=pull, name=RESULTS_THREAD, daemon=True).start()
         return results
-
-    def _dataset(self, *, guarded: bool) -> Any:
-        import ray
-        from ray.data import ActorPoolStrategy, TaskPoolStrategy
-
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports every worker that dies, in a page each
-        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")  # the only way to bound retries
-        warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")  # of a plan with few shards
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        # Errors of the stages themselves come as rows; blocks fail only when a worker died more often than it may.
-        context.max_errored_blocks = -1
-        # Every row its own block: a row is a shard, and shards are what runs side by side.
-        context.target_max_block_size = 1
-        # With reservation Ray Data keeps a CPU for the actors, which take none: half of a machine of two cores.
-        context.op_resource_reservation_enabled = bool(self.num_gpus)
-        batch_size = self.options.batch_size or (GPU_BATCH_SIZE if self.num_gpus else CPU_BATCH_SIZE)
-        threads = None if self.num_gpus else max(1, self.num_cpus // self.num_actors)
-        blocks: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-        # Different resources for each stage, or Ray Data fuses neighbours and nothing overlaps.
-        return (
-            ray.data.from_items([{"emit": True}], override_num_blocks=1)
-            .map_batches(
-                _emit,
-                **blocks,
-                fn_kwargs={"live": self.live},
-                num_cpus=0,
-                # Emitted again after a crash, shards could repeat or be skipped; what is lost this way is done later.
-                ray_remote_args_fn=lambda: {"max_retries": 0},
-            )
-            .map_batches(
-                prepare_stage,
-                **blocks,
-                fn_kwargs={"guarded": guarded},
-                compute=TaskPoolStrategy(size=MAX_PREPARING),
-                num_cpus=1,
-                ray_remote_args_fn=lambda: {"max_retries": TASK_RETRIES},
-            )
-            .map_batches(
-                ExtractFeatures,
-                **blocks,
-                fn_constructor_kwargs={
-                    "request": self.request,
-                    "precision": self.precision,
-                    "batch_size": batch_size,
-                    "num_threads": threads,
-                    "live": self.live,
-                },
-                compute=ActorPoolStrategy(size=self.num_actors),
-                num_gpus=1 if self.num_gpus else 0,
-                num_cpus=0,
-                ray_remote_args_fn=lambda: {"max_restarts": ACTOR_RESTARTS, "max_task_retries": ACTOR_RESTARTS},
-            )
-        )
 
     def _next_result(self, seconds: float) -> Any:
         """The next result row, "end", or None if none came in time. Raises what Ray Data raised."""
@@ -285,7 +256,7 @@ class Run:
         try:
             forget, self.forget = self.forget, []
             # The order goes along each time, as a counter that was restarted has forgotten it.
-            live: dict[str, Any] = ray.get(self.live.snapshot.remote(forget, self.order), timeout=seconds)
+            live: dict[str, Any] = ray.get(self.live.snapshot.remote(forget, self.order, self.queued), timeout=seconds)
         except Exception:
             return {}  # the counter restarts, or the cluster is busy: receipts still count
         return live
@@ -305,28 +276,3 @@ class Run:
             "limiting": live["limiting"],
             **predicted,
         }
-
-
-def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
-    """Before the stages: one row a shard, as fast as they take them, once the driver has a plan."""
-    import ray
-
-    if ray.get(live.what_to_do.remote()) is None:
-        # A worker that prepares takes a second to start: meanwhile the network loads, and is the only one that works.
-        yield pa.table({"work": ["null"], "shard": [json.dumps(WARM_UP)]})
-    while (order := ray.get(live.what_to_do.remote())) is None:
-        time.sleep(POLL_SECONDS / 10)
-    wanted = json.loads(order)
-    work = json.dumps(wanted["work"])
-    if wanted["shards"] is None:
-        try:
-            plan = load_plan(wanted["work"]["output"])
-            shards = pending_shards(plan, plan.committed()) if plan else []
-        except BottleneckError as error:
-            yield pa.table({"work": [work], "shard": [json.dumps(as_result(error))]})
-            return
-    else:
-        shards = [Shard(**shard) for shard in wanted["shards"]]
-    for shard in shards:
-        yield pa.table({"work": [work], "shard": [json.dumps(asdict(shard))]})
-    ray.get(live.report_emitted.remote())

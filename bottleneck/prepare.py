@@ -96,6 +96,8 @@ class Prepared:
     """Of each row the index of its pixels; -1 of those that are rejected or taken over."""
     taken: Taken | None = None
     """Of a shard that is done again."""
+    read_bytes: int = 0
+    """Of the images, as the source has them."""
     read_seconds: float = 0.0
     """Waited for the source."""
     decode_seconds: float = 0.0
@@ -139,7 +141,7 @@ def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decod
     pixels_of_row = np.full(len(images), -1, np.int32)
     known: dict[bytes, tuple[Decoded | Rejected, int]] = {}
     rows: list[tuple[Any, ...]] = []
-    num_pixels = 0
+    num_pixels = read_bytes = 0
     read_seconds = decode_seconds = decode_core_seconds = 0.0
     outcomes = _read(work, images)
     for number in range(len(images)):
@@ -149,6 +151,7 @@ def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decod
         if isinstance(data, Rejected):
             rows.append(_row(image, data, None))
         else:
+            read_bytes += len(data)
             sha256 = hashlib.sha256(data).digest()
             if sha256 not in known:
                 decoded = decoder(data, work.spec, work.limits)
@@ -170,6 +173,7 @@ def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decod
         table,
         pixels_NHWC[:num_pixels],
         pixels_of_row,
+        read_bytes=read_bytes,
         read_seconds=read_seconds,
         decode_seconds=decode_seconds,
         decode_core_seconds=decode_core_seconds,

@@ -112,10 +112,12 @@ def _end_datasets() -> None:
             thread.join(THREAD_SECONDS)
 
 
-def workers_have_bfloat16() -> bool:
-    """Ask a worker like those that will run: one with a GPU if the cluster has any."""
+def workers_have_bfloat16(use_gpu: bool = False) -> bool:
+    """Ask a worker like those that will run: one with a GPU if the cluster has any, or is to get one."""
     start_ray()
     import ray
 
-    num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    return bool(ray.get(ray.remote(num_cpus=0, num_gpus=num_gpus)(has_bfloat16).remote()))
+    on_gpu = use_gpu or ray.cluster_resources().get("GPU", 0) > 0
+    # Without a GPU it takes a CPU, as a head that runs no networks has none.
+    asked = ray.remote(num_cpus=0 if on_gpu else 1, num_gpus=1 if on_gpu else 0)(has_bfloat16)
+    return bool(ray.get(asked.remote()))

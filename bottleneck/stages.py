@@ -53,6 +53,7 @@ def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
     note = {
         "work": work.to_json(),
         "shard": asdict(shard),
+        "read_bytes": prepared.read_bytes,
         "read": prepared.read_seconds,
         "decode": prepared.decode_seconds,
         "decode_core": prepared.decode_core_seconds,
@@ -117,6 +118,8 @@ class ExtractFeatures:
             receipt = extract_prepared(work, self.base, prepared, report, self._columns(work))
             if num_done:
                 count(0)
+            if receipt.created:
+                self.live.report_committed.remote(receipt.statuses, note["read_bytes"], receipt.bytes)
             return {"receipt": asdict(receipt)}
         except Exception as error:
             return as_result(error)

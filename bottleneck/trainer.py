@@ -71,14 +71,18 @@ def fit_head(
 
     resources = ray.cluster_resources()
     _check_resources(resources, num_workers, use_gpu)
-    cpus = max(1, int(resources.get("CPU", 1)) // num_workers)
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+    cpus = max(1, int(min(largest, resources.get("CPU", 1) / num_workers)))
     exchange = ray.remote(num_cpus=0, max_concurrency=64)(Exchange).remote()
     folder = tempfile.mkdtemp(prefix="bottleneck-fit-")
     given = {"exchange": exchange, "features": features, "request": request, "rows_of": rows_of, "threads": cpus}
     trainer = DataParallelTrainer(
         _work,
         train_loop_config=given,
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
+        # Spread: each worker holds its share of the features, and more nodes have more memory.
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}, placement_strategy="SPREAD"
+        ),
         run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )
     ended: list[BaseException | None] = []

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from bottleneck import base
 from bottleneck.base import choose_precision
@@ -58,7 +59,8 @@ def extract(config: Config) -> Summary:
         preflight(config.source, config.output, config.reading)
         if not os.environ.get("RAY_ADDRESS"):  # where the workers are other machines, only they can tell
             check_weights(config.features.weights)
-        has_bfloat16 = workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16
+        on_cluster = partial(workers_have_bfloat16, config.run.use_gpu)
+        has_bfloat16 = on_cluster if os.environ.get("RAY_ADDRESS") else base.has_bfloat16
         precision = choose_precision(config.features, has_bfloat16)
     else:
         check_request(

@@ -99,8 +99,9 @@ class FaultProxy:
 
     endpoint_url: str
 
-    def __init__(self, upstream: str, faults: Iterable[Fault] = (), seed: int = 0) -> None:
+    def __init__(self, upstream: str, faults: Iterable[Fault] = (), seed: int = 0, *, host: str = "127.0.0.1") -> None:
         address = urlsplit(upstream)
+        self._host = host
         self.upstream = (address.hostname or "127.0.0.1", address.port or 80)
         self.requests: list[Request] = []
         """All requests so far, in the order in which they came."""
@@ -125,8 +126,8 @@ class FaultProxy:
             return sum(_matches(request, methods, path) for request in self.requests)
 
     def __enter__(self) -> Self:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.endpoint_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener = socket.create_server((self._host, 0), backlog=1024)
+        self.endpoint_url = f"http://{self._host}:{listener.getsockname()[1]}"
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, args=(listener,), name="fault-proxy", daemon=True)

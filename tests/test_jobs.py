@@ -28,7 +28,7 @@ OPTIONS = {
             *FEATURES,
             *LIMITS,
         ],
-        *["extend", "max_rejected", "num_actors", "batch_size"],
+        *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size"],
     ],
     "plan": [
         "source",
@@ -53,7 +53,7 @@ OPTIONS = {
             "shard_size",
             *LIMITS,
         ],
-        *["extend", "max_rejected", "num_actors", "batch_size"],
+        *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size"],
     ],
     "fit": [
         *["features", "head", "kind", "layer", "c", "folds", "test_fraction", "scale", "class_weight"],

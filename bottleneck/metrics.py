@@ -1,0 +1,48 @@
+"""What a run tells Prometheus, through Ray's metrics: every node's agent shows it under `ray_` and these names."""
+
+from typing import Any
+
+METRICS = {
+    "bottleneck_images_total": ("counter", "Images whose outcome is committed.", ("status",)),
+    "bottleneck_rejected_total": ("counter", "Images committed as rejected.", ("reason",)),
+    "bottleneck_shards_total": ("counter", "Shards this run has committed.", ()),
+    "bottleneck_shards_queued": ("gauge", "Shards of the plan that are not committed yet.", ()),
+    "bottleneck_bytes_read_total": ("counter", "Bytes of images read from the source.", ()),
+    "bottleneck_bytes_written_total": ("counter", "Bytes of data files committed.", ()),
+    "bottleneck_stage_seconds_total": ("counter", "Seconds spent, summed over all workers.", ("stage",)),
+}
+"""Name: kind, meaning, labels. `status` is `ok` or `rejected`; `stage` is `read`, `decode`, `network`, `write`, or
+`idle`, a network's waiting. cluster/grafana.json draws them."""
+
+
+class RayMetrics:
+    """`METRICS` as Ray's; one process of a run tells them all, so that nothing is counted twice."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        kinds = {"counter": Counter, "gauge": Gauge}
+        self._metrics: dict[str, Any] = {
+            name: kinds[kind](name, description=text, tag_keys=tags) for name, (kind, text, tags) in METRICS.items()
+        }
+
+    def add(self, name: str, value: float, **tags: str) -> None:
+        """Add to a counter; Ray refuses to add nothing."""
+        if value > 0:
+            self._metrics[name].inc(value, tags=tags)
+
+    def set(self, name: str, value: float) -> None:
+        self._metrics[name].set(value)
+
+
+class NoMetrics(RayMetrics):
+    """In the place of `RayMetrics` where nobody looks."""
+
+    def __init__(self) -> None:
+        self._metrics = {}
+
+    def add(self, name: str, value: float, **tags: str) -> None:
+        pass
+
+    def set(self, name: str, value: float) -> None:
+        pass

@@ -1,0 +1,72 @@
+"""Where a run's networks go: on a cluster's GPUs, or spread over its nodes' cores, and never on a head without CPUs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bottleneck.base import CORES_PER_ACTOR
+from bottleneck.errors import UsageError
+
+DECODE_CPUS = 0.49
+"""Of each task that prepares shards, beside networks on CPUs, which compute on all cores anyway."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many networks, and what Ray sets aside for each."""
+
+    min_actors: int
+    max_actors: int
+    num_gpus: int
+    """0 or 1, of each."""
+    num_cpus: float
+    """0 where no node needs to be found for it: on a single machine, and on GPUs."""
+    num_threads: int | None
+    """Of each network on CPUs."""
+    decode_cpus: float = 1
+    """What Ray sets aside for each task that prepares a shard."""
+
+
+def place(
+    nodes: Sequence[Mapping[str, float]],
+    num_actors: Sequence[int] = (),
+    *,
+    use_gpu: bool = False,
+    on_cpus: bool = False,
+    may_grow: bool = False,
+) -> Placement:
+    """Decide where networks run.
+
+    Args:
+        nodes: resources of each node that is alive, as Ray counts them.
+        num_actors: one number, or the least and the most. Empty: one a GPU, or one for every `CORES_PER_ACTOR` cores.
+        use_gpu: on GPUs even where the cluster has none yet.
+        on_cpus: even where it has GPUs.
+        may_grow: more nodes can join, so that one that is alone is none of a single machine's.
+
+    Raises:
+        UsageError: if both are asked for.
+    """
+    if use_gpu and on_cpus:
+        raise UsageError("--use-gpu and KERAS_BACKEND=openvino do not go together: OpenVINO runs networks on CPUs.")
+    gpus = 0 if on_cpus else int(sum(node.get("GPU", 0) for node in nodes))
+    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if gpus or use_gpu:
+        least, most = _asked(num_actors) or (max(1, gpus),) * 2
+        return Placement(least, most, num_gpus=1, num_cpus=0, num_threads=None)
+    least, most = _asked(num_actors) or (sum(max(1, count // CORES_PER_ACTOR) for count in cores or [1]),) * 2
+    if not cores:  # all nodes are still to come, nobody knows how large
+        return Placement(least, most, num_gpus=0, num_cpus=1.02, num_threads=None, decode_cpus=DECODE_CPUS)
+    if len(nodes) == 1 and not may_grow:
+        # With no CPU set aside they share the cores with what prepares shards, the last of both included.
+        return Placement(least, most, num_gpus=0, num_cpus=0, num_threads=max(1, cores[0] // most))
+    # An actor that takes no CPU would start anywhere, all on one node, or on a head that is to run none. It takes so
+    # much that no more fit on a node than it has cores for, and leaves room for a task that prepares: networks that
+    # took every CPU would wait for ever for those who feed them.
+    size = min(cores)
+    fit = max(1, size // CORES_PER_ACTOR)
+    num_cpus = min(max(0.75 * size / fit, size / (fit + 1) + 0.01), (size - DECODE_CPUS) / fit)
+    return Placement(least, most, num_gpus=0, num_cpus=num_cpus, num_threads=size // fit, decode_cpus=DECODE_CPUS)
+
+
+def _asked(num_actors: Sequence[int]) -> tuple[int, int] | None:
+    return (num_actors[0], num_actors[-1]) if num_actors else None
