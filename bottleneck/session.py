@@ -44,6 +44,7 @@ def start_ray() -> None:
 
     if in_main_thread and on_sigint is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
     try:
         if address:
             # Ray itself tries for minutes to reach a cluster that is not there.
@@ -52,7 +53,6 @@ def start_ray() -> None:
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, **options)
         else:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
             with quiet_start():
                 ray.init(
                     address="local",
@@ -64,7 +64,12 @@ def start_ray() -> None:
     except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
         raise KeyboardInterrupt from stopped
     except (OSError, RuntimeError, ValueError) as error:
-        if address:
+        if address and _is_about_token(error):
+            message = (
+                f"The Ray cluster at RAY_ADDRESS={address} does not let us in: the token is missing or not its own. "
+                "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token."
+            )
+        elif address:
             message = f"No Ray cluster answers at RAY_ADDRESS={address}: {error}. Unset it to run on this machine."
         else:
             message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
@@ -77,6 +82,11 @@ def start_ray() -> None:
         stop_ray()
         raise KeyboardInterrupt
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def _is_about_token(error: BaseException | None) -> bool:
+    # Ray raises AuthenticationError, and then holds its text alone.
+    return error is not None and ("InvalidAuthToken" in str(error) or _is_about_token(error.__cause__))
 
 
 def stop_ray() -> None:

@@ -117,3 +117,12 @@ def test_networks_start_where_gpus_are_when_they_come_and_a_node_told_to_end_los
     ends.terminate()
     running.result()
     oracle.check(output, photos.truth)
+
+
+def test_a_driver_without_the_clusters_token_is_told_so(photos: Photos, output: Path, tmp_path: Path) -> None:
+    with RayCluster(tmp_path, {}, apart=False) as cluster:
+        cluster.environment["RAY_AUTH_TOKEN"] = "another"
+        code, result, stderr = job_of(cluster, "extract", photos.folder, output, *SHARDS)
+    assert code == 5, stderr
+    assert "does not let us in" in result["message"]
+    assert stderr.splitlines()[1:] == [f"error: {result['message']}"]  # after the warning of the weights
