@@ -51,7 +51,8 @@ def start_ray() -> None:
             host, colon, port = address.rpartition("://")[2].rpartition(":")
             if colon:
                 socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, **options)
+            with quiet_start():
+                ray.init(address=address, **options)
         else:
             with quiet_start():
                 ray.init(
