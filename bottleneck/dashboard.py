@@ -1,0 +1,277 @@
+"""A Ray cluster's dashboard, through which jobs are sent: who may be spoken with, and what a job tells as it runs."""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from bottleneck.errors import ClusterError, UsageError
+
+log = logging.getLogger(__name__)
+
+OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Variables by which Ray replaces the address it is given, and so also one that was checked."""
+TIMEOUTS_SECONDS = (5, 60)
+"""To reach the dashboard, and for its answer; Ray itself would wait for ever."""
+SILENT_SECONDS = 60
+"""Without a line of the log, until it is asked for anew: a connection can be lost without anybody saying so."""
+PATIENCE_SECONDS = 300
+"""Without any answer, until nobody waits any longer: a head that is started anew is there again by then."""
+LONGEST_PAUSE_SECONDS = 30
+
+
+class LostError(ClusterError):
+    """No answer, this time."""
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """Where a cluster's dashboard is: a URL that `check_address` let pass."""
+
+    url: str
+    ca_file: str | None = None
+    """Certificates to trust instead of the system's: a file, or a folder of them."""
+
+    @property
+    def is_loopback(self) -> bool:
+        return _is_loopback(urlsplit(self.url).hostname or "")
+
+    def command(self, verb: str, submission_id: str, *options: str) -> str:
+        """A line for a shell that does something with a job; the token comes from the environment, as here."""
+        words = ["ray", "job", verb, submission_id, "--address", self.url, *options]
+        words += ["--verify", self.ca_file] if self.ca_file else []
+        unset = [word for name in OVERRIDES if os.environ.get(name) for word in ("-u", name)]
+        return shlex.join([*(["env", *unset] if unset else []), *words])
+
+
+def check_address(address: str, ca_file: str | None = None) -> Dashboard:
+    """A dashboard to which code and data may be sent: this machine's, or one with TLS, or one that asks for a token.
+
+    Raises:
+        UsageError: for what is no URL of a dashboard.
+        ClusterError: for another machine's without TLS and without a token.
+    """
+    try:
+        url = urlsplit(address)
+        _ = url.port  # raises where it is no number
+    except ValueError as error:
+        raise UsageError(f"--address takes the dashboard's URL. Received: {address}, where {error}.") from None
+    if "@" in url.netloc:
+        raise UsageError(
+            "--address holds no credentials, as it is written into logs. Received one with an @ in it. Give a token by "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
+        )
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+        raise UsageError(
+            "--address takes the URL of the cluster's dashboard, as http://127.0.0.1:8265 or https://ray.example.com. "
+            f"Received: {address}."
+        )
+    if ca_file and not os.path.exists(ca_file):
+        raise UsageError(f"--ca-file takes a file of certificates, or a folder of them. {ca_file} does not exist.")
+    dashboard = Dashboard(address.rstrip("/"), ca_file)
+    if url.scheme == "http" and not dashboard.is_loopback:
+        if not _has_token():
+            raise ClusterError(
+                f"{address} is another machine's, spoken with neither by TLS nor with a token: whoever reaches it can "
+                "run anything there, and others can read what is sent. Expected https://..., or a cluster that was "
+                "started with RAY_AUTH_MODE=token and the same here with RAY_AUTH_TOKEN_PATH, or a tunnel: "
+                f"ssh -L 8265:127.0.0.1:{url.port or 80} {url.hostname}, and --address http://127.0.0.1:8265."
+            )
+        log.warning(
+            "The token and the job go to %s without encryption: right within a private network only. Otherwise use "
+            "https:// or an ssh tunnel.",
+            url.hostname,
+        )
+    return dashboard
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _has_token() -> bool:
+    """Whether Ray will send a token, which it does with RAY_AUTH_MODE=token only."""
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    try:
+        return bool(get_auth_headers_if_auth_enabled({}))
+    except AuthenticationError as error:
+        raise ClusterError(f"Ray's token cannot be read: {_first_sentence(error)}.") from None
+
+
+def connect(dashboard: Dashboard) -> Any:
+    """Ray's client of a dashboard, a JobSubmissionClient with timeouts whose every error is a ClusterError.
+
+    Raises:
+        ClusterError: where nobody answers, the token is missing or wrong, or it is no dashboard.
+    """
+    try:
+        import aiohttp  # noqa: F401
+        import requests
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise ClusterError(
+            f"Sending jobs needs Ray's dashboard client ({error}). pip install 'bottleneck-features[cluster]'."
+        ) from error
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # each sets itself to INFO
+    # Proxies are for other machines: to one of them, this machine's dashboard and its token would go in clear.
+    direct = {"proxies": {"no_proxy": urlsplit(dashboard.url).hostname}} if dashboard.is_loopback else {}
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
+            try:
+                response = super()._do_request(method, endpoint, timeout=TIMEOUTS_SECONDS, **direct, **given)
+            except AuthenticationError as error:
+                raise ClusterError(_refused(dashboard.url, error)) from None
+            except requests.RequestException as error:
+                raise LostError(f"No Ray dashboard answers at {dashboard.url}: {_reason(error)}.") from None
+            if response.status_code >= 500:
+                self._raise_error(response)
+            return response
+
+        def _raise_error(self, response: Any) -> None:
+            kind = LostError if response.status_code >= 500 else ClusterError
+            text = response.text.strip()[-500:]
+            raise kind(f"The dashboard at {dashboard.url} answered with {response.status_code}: {text}")
+
+    kept = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
+    try:
+        return Client(dashboard.url, verify=dashboard.ca_file or True)
+    except AuthenticationError as error:
+        raise ClusterError(f"Ray's token cannot be used: {_first_sentence(error)}.") from None
+    except (RuntimeError, ValueError, KeyError, OSError) as error:  # what is no dashboard has no version in JSON
+        raise ClusterError(f"No Ray dashboard answers at {dashboard.url}: {_reason(error)}.") from error
+    finally:
+        os.environ.update(kept)
+
+
+def _refused(url: str, error: Exception) -> str:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if "Invalid" in str(error):
+        return (
+            f"The cluster at {url} does not accept the token. Expected the one that its nodes were started with, in "
+            "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token; the first found is sent."
+        )
+    return (
+        f"The cluster at {url} asks for a token. Expected RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN, in the "
+        f"file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token. Received: RAY_AUTH_MODE={mode or '(not set)'}."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost part of what requests and urllib3 say."""
+    text = str(error).rstrip(").'\"")
+    return text.rpartition("Error: ")[2].rpartition("): ")[2] or text
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).partition(". ")[0].rstrip(".")
+
+
+class Transcript:
+    """A job's log as it comes: each line is shown, but the last JSON object, the job's result, is kept apart."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self.result: dict[str, Any] | None = None
+        self.result_line = ""
+        self.num_seen = 0
+        self._show = show
+        self._num_read = 0
+        self._rest = ""
+
+    def begin_again(self) -> None:
+        """The log is read from its beginning: what was seen before is passed over."""
+        self._num_read = 0
+
+    def add(self, text: str) -> None:
+        new = text[max(0, self.num_seen - self._num_read) :]
+        self._num_read += len(text)
+        self.num_seen = max(self.num_seen, self._num_read)
+        *lines, self._rest = (self._rest + new).split("\n")
+        for line in lines:
+            self._line(line)
+
+    def end(self) -> None:
+        """What came without a line's end was a line."""
+        if self._rest:
+            self._line(self._rest)
+            self._rest = ""
+
+    def _line(self, line: str) -> None:
+        if (found := _json_object(line)) is None:
+            self._show(line)
+            return
+        if self.result_line:
+            self._show(self.result_line)
+        self.result, self.result_line = found, line
+
+
+def _json_object(line: str) -> dict[str, Any] | None:
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def follow(client: Any, submission_id: str, transcript: Transcript, patience_seconds: float = PATIENCE_SECONDS) -> Any:
+    """Read a job's log until it has ended. A connection that is lost is made again.
+
+    Args:
+        patience_seconds: how long a dashboard may be silent.
+
+    Returns:
+        Ray's JobDetails.
+
+    Raises:
+        ClusterError: where the dashboard was silent for too long, or does not know the job any more.
+    """
+    answered, pause_seconds, is_lost = time.monotonic(), 1.0, False
+    while True:
+        seen = transcript.num_seen
+        asyncio.run(_read_log(client, submission_id, transcript))
+        try:
+            details = client.get_job_info(submission_id)  # whyever the log has ended: this one knows
+            answered, is_lost = time.monotonic(), False
+            if details.status.is_terminal():
+                with contextlib.suppress(LostError):  # where the log went with the node it was on
+                    transcript.begin_again()
+                    transcript.add(client.get_job_logs(submission_id))
+                transcript.end()
+                return details
+        except LostError as error:
+            if time.monotonic() - answered > patience_seconds:
+                raise ClusterError(f"{error} For {patience_seconds:.0f} s now; the job may still run.") from None
+            if not is_lost:
+                log.warning("%s The job goes on without us; trying again.", error)
+            is_lost = True
+        pause_seconds = 1.0 if transcript.num_seen > seen else min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+        time.sleep(min(pause_seconds, patience_seconds))
+
+
+async def _read_log(client: Any, submission_id: str, transcript: Transcript) -> None:
+    """Read until the job ends, the connection does, or nothing comes."""
+    import aiohttp
+
+    transcript.begin_again()
+    async with contextlib.aclosing(client.tail_job_logs(submission_id)) as chunks:
+        # RuntimeError: how Ray's client says that a connection has ended amiss.
+        with contextlib.suppress(StopAsyncIteration, TimeoutError, RuntimeError, OSError, aiohttp.ClientError):
+            while True:
+                transcript.add(await asyncio.wait_for(anext(chunks), SILENT_SECONDS))
