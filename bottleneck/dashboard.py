@@ -153,6 +153,8 @@ def connect(dashboard: Dashboard) -> Any:
     kept = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
     try:
         return Client(dashboard.url, verify=dashboard.ca_file or True)
+    except LostError as error:
+        raise ClusterError(str(error)) from None
     except AuthenticationError as error:
         raise ClusterError(f"Ray's token cannot be used: {_first_sentence(error)}.") from None
     except (RuntimeError, ValueError, KeyError, OSError) as error:  # what is no dashboard has no version in JSON
@@ -175,9 +177,10 @@ def _refused(url: str, error: Exception) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost part of what requests and urllib3 say."""
-    text = str(error).rstrip(").'\"")
-    return text.rpartition("Error: ")[2].rpartition("): ")[2] or text
+    """The innermost part of what requests and urllib3 say, which name themselves around it."""
+    cause = getattr(error.args[0], "reason", error) if error.args else error
+    text = str(cause)
+    return text.rpartition("): ")[2].rstrip(".") or text
 
 
 def _first_sentence(error: BaseException) -> str:

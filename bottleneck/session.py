@@ -49,7 +49,7 @@ def start_ray() -> None:
             # Ray itself tries for minutes to reach a cluster that is not there.
             host, colon, port = address.rpartition("://")[2].rpartition(":")
             if colon:
-                socket.create_connection((host, int(port)), timeout=10).close()
+                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             ray.init(address=address, **options)
         else:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
