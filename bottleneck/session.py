@@ -63,9 +63,12 @@ def start_ray() -> None:
                 )
     except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
         raise KeyboardInterrupt from stopped
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         if address:
-            message = f"No Ray cluster answers at RAY_ADDRESS={address}: {error}. Unset it to run on this machine."
+            message = (
+                f"No Ray cluster answers at RAY_ADDRESS={address}: {str(error).rstrip('.')}. Unset it to run on this "
+                "machine; where the cluster asks for a token, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH give it."
+            )
         else:
             message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
         raise StoreError(message) from error

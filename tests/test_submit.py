@@ -315,6 +315,22 @@ def test_without_the_clusters_token_nothing_is_sent(head: Head, environment: dic
     assert len(head.ask("/api/jobs/")) == before
 
 
+def test_a_cluster_is_not_joined_without_its_token_and_the_error_says_how(head: Head) -> None:
+    code = "from bottleneck.errors import StoreError\nfrom bottleneck.session import start_ray\n"
+    code += "try:\n    start_ray()\nexcept StoreError as error:\n    print(error)"
+    environment = clean_environment() | {"HOME": str(head.home), "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment | {"RAY_ADDRESS": f"127.0.0.1:{head.port}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no authentication token was found" in done.stdout
+    assert "RAY_AUTH_TOKEN_PATH" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
