@@ -26,7 +26,8 @@ from typing import Any
 
 import psutil
 import pytest
-from servers import free_port
+from servers import S3Server, free_port
+from tiny import photos
 
 from bottleneck.dashboard import LostError, Transcript, check_address, follow
 from bottleneck.errors import ClusterError, UsageError
@@ -89,6 +90,14 @@ def silent_store() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def head(silent_store: str) -> Iterator[Head]:
+    credentials = {"AWS_ACCESS_KEY_ID": "head", "AWS_SECRET_ACCESS_KEY": "head", "AWS_DEFAULT_REGION": "us-east-1"}
+    with running_head(credentials | {"AWS_ENDPOINT_URL": silent_store}) as head:
+        yield head
+
+
+@contextlib.contextmanager
+def running_head(store: Mapping[str, str]) -> Iterator[Head]:
+    """A head, which alone knows how to reach a store."""
     # Not pytest's folder: the path of a Unix socket is at most 107 characters long.
     folder = Path(tempfile.mkdtemp(prefix="bn-ray-", dir="/tmp"))
     (folder / "home").mkdir()
@@ -98,8 +107,7 @@ def head(silent_store: str) -> Iterator[Head]:
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(head.port)]
     command += ["--dashboard-agent-listen-port", str(agent_port), "--dashboard-agent-grpc-port", str(free_port())]
     command += ["--ray-client-server-port", str(free_port()), "--metrics-export-port", str(free_port())]
-    environment = clean_environment() | head.environment | {"PYTHONPATH": str(ROOT), "AWS_ENDPOINT_URL": silent_store}
-    environment |= {"AWS_ACCESS_KEY_ID": "head", "AWS_SECRET_ACCESS_KEY": "head", "AWS_DEFAULT_REGION": "us-east-1"}
+    environment = clean_environment() | head.environment | {"PYTHONPATH": str(ROOT)} | dict(store)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
@@ -211,6 +219,28 @@ def test_another_version_is_refused_and_code_that_is_sent_along_runs(head: Head,
     sent = list((head.folder / "r").rglob("jobs/submit.py"))
     assert sent
     assert not list((head.folder / "r").rglob("private.txt"))
+
+
+@pytest.mark.faults
+def test_an_extraction_from_bucket_to_bucket_is_killed_sent_again_and_verified(
+    s3_server: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    s3_server.upload_folder(photos(tmp_path / "photos", 80), bucket, "photos/")
+    with running_head(s3_server.environment) as head:
+        given: dict[str, Any] = {"home": head.home, "environment": head.environment}
+        places = (f"s3://{bucket}/photos", f"s3://{bucket}/features")
+        words = ("extract", *places, "--base", "mobilenet_0.25", "--weights", "random:0", "--shard-size", "4")
+        killed = Submit("--address", head.url, "--wait", "--", *words, **given)
+        killed.wait_for("80 images in 20 shards")
+        for process in psutil.process_iter(["cmdline"]):
+            if places[1] in (process.info["cmdline"] or []) and "submit" not in process.info["cmdline"]:
+                process.kill()
+        code, result, told = killed.end()
+        assert (code, result["error"]) == (137, "JobFailed"), told
+        code, result, told = Submit("--address", head.url, "--wait", "--with-code", "--", *words, **given).end()
+        assert (code, result["ok"], result["done_before"] + result["done_now"]) == (0, 80, 20), told
+        code, result, told = Submit("--address", head.url, "--wait", "--", "verify", places[1], "--full", **given).end()
+        assert (code, result["ok"], result["finished"]) == (0, 80, True), told
 
 
 class Forwarder:
