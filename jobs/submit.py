@@ -26,8 +26,9 @@ import tyro
 import bottleneck
 import jobs
 from bottleneck import __version__
-from bottleneck.dashboard import Dashboard, LostError, Transcript, check_address, connect, follow
+from bottleneck.dashboard import Dashboard, LostError, check_address, connect
 from bottleneck.errors import ClusterError, IncompleteError, UsageError
+from bottleneck.joblog import Transcript, follow
 from jobs.__main__ import EXPECT_VERSION
 from jobs.submit_checks import check_job
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "progress", "live", "pages"},
     {"spec", "bases", "objects", "estimate", "dashboard"},
-    {"rows", "folder", "bucket", "remote", "images", "networks", "audit"},
+    {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},
     {"webdataset", "tables", "lists", "decode", "weights", "audit_rows", "audit_revisions", "names", "describe"},
     {"sources"},

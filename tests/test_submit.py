@@ -29,8 +29,9 @@ import pytest
 from servers import S3Server, free_port
 from tiny import photos
 
-from bottleneck.dashboard import LostError, Transcript, check_address, follow
+from bottleneck.dashboard import LostError, check_address
 from bottleneck.errors import ClusterError, UsageError
+from bottleneck.joblog import Transcript, follow
 from jobs.__main__ import JOBS, main, options
 from jobs.submit import entrypoint, outcome
 from jobs.submit_checks import PLACES
