@@ -37,6 +37,10 @@ class FeaturesError(BottleneckError):
     """The network gave values that are no features (NaN or infinity)."""
 
 
+class ClusterError(BottleneckError):
+    """A Ray cluster cannot be reached, lets nobody in without its token, or could not run a job."""
+
+
 class TooManyRejectedError(BottleneckError):
     """More of the planned images were rejected than `--max-rejected` allows."""
 

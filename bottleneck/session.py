@@ -50,7 +50,7 @@ def start_ray() -> None:
             # Ray itself tries for minutes to reach a cluster that is not there.
             host, colon, port = address.rpartition("://")[2].rpartition(":")
             if colon:
-                socket.create_connection((host, int(port)), timeout=10).close()
+                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             with quiet_start():
                 ray.init(address=address, **options)
         else:
@@ -64,14 +64,17 @@ def start_ray() -> None:
                 )
     except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
         raise KeyboardInterrupt from stopped
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         if address and _is_about_token(error):
             message = (
                 f"The Ray cluster at RAY_ADDRESS={address} does not let us in: the token is missing or not its own. "
                 "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token."
             )
         elif address:
-            message = f"No Ray cluster answers at RAY_ADDRESS={address}: {error}. Unset it to run on this machine."
+            message = (
+                f"No Ray cluster answers at RAY_ADDRESS={address}: {str(error).rstrip('.')}. Unset it to run on this "
+                "machine."
+            )
         else:
             message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
         raise StoreError(message) from error
@@ -86,8 +89,9 @@ def start_ray() -> None:
 
 
 def _is_about_token(error: BaseException | None) -> bool:
-    # Ray raises AuthenticationError, and then holds its text alone.
-    return error is not None and ("InvalidAuthToken" in str(error) or _is_about_token(error.__cause__))
+    # Of a wrong token Ray keeps the text alone, in an error of another kind.
+    named = type(error).__name__ == "AuthenticationError" or "InvalidAuthToken" in str(error)
+    return error is not None and (named or _is_about_token(error.__cause__))
 
 
 def stop_ray() -> None:

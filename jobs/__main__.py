@@ -28,7 +28,10 @@ JOBS = (
     "diff",
     "demo",
     "benchmark",
+    "submit",
 )
+EXPECT_VERSION = "--expect-version"
+"""Before a job's name: what `submit` sends, so that a job is not run by another version than it was checked by."""
 
 NOTE = """exit codes: 0 done, 1 corrupt or different, 2 usage, 3 incomplete, 4 other fingerprint, 5 environment, 6 too
 many rejected
@@ -46,11 +49,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(clash, file=sys.stderr)
         return 5
     from bottleneck import __version__
-    from bottleneck.errors import BottleneckError
+    from bottleneck.errors import BottleneckError, ClusterError
 
     if arguments[:1] in (["--version"], ["-V"]):
         print(__version__)
         return 0
+    if arguments[:1] == [EXPECT_VERSION]:
+        expected, arguments = "".join(arguments[1:2]), arguments[2:]
+        if expected != __version__:
+            return _failed(
+                ClusterError(
+                    f"This cluster has version {__version__} of bottleneck, the job was sent by {expected}. Expected "
+                    "the same one, which checked the job's arguments. Renew the cluster's image, or send the code "
+                    "along: bottleneck submit --with-code."
+                )
+            )
     if not arguments or arguments[0] not in JOBS:
         _overview(sys.stdout if arguments[:1] in (["--help"], ["-h"]) else sys.stderr)
         return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
@@ -63,9 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         job = importlib.import_module(f"jobs.{arguments[0]}")
         return int(job.main(parse(job, arguments[1:])))
     except BottleneckError as error:
-        print(f"error: {error}", file=sys.stderr)
-        print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
-        return error.exit_code
+        return _failed(error)
     except KeyboardInterrupt:
         print("interrupted: what is done is kept; run the same command again to go on.", file=sys.stderr)
         print(json.dumps({"error": "Interrupted", "message": "interrupted", "exit_code": 3}))
@@ -79,6 +90,8 @@ def parse(job: ModuleType, arguments: list[str]) -> Any:
     """A job's Config from its command line, which is derived from the Config's fields and their docstrings."""
     import tyro
 
+    if hasattr(job, "check_arguments"):
+        job.check_arguments(arguments)
     return tyro.cli(
         job.Config,
         prog=f"bottleneck {job.__name__.removeprefix('jobs.')}",
@@ -96,6 +109,12 @@ def options(config: type) -> list[str]:
         kind = hints[field.name]
         names += options(kind) if dataclasses.is_dataclass(kind) else [field.name]  # type: ignore[arg-type]
     return names
+
+
+def _failed(error: Any) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
+    return int(error.exit_code)
 
 
 def _overview(stream: Any) -> None:

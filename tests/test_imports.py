@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "progress", "metrics", "pages"},
-    {"spec", "bases", "objects", "estimate", "live"},
-    {"rows", "folder", "bucket", "remote", "images", "networks", "audit"},
+    {"spec", "bases", "objects", "estimate", "live", "dashboard"},
+    {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},
     {"webdataset", "tables", "lists", "decode", "weights", "audit_rows", "audit_revisions", "names", "describe"},
     {"sources"},
@@ -34,6 +34,7 @@ LAYERS = [
 """The modules of the library from the ground up; each imports only from layers below its own."""
 MAY_IMPORT_RAY = {
     *("bottleneck.session", "bottleneck.dataset", "bottleneck.pipeline", "bottleneck.metrics", "bottleneck.trainer"),
+    "bottleneck.dashboard",
     "jobs.benchmark_peer_ray",
 }
 """The last is a program by others, as it were, that the benchmark measures beside this project."""

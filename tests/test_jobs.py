@@ -66,6 +66,7 @@ OPTIONS = {
     "export": ["source", "file", "layer", "weights", "allow_incomplete"],
     "diff": ["a", "b", "top", "min_cosine", "allow_incomplete"],
     "demo": ["folder"],
+    "submit": ["job", "address", "wait", "with_code", "ca_file"],
 }
 
 

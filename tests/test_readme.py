@@ -27,7 +27,7 @@ def test_every_job_and_option_is_described(job: str) -> None:
     assert any(job == name for name, _ in COMMANDS)
     for option in options(importlib.import_module(f"jobs.{job}").Config):
         described = f"--{option.replace('_', '-')}" in README
-        positional = option in ("source", "head", "output", "features", "images", "image", "file", "a", "b")
+        positional = option in ("source", "head", "output", "features", "images", "image", "file", "a", "b", "job")
         assert described or positional, f"--{option} of {job} is not in the README"
 
 

@@ -1,0 +1,177 @@
+"""A Ray cluster's dashboard, through which jobs are sent: who may be spoken with, and how."""
+
+import ipaddress
+import logging
+import os
+import shlex
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from bottleneck.errors import ClusterError, UsageError
+
+log = logging.getLogger(__name__)
+
+OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Variables by which Ray replaces the address it is given, and so also one that was checked."""
+TIMEOUTS_SECONDS = (5, 60)
+"""To reach the dashboard, and for its answer; Ray itself would wait for ever."""
+
+
+class LostError(ClusterError):
+    """No answer, this time."""
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """Where a cluster's dashboard is: a URL that `check_address` let pass."""
+
+    url: str
+    ca_file: str | None = None
+    """Certificates to trust instead of the system's: a file, or a folder of them."""
+
+    @property
+    def is_loopback(self) -> bool:
+        return _is_loopback(urlsplit(self.url).hostname or "")
+
+    def command(self, verb: str, submission_id: str, *options: str) -> str:
+        """A line for a shell that does something with a job; the token comes from the environment, as here."""
+        words = ["ray", "job", verb, submission_id, "--address", self.url, *options]
+        words += ["--verify", self.ca_file] if self.ca_file else []
+        unset = [word for name in OVERRIDES if os.environ.get(name) for word in ("-u", name)]
+        return shlex.join([*(["env", *unset] if unset else []), *words])
+
+
+def check_address(address: str, ca_file: str | None = None) -> Dashboard:
+    """A dashboard to which code and data may be sent: this machine's, or one with TLS, or one that asks for a token.
+
+    Raises:
+        UsageError: for what is no URL of a dashboard.
+        ClusterError: for another machine's without TLS and without a token.
+    """
+    try:
+        url = urlsplit(address)
+        _ = url.port  # raises where it is no number
+    except ValueError as error:
+        raise UsageError(f"--address takes the dashboard's URL. Received: {address}, where {error}.") from None
+    if "@" in url.netloc:
+        raise UsageError(
+            "--address holds no credentials, as it is written into logs. Received one with an @ in it. Give a token by "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
+        )
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+        raise UsageError(
+            "--address takes the URL of the cluster's dashboard, as http://127.0.0.1:8265 or https://ray.example.com. "
+            f"Received: {address}."
+        )
+    if ca_file and not os.path.exists(ca_file):
+        raise UsageError(f"--ca-file takes a file of certificates, or a folder of them. {ca_file} does not exist.")
+    dashboard = Dashboard(address.rstrip("/"), ca_file)
+    if url.scheme == "http" and not dashboard.is_loopback:
+        if not _has_token():
+            raise ClusterError(
+                f"{address} is another machine's, spoken with neither by TLS nor with a token: whoever reaches it can "
+                "run anything there, and others can read what is sent. Expected https://..., or a cluster that was "
+                "started with RAY_AUTH_MODE=token and the same here with RAY_AUTH_TOKEN_PATH, or a tunnel: "
+                f"ssh -L 8265:127.0.0.1:{url.port or 80} {url.hostname}, and --address http://127.0.0.1:8265."
+            )
+        log.warning(
+            "The token and the job go to %s without encryption: right within a private network only. Otherwise use "
+            "https:// or an ssh tunnel.",
+            url.hostname,
+        )
+    return dashboard
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _has_token() -> bool:
+    """Whether Ray will send a token, which it does with RAY_AUTH_MODE=token only."""
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    try:
+        return bool(get_auth_headers_if_auth_enabled({}))
+    except AuthenticationError as error:
+        raise ClusterError(f"Ray's token cannot be read: {_first_sentence(error)}.") from None
+
+
+def connect(dashboard: Dashboard) -> Any:
+    """Ray's client of a dashboard, a JobSubmissionClient with timeouts whose every error is a ClusterError.
+
+    Raises:
+        ClusterError: where nobody answers, the token is missing or wrong, or it is no dashboard.
+    """
+    try:
+        import aiohttp  # noqa: F401
+        import requests
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise ClusterError(
+            f"Sending jobs needs Ray's dashboard client ({error}). pip install 'bottleneck-features[cluster]'."
+        ) from error
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # each sets itself to INFO
+    # Proxies are for other machines: to one of them, this machine's dashboard and its token would go in clear.
+    direct = {"proxies": {"no_proxy": urlsplit(dashboard.url).hostname}} if dashboard.is_loopback else {}
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
+            try:
+                response = super()._do_request(method, endpoint, timeout=TIMEOUTS_SECONDS, **direct, **given)
+            except AuthenticationError as error:
+                raise ClusterError(_refused(dashboard.url, error)) from None
+            except requests.RequestException as error:
+                raise LostError(f"No Ray dashboard answers at {dashboard.url}: {_reason(error)}.") from None
+            if response.status_code >= 500:
+                self._raise_error(response)
+            return response
+
+        def _raise_error(self, response: Any) -> None:
+            kind = LostError if response.status_code >= 500 else ClusterError
+            text = response.text.strip()[-500:]
+            raise kind(f"The dashboard at {dashboard.url} answered with {response.status_code}: {text}")
+
+    kept = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
+    try:
+        return Client(dashboard.url, verify=dashboard.ca_file or True)
+    except LostError as error:
+        raise ClusterError(str(error)) from None
+    except AuthenticationError as error:
+        raise ClusterError(f"Ray's token cannot be used: {_first_sentence(error)}.") from None
+    except (RuntimeError, ValueError, KeyError, OSError) as error:  # what is no dashboard has no version in JSON
+        raise ClusterError(f"No Ray dashboard answers at {dashboard.url}: {_reason(error)}.") from error
+    finally:
+        os.environ.update(kept)
+
+
+def _refused(url: str, error: Exception) -> str:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if "Invalid" in str(error):
+        return (
+            f"The cluster at {url} does not accept the token. Expected the one that its nodes were started with, in "
+            "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token; the first found is sent."
+        )
+    return (
+        f"The cluster at {url} asks for a token. Expected RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN, in the "
+        f"file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token. Received: RAY_AUTH_MODE={mode or '(not set)'}."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost part of what requests and urllib3 say, which name themselves around it."""
+    cause = getattr(error.args[0], "reason", error) if error.args else error
+    text = str(cause)
+    return text.rpartition("): ")[2].rstrip(".") or text
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).partition(". ")[0].rstrip(".")

@@ -1,0 +1,192 @@
+"""Send a job to a Ray cluster, through the cluster's dashboard.
+
+    bottleneck submit --address http://127.0.0.1:8265 -- extract s3://bucket/photos s3://bucket/features
+    bottleneck submit --address https://ray.example.com --wait -- verify s3://bucket/features --full
+
+What comes after `--` is any other job with its arguments, which are checked here first. Takes about five seconds; with
+--wait as long as the job, whose log, JSON line and exit code become this one's. Ctrl-C ends the waiting, not the job.
+"""
+
+import contextlib
+import json
+import logging
+import secrets
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import bottleneck
+import jobs
+from bottleneck import __version__
+from bottleneck.dashboard import Dashboard, LostError, check_address, connect
+from bottleneck.errors import ClusterError, IncompleteError, UsageError
+from bottleneck.joblog import Transcript, follow
+from jobs.__main__ import EXPECT_VERSION
+from jobs.submit_checks import check_job
+
+log = logging.getLogger(__name__)
+
+NOT_FOUND = 127
+"""A shell's exit code where there is no such command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    job: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- JOB ...")]
+    """The job, as after `bottleneck`: its name and arguments."""
+    address: str
+    """URL of the cluster's dashboard. Another machine's needs https:// or a token (RAY_AUTH_MODE=token)."""
+    wait: bool = False
+    """Show the job's log until it ends, and end with its exit code."""
+    with_code: bool = False
+    """Send this installation's own code along, in place of what the cluster's image has."""
+    ca_file: str | None = None
+    """Certificates to trust for https://, a PEM file or a folder, in place of the system's."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A job that the cluster has."""
+
+    name: str
+    submission_id: str
+    logs: str
+    """The line for a shell that shows what it does."""
+    stop: str
+    """The line for a shell that ends it."""
+
+    def tell(self) -> None:
+        log.info("its log:     %s", self.logs)
+        log.info("to stop it:  %s", self.stop)
+
+    def to_json(self) -> dict[str, str]:
+        return {"submission_id": self.submission_id, "job": self.name, "logs": self.logs, "stop": self.stop}
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Without the `--` the job's options would be taken for ours."""
+    if not {"--", "--help", "-h"} & set(arguments):
+        raise UsageError(
+            "Expected `--` between the options of submit and the job, as in: bottleneck submit --address "
+            "http://127.0.0.1:8265 --wait -- extract s3://bucket/photos s3://bucket/features"
+        )
+
+
+def main(config: Config) -> int:
+    dashboard = check_address(config.address, config.ca_file)
+    check_job(config.job, dashboard.is_loopback)
+    client = connect(dashboard)
+    sent = send(client, dashboard, config)
+    log.info("sent: %s", sent.submission_id)
+    sent.tell()
+    if config.wait:
+        return wait(client, sent)
+    print(json.dumps(sent.to_json()))
+    return 0
+
+
+def send(client: Any, dashboard: Dashboard, config: Config) -> Sent:
+    """Have the cluster start the job."""
+    started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    submission_id = f"{config.job[0]}-{started}-{secrets.token_hex(2)}"
+    sent = Sent(
+        config.job[0],
+        submission_id,
+        dashboard.command("logs", submission_id, "--follow"),
+        dashboard.command("stop", submission_id),
+    )
+    # Never env_vars: Ray shows a runtime_env to everybody and writes it into logs.
+    with code_folder() if config.with_code else contextlib.nullcontext() as folder:
+        try:
+            client.submit_job(
+                entrypoint=entrypoint(config.job, with_code=config.with_code),
+                submission_id=submission_id,
+                runtime_env={"working_dir": str(folder)} if folder else None,
+                metadata={"job_name": submission_id, "bottleneck": __version__},
+            )
+        except LostError as error:
+            raise ClusterError(f"{error} The job may have been sent all the same; see: {sent.logs}") from None
+        except KeyboardInterrupt:
+            raise IncompleteError(
+                f"Interrupted while sending; the job may run all the same; see: {sent.logs}"
+            ) from None
+    return sent
+
+
+def entrypoint(words: tuple[str, ...], *, with_code: bool) -> str:
+    """The line that the cluster's head gives to a shell."""
+    # With the code sent along, the image need not have the command at all.
+    start = ("python", "-m", "jobs") if with_code else ("bottleneck",)
+    return shlex.join([*start, EXPECT_VERSION, __version__, *words])
+
+
+@contextlib.contextmanager
+def code_folder() -> Iterator[Path]:
+    """A folder with this installation's code and nothing else, for as long as it takes to send it."""
+    with tempfile.TemporaryDirectory(prefix="bottleneck-code-") as name:
+        num_files = num_bytes = 0
+        for package in (bottleneck, jobs):
+            folder = Path(str(package.__file__)).parent
+            (Path(name) / folder.name).mkdir()
+            for file in sorted(folder.glob("*.py")):
+                shutil.copyfile(file, Path(name) / folder.name / file.name)
+                num_files, num_bytes = num_files + 1, num_bytes + file.stat().st_size
+        log.info("with the code of version %s: %s files, %.1f MB", __version__, num_files, num_bytes / 1e6)
+        yield Path(name)
+
+
+def wait(client: Any, sent: Sent) -> int:
+    """Show the log on stderr, the job's JSON line on stdout, and return its exit code."""
+    transcript = Transcript(lambda line: print(line, file=sys.stderr, flush=True))
+    try:
+        ended = follow(client, sent.submission_id, transcript)
+    except KeyboardInterrupt:
+        log.warning("no longer waiting: %s goes on.", sent.submission_id)
+        sent.tell()
+        told = {"error": "Interrupted", "message": "no longer waiting; the job goes on", "exit_code": 3}
+        print(json.dumps(told | sent.to_json()))
+        return 3
+    except ClusterError as error:
+        raise ClusterError(f"{error} See: {sent.logs}") from None
+    exit_code, problem = outcome(ended, transcript.result)
+    if problem:
+        log.error("%s", problem)
+    if transcript.result_line:
+        print(transcript.result_line)
+    else:
+        told = {"error": "JobFailed", "message": problem} if problem or exit_code else {}
+        print(json.dumps(told | sent.to_json() | {"exit_code": exit_code}))
+    return exit_code
+
+
+def outcome(ended: Any, result: dict[str, Any] | None) -> tuple[int, str]:
+    """The exit code of a job that has ended, and what to say where it was not its own doing."""
+    code: int | None = ended.driver_exit_code
+    own = (result or {}).get("exit_code")
+    if ended.status.name == "STOPPED":
+        return own or IncompleteError.exit_code, "stopped: what is done is kept; send the same job again to go on."
+    if code is None:
+        return (
+            own or ClusterError.exit_code,
+            f"The cluster could not run the job: {(ended.message or '').strip()[-2000:]}",
+        )
+    if code == NOT_FOUND and result is None:
+        return ClusterError.exit_code, (
+            "The cluster's head has no such command. Expected an image with this package and its environment on the "
+            "PATH (cluster/README.md); --with-code needs only the environment."
+        )
+    if code < 0 or code > 128:
+        signal_number = -code if code < 0 else code - 128
+        return 128 + signal_number, (
+            f"The job was killed by signal {signal_number} (9: often for want of memory on the head); what is done is "
+            "kept, send it again to go on."
+        )
+    return code, ""
