@@ -23,6 +23,7 @@ import psutil
 import pytest
 import yaml
 from servers import free_port
+from tiny import jpeg, write_files
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "cluster"
@@ -62,9 +63,9 @@ def end(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    """The command as it stands in the file, on free ports, in a folder of its own, without machines to add."""
+@contextlib.contextmanager
+def started(autoscaling: str) -> Iterator[Head]:
+    """The head's command as it stands in the file, on free ports and in a folder of its own."""
     home = Path(tempfile.mkdtemp(prefix="bn-", dir="/tmp"))  # short: Ray's sockets lie below it
     (home / "token").write_text("a-token-of-this-test-0123456789abcdef")
     port, dashboard, metrics = free_port(), free_port(), free_port()
@@ -74,10 +75,11 @@ def head() -> Iterator[Head]:
         (r"--metrics-export-port=\d+", f"--metrics-export-port={metrics}"),
         (r"--object-manager-port=\d+", ""),
         (r"--object-store-memory=\d+", "--object-store-memory=100000000"),
-        (r"--autoscaling-config=\S+", "--block"),
+        (r"--autoscaling-config=\S+", f"--block {autoscaling and f'--autoscaling-config={home}/machines.json'}"),
     ):
         command, count = re.subn(old, new, command)
         assert count == 1, old
+    (home / "machines.json").write_text(autoscaling.replace("GCS_ADDRESS", f"127.0.0.1:{port}"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "HOME": str(home),
@@ -85,21 +87,42 @@ def head() -> Iterator[Head]:
         "RAY_AUTH_TOKEN_PATH": str(home / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    log = (home / "log").open("wb")
-    started = subprocess.Popen(["bash", "-c", f"exec env {command}"], env=environment, stdout=log, stderr=log)
-    processes = [psutil.Process(started.pid)]
+    playing = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"} if autoscaling else {}
+    with (home / "log").open("wb") as log:
+        ray = subprocess.Popen(
+            ["bash", "-c", f"exec env {command}"],
+            env=environment | playing,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
     def up() -> bool:
-        assert started.poll() is None, (home / "log").read_text()
+        assert ray.poll() is None, (home / "log").read_text()
         return get(f"http://127.0.0.1:{dashboard}/api/version", "a-token-of-this-test-0123456789abcdef")[0] == 200
 
     try:
         wait_for("the dashboard", up)
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}", environment)
     finally:
-        end([*processes[0].children(recursive=True), *processes])
-        log.close()
+        end([*psutil.Process(ray.pid).children(recursive=True), psutil.Process(ray.pid)])
+        ray.wait()
+        # Nodes that the autoscaler played have left its tree of processes, but name the folder.
+        end([one for one in psutil.process_iter() if _names(one, f"{home}/") and one.pid != os.getpid()])
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _names(process: psutil.Process, folder: str) -> bool:
+    try:
+        return any(folder in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with started("") as head:
+        yield head
 
 
 def get(url: str, token: str = "") -> tuple[int, str]:
@@ -187,3 +210,33 @@ def test_without_a_token_the_head_does_not_start(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "no authentication token was found" in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.faults
+def test_the_cluster_of_the_file_grows_from_none_for_a_run(tmp_path: Path) -> None:
+    """Its kinds of machines, played by Ray on this one, two cores each: the run asks, they come, and it finishes."""
+    config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    kinds = config["available_node_types"]
+    for kind in kinds.values():
+        kind["node_config"] = {}
+        kind.pop("docker", None)
+        kind["resources"]["CPU"] = min(2, kind["resources"]["CPU"])
+    kinds["gpu"]["max_workers"], kinds["decode"]["max_workers"] = 2, 1
+    kinds["ray.head.default"] = {**kinds.pop("head"), "max_workers": 0}  # the name that the player knows
+    play = {"provider": {"type": "fake_multinode", "gcs_address": "GCS_ADDRESS"}, "head_node_type": "ray.head.default"}
+    for name in ("metadata", "docker", "file_mounts", "auth", "head_start_ray_commands", "worker_start_ray_commands"):
+        config[name] = type(config[name])()
+    rest = {name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")}
+    write_files(tmp_path / "photos", {f"{number}.jpg": jpeg(number) for number in range(40)})
+    with started(json.dumps(config | play | rest | {"file_mounts_sync_continuously": False})) as head:
+        words = "--base mobilenet_0.25 --weights random:0 --shard-size 4 --use-gpu --num-actors 1 2"
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs", "extract", "photos", "features", *words.split()],
+            cwd=tmp_path,
+            env=head.environment | {"RAY_ADDRESS": head.address, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["ok"] == 40
