@@ -36,6 +36,8 @@ check: setup
 lock:
 	uv pip compile pyproject.toml --extra cpu --extra cluster --extra test --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
+	for variant in cpu gpu; do uv pip compile pyproject.toml --extra $$variant --extra cluster --extra cloud --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --constraint requirements.lock --output-file cluster/$$variant.lock; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
