@@ -94,7 +94,6 @@ class Run:
             on_cpus=os.environ.get("KERAS_BACKEND") == "openvino",
             may_grow=bool(os.environ.get("RAY_ADDRESS")),
         )
-        self.num_cpus = int(sum(node.get("CPU", 0) for node in nodes))
         num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
         if num_gpus < self.placement.num_gpus * self.placement.min_actors:
             log.info("waiting for GPUs: the cluster has %d, %d are wanted", num_gpus, self.placement.min_actors)
@@ -149,6 +148,8 @@ class Run:
             TooManyRejectedError, FeaturesError, StoreError, WeightsError, FingerprintError: the run stops; nothing is
                 lost.
         """
+        import ray
+
         started = time.monotonic()
         done_before = plan.committed()
         tally = Tally(plan, max_rejected)
@@ -168,7 +169,8 @@ class Run:
                     live["spent"],
                     done=images - images_before,
                     planned=plan.num_images - images_before,
-                    cores=self.num_cpus,
+                    # As many as there are by now: a cluster may have begun with none.
+                    cores=max(1, int(ray.cluster_resources().get("CPU", 0))),
                     networks=min(self.placement.max_actors, plan.num_shards - len(done_before)),
                 )
             expected = self.prediction.line() if self.prediction else ""
