@@ -16,6 +16,7 @@ from typing import Any
 JOBS = (
     "extract",
     "plan",
+    "status",
     "verify",
     "requeue",
     "fit",

@@ -20,7 +20,7 @@ LAYERS = [
     {"listing", "footer", "guard", "base"},
     {"plan", "losses"},
     {"features", "extend", "newton", "mlp", "splits"},
-    {"compact", "prepare", "tally", "requeue", "evaluate", "verify", "recompute", "similar", "formats"},
+    {"compact", "prepare", "tally", "requeue", "evaluate", "verify", "recompute", "similar", "formats", "status"},
     {"member", "diff"},
     {"team"},
     {"leader"},

@@ -40,6 +40,7 @@ OPTIONS = {
         "no_estimate",
     ],
     "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "tiff"],
+    "status": ["output", "watch"],
     "verify": ["output", "full", "recompute"],
     "predict": [
         *[
