@@ -27,6 +27,7 @@ JOBS = (
     "describe",
     "export",
     "diff",
+    "doctor",
     "demo",
     "benchmark",
 )

@@ -66,6 +66,7 @@ OPTIONS = {
     "describe": ["base", "plot"],
     "export": ["source", "file", "layer", "weights", "allow_incomplete"],
     "diff": ["a", "b", "top", "min_cosine", "allow_incomplete"],
+    "doctor": ["source", "output", "address"],
     "demo": ["folder"],
 }
 
