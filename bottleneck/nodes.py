@@ -39,7 +39,9 @@ def checks_of_cluster(address: str) -> list[Check]:
 
 
 def check_address(address: str) -> None:
-    """Refuse what is neither HOST:PORT nor a dashboard's URL."""
+    """Refuse what is neither HOST:PORT nor a dashboard's URL, nor Ray's own `auto` for the cluster of this machine."""
+    if address == "auto":
+        return
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         is_address = bool(parts.hostname and parts.port) or (parts.scheme in ("http", "https") and bool(parts.hostname))
@@ -114,7 +116,10 @@ def _ask(address: str, limit_seconds: float) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_seconds)  # noqa: S603
     except subprocess.TimeoutExpired:
         return {"error": f"No answer from {address} within {limit_seconds:.0f} s"}
-    return _result(done.stdout) or {"error": _last_line(done.stderr) or f"joining ended with {done.returncode}"}
+    told = _result(done.stdout) or {"error": _last_line(done.stderr) or f"joining ended with {done.returncode}"}
+    if "error" in told and "InvalidAuthToken" in done.stderr:  # which Ray logs, but does not say
+        told["error"] = f"{address} does not accept this token"
+    return told
 
 
 def _result(output: str) -> dict[str, Any] | None:
@@ -124,17 +129,17 @@ def _result(output: str) -> dict[str, Any] | None:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1].rstrip(".")
+    return (text.strip().splitlines() or [""])[-1].rstrip(". ")
 
 
 def _what_to_do(error: str) -> str:
     words = error.lower()
-    if any(word in words for word in ("401", "403", "token", "unauthenticated", "permission")):
+    if "token" in words:
         return "Set RAY_AUTH_MODE=token, and the cluster's token by RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
     if "version" in words and "mismatch" in words:
         return "Use the cluster's versions here, or give its dashboard as --address"
-    if "bottleneck" in words and "module" in words:
-        return "Install bottleneck-features on the cluster's nodes, the same as here"
+    if "no module named" in words:
+        return "The environment of `python` on the cluster's nodes needs bottleneck-features, the same as here"
     return "Look at the address, the network, and whether Ray runs there"
 
 
@@ -150,7 +155,8 @@ def run() -> None:
         address = sys.argv[1] if len(sys.argv) > 1 else ""
         told = submit(address) if address.startswith("http") else join(address)
     except BaseException as error:  # Ray also raises SystemExit
-        told = {"error": f"{type(error).__name__}: {_last_line(str(error))}"}
+        # What Ray advises about tokens is long; `_what_to_do` says it shorter.
+        told = {"error": f"{type(error).__name__}: {_last_line(str(error).partition(' Ensure that ')[0])}"}
     print(_TRIED + json.dumps(told), flush=True)  # noqa: T201
     os._exit(0)  # leaving the cluster in order takes seconds and tells nothing
 
@@ -182,7 +188,7 @@ def join(address: str) -> dict[str, Any]:
     import ray
 
     host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon:
+    if colon:  # Ray itself tries for long to reach a cluster that is not there
         socket.create_connection((host, int(port)), timeout=10).close()
     ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     kinds: dict[tuple[float, float, int], list[dict[str, Any]]] = defaultdict(list)

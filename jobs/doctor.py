@@ -59,7 +59,7 @@ def main(config: Config) -> int:
 
 def checks_of(config: Config) -> list[Check]:
     """Every check that was asked for, the cheapest first."""
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    address = config.address or os.environ.get("RAY_ADDRESS", "").removeprefix("local")
     cluster = checks_of_cluster(address) if address else []
     source = [Check("source", lambda: _try_source(config.source))] if config.source else []
     output = [Check("output", lambda: _try_output(config.output))] if config.output else []
