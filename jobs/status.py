@@ -75,7 +75,7 @@ def lines(status: Status) -> list[str]:
         told.append(
             f"  rejected images are an estimate from {status.sampled_shards} of {status.shards_with_file:,} shards"
         )
-    if status.state in ("standing still", "planned"):
+    if status.state == "standing still":
         told.append("  to go on, run the command that made it again; what is done is kept")
     return told
 
@@ -90,10 +90,11 @@ def line(status: Status) -> str:
         f"{status.images_done:,} of {status.images:,} images",
         f"{status.shards_done:,} of {status.shards:,} shards",
     ]
-    if status.images_per_second is not None and status.state == "running":
-        parts.append(f"{status.images_per_second:.1f} images/s")
-    if status.images_per_second_overall is not None:
-        parts.append(f"{status.images_per_second_overall:.1f} images/s overall")
+    recent, overall = status.images_per_second, status.images_per_second_overall
+    if recent is not None and status.state == "running":
+        parts.append(f"{recent:.1f} images/s")
+    if overall is not None and (overall != recent or status.state != "running"):
+        parts.append(f"{overall:.1f} images/s overall")
     if status.eta_seconds is not None:
         parts.append(f"ETA {duration(status.eta_seconds)}" if status.eta_seconds else "finishing")
     if status.state == "running":
