@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from bottleneck.errors import StoreError, UsageError
@@ -53,6 +54,10 @@ class BucketStore:
         """Forms of a condition that the store may understand: the standard's, and without quotes as Ceph wants it."""
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
+        for entry, _ in self.list_dated(prefix):
+            yield entry
+
+    def list_dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
         full = self.prefix + prefix
 
         def ask(**request: Any) -> dict[str, Any]:
@@ -60,7 +65,13 @@ class BucketStore:
 
         for page in list_pages(ask, full):
             for found in page.get("Contents", []):
-                yield Entry(found["Key"][len(self.prefix) :], found["Size"], found["ETag"].strip('"'))
+                entry = Entry(found["Key"][len(self.prefix) :], found["Size"], found["ETag"].strip('"'))
+                yield entry, found["LastModified"].timestamp()
+
+    def clock(self) -> float:
+        request = {"Bucket": self.bucket, "Prefix": self.prefix, "MaxKeys": 1}
+        answer = self._call(f"listing s3://{self.bucket}/{self.prefix}", "list_objects_v2", **request)
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
 
     def get(self, wanted: Wanted) -> bytes:
         return self._run(self._get(wanted)).result()

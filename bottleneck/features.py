@@ -198,13 +198,19 @@ def finish(plan: Plan, receipts: dict[int, Receipt] | None = None, run_id: str =
     return document
 
 
-def finished(plan: Plan) -> dict[str, Any] | None:
-    """`_SUCCESS.json`, if it speaks of this plan and every data file is there in the size it says; else None."""
+def finished(plan: Plan, committed: dict[int, int] | None = None) -> dict[str, Any] | None:
+    """`_SUCCESS.json`, if it speaks of this plan and every data file is there in the size it says; else None.
+
+    Args:
+        committed: `plan.committed()`, where that is known already.
+    """
     store = open_store(plan.output)
     try:
         document: dict[str, Any] = json.loads(store.get(Wanted(SUCCESS, 0, "")))
         sizes = {line["shard"]: line["bytes"] for line in document["shards"]}
-        return document if document["plan_sha256"] == plan.sha256 and sizes == plan.committed() else None
+        if document["plan_sha256"] != plan.sha256:
+            return None
+        return document if sizes == (plan.committed() if committed is None else committed) else None
     except (ObjectGoneError, ValueError, KeyError, TypeError):
         return None
 

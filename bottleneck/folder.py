@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,6 +30,13 @@ class FolderStore:
             for entry in self._walk(top, folder + "/" if folder else ""):
                 if entry.key.startswith(prefix):
                     yield entry
+
+    def list_dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
+        for entry in self.list(prefix):
+            yield entry, int(entry.etag.partition("-")[0], 16) / 1e9
+
+    def clock(self) -> float:
+        return time.time()  # a disk of another machine may have another; only writing to it would tell
 
     def _walk(self, folder: str, prefix: str) -> Iterator[Entry]:
         with os.scandir(folder) as found:

@@ -59,6 +59,12 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Yield the objects whose keys start with `prefix` in the order of their UTF-8 bytes, a page at a time."""
 
+    def list_dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
+        """`list` with when each object was written: seconds since the epoch by the store's own clock."""
+
+    def clock(self) -> float:
+        """What the store's clock says now, in seconds since the epoch."""
+
     def get(self, wanted: Wanted) -> bytes:
         """Read an object or slice.
 

@@ -128,16 +128,28 @@ class Plan:
 
     def data_files(self) -> dict[int, Entry]:
         """The data files that are there, by shard, whichever revision of it they hold."""
-        names = re.compile(rf"data/s(\d{{8}})-{self.holds.fp8}\.parquet")
-        found = ((names.fullmatch(entry.key), entry) for entry in open_store(self.output).list("data/"))
-        return {int(match[1]): entry for match, entry in found if match}
+        found = ((self.shard_of(entry.key), entry) for entry in open_store(self.output).list("data/"))
+        return {shard: entry for shard, entry in found if shard is not None}
 
-    def committed(self) -> dict[int, int]:
+    def shard_of(self, name: str) -> int | None:
+        """The shard whose data file has this name; None if it is no data file of this plan."""
+        match = self._data_names.fullmatch(name)
+        return int(match[1]) if match else None
+
+    @cached_property
+    def _data_names(self) -> re.Pattern[str]:
+        return re.compile(rf"data/s(\d{{8}})-{self.holds.fp8}\.parquet")
+
+    def committed(self, files: dict[int, Entry] | None = None) -> dict[int, int]:
         """The shards that are done, by number, with their files' sizes in bytes: the truth about progress.
 
         A file of an earlier revision is whole and readable, but its shard is not done.
+
+        Args:
+            files: `data_files()`, where they are listed already.
         """
-        store, files = open_store(self.output), self.data_files()
+        store = open_store(self.output)
+        files = self.data_files() if files is None else files
         again = [shard for number, shard in self.revised.items() if number in files]
         with ThreadPoolExecutor(NUM_FOOTERS_READ) as pool:
             held = pool.map(lambda shard: revision_in(store, files[shard.number]), again)

@@ -140,6 +140,12 @@ class RemoteStore:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             yield from windowed(wanted, lambda one: pool.submit(outcome, self.get, one))
 
+    def list_dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
+        raise self._is_read_only()
+
+    def clock(self) -> float:
+        raise self._is_read_only()
+
     def create(self, key: str, data: bytes) -> bool:
         raise self._is_read_only()
 

@@ -16,6 +16,7 @@ from typing import Any
 JOBS = (
     "extract",
     "plan",
+    "status",
     "verify",
     "requeue",
     "fit",
@@ -26,6 +27,7 @@ JOBS = (
     "describe",
     "export",
     "diff",
+    "doctor",
     "demo",
     "benchmark",
     "submit",

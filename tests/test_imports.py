@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "progress", "metrics", "pages"},
-    {"spec", "bases", "objects", "estimate", "live", "dashboard"},
+    {"spec", "bases", "objects", "estimate", "live", "dashboard", "doctor"},
     {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},
     {"webdataset", "tables", "lists", "decode", "weights", "audit_rows", "audit_revisions", "names", "describe"},
@@ -20,22 +20,21 @@ LAYERS = [
     {"listing", "footer", "guard", "base"},
     {"plan", "losses", "placement"},
     {"features", "extend", "newton", "mlp", "splits"},
-    {"compact", "prepare", "tally", "requeue", "evaluate", "verify", "recompute", "similar", "formats"},
+    {"compact", "prepare", "tally", "requeue", "evaluate", "verify", "recompute", "similar", "formats", "status"},
     {"member", "diff"},
     {"team"},
     {"leader"},
     {"head"},
     {"extract", "fitting", "drawing", "page", "export"},
     {"sections", "predict", "measure"},
-    {"report", "stages", "session", "sheet"},
+    {"report", "stages", "session", "sheet", "machine", "access", "nodes"},
     {"dataset"},
     {"pipeline", "trainer"},
 ]
 """The modules of the library from the ground up; each imports only from layers below its own."""
 MAY_IMPORT_RAY = {
     *("bottleneck.session", "bottleneck.dataset", "bottleneck.pipeline", "bottleneck.metrics", "bottleneck.trainer"),
-    "bottleneck.dashboard",
-    "jobs.benchmark_peer_ray",
+    *("bottleneck.dashboard", "bottleneck.nodes", "jobs.benchmark_peer_ray"),
 }
 """The last is a program by others, as it were, that the benchmark measures beside this project."""
 HEAVY = {

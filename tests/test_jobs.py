@@ -40,6 +40,7 @@ OPTIONS = {
         "no_estimate",
     ],
     "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "tiff"],
+    "status": ["output", "watch"],
     "verify": ["output", "full", "recompute"],
     "predict": [
         *[
@@ -65,6 +66,7 @@ OPTIONS = {
     "describe": ["base", "plot"],
     "export": ["source", "file", "layer", "weights", "allow_incomplete"],
     "diff": ["a", "b", "top", "min_cosine", "allow_incomplete"],
+    "doctor": ["source", "output", "address"],
     "demo": ["folder"],
     "submit": ["job", "address", "wait", "with_code", "ca_file"],
 }

@@ -1,0 +1,87 @@
+"""Checks of what a run needs, each within a time limit: what hangs or fails becomes a finding like any other."""
+
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from bottleneck.errors import BottleneckError
+
+CHECK_SECONDS = 45.0
+"""For one check: a store that stalls is told by itself after 30 s."""
+_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|_KEY$|ACCESS_KEY")
+_THREAD = "check of "
+_SHORTEST_SECRET = 6
+"""Shorter values of such variables (`1`, `token`) are words of messages rather than secrets."""
+
+State = Literal["ok", "warning", "failure"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found, and where it is not well what to do about it."""
+
+    name: str
+    state: State
+    message: str
+
+
+Look = Callable[[], Iterator[Finding]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something to look at; it may find several things, one after the other."""
+
+    name: str
+    look: Look
+    limit_seconds: float = CHECK_SECONDS
+    """For all of it."""
+
+
+def examine(check: Check) -> Iterator[Finding]:
+    """Yield what a check finds as it finds it; an error is a failure it found, and so is taking too long.
+
+    A check that took too long may go on in a thread of its own, which is a daemon.
+    """
+    found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            for finding in check.look():
+                found.put(finding)
+        except BottleneckError as error:
+            found.put(Finding(check.name, "failure", str(error)))
+        except Exception as error:  # whatever is broken must not keep the other checks from being made
+            found.put(Finding(check.name, "failure", f"{type(error).__name__}: {error}. The check itself failed."))
+        found.put(None)
+
+    ends = time.monotonic() + check.limit_seconds
+    threading.Thread(target=run, name=f"{_THREAD}{check.name}", daemon=True).start()
+    while True:
+        try:
+            finding = found.get(timeout=max(0.0, ends - time.monotonic()))
+        except queue.Empty:
+            told = f"no answer within {check.limit_seconds:.0f} s. Look at the network, the name and the endpoint."
+            yield Finding(check.name, "failure", told)
+            return
+        if finding is None:
+            return
+        yield Finding(finding.name, finding.state, without_secrets(finding.message))
+
+
+def is_examining() -> bool:
+    """Whether a check that took too long goes on."""
+    return any(thread.name.startswith(_THREAD) for thread in threading.enumerate())
+
+
+def without_secrets(text: str) -> str:
+    """A text without the values of those environment variables that hold secrets by their names."""
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET and not os.path.exists(value):
+            text = text.replace(value, f"<{name}>")
+    return text

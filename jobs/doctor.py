@@ -1,0 +1,87 @@
+"""Look whether everything a run needs is there: this machine, a cluster, a source and an output.
+
+    bottleneck doctor
+    bottleneck doctor s3://bucket/photos s3://bucket/features
+    bottleneck doctor photos/ features/ --address http://127.0.0.1:8265
+
+Takes about 10 s, with a cluster some more; nothing can keep it waiting for ever. A line for each thing: ok, a warning,
+or a failure with what to do. Exit code 0 if nothing failed, else 5; the JSON line has every check.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import tyro
+
+from bottleneck.doctor import Check, Finding, examine, is_examining
+from bottleneck.errors import BottleneckError
+from bottleneck.machine import checks_of_machine
+from bottleneck.nodes import checks_of_cluster
+from bottleneck.progress import printable
+
+log = logging.getLogger(__name__)
+
+WORDS = {"ok": ("ok  ", "32"), "warning": ("warn", "33"), "failure": ("FAIL", "31")}
+"""What a line begins with, and its colour on a terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE]")] = ""
+    """A source as for `extract`: it is listed and one image read."""
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[OUTPUT]")] = ""
+    """An output as for `extract`: a small object is created, and in a folder removed again."""
+    address: str = ""
+    """HOST:PORT of a Ray cluster to join, or http(s)://... of its dashboard; RAY_ADDRESS where it is not given."""
+
+
+def main(config: Config) -> int:
+    findings = []
+    for check in checks_of(config):
+        for finding in examine(check):
+            findings.append(finding)
+            print(line(finding), file=sys.stderr, flush=True)
+    counts = {state: sum(finding.state == state for finding in findings) for state in WORDS}
+    exit_code = BottleneckError.exit_code if counts["failure"] else 0
+    log.info("ok: %d, warnings: %d, failures: %d", counts["ok"], counts["warning"], counts["failure"])
+    print(json.dumps({"checks": [asdict(finding) for finding in findings], **counts, "exit_code": exit_code}))
+    if is_examining():  # a check that hangs in threads that Python's own end would wait for
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
+
+
+def checks_of(config: Config) -> list[Check]:
+    """Every check that was asked for, the cheapest first."""
+    address = config.address or os.environ.get("RAY_ADDRESS", "").removeprefix("local")
+    cluster = checks_of_cluster(address) if address else []
+    source = [Check("source", lambda: _try_source(config.source))] if config.source else []
+    output = [Check("output", lambda: _try_output(config.output))] if config.output else []
+    return [*checks_of_machine(), *source, *output, *cluster]
+
+
+# Imported only then: where a package is broken, the checks before still say which.
+def _try_source(uri: str) -> Iterator[Finding]:
+    from bottleneck.access import try_source
+
+    return try_source(uri)
+
+
+def _try_output(uri: str) -> Iterator[Finding]:
+    from bottleneck.access import try_output
+
+    return try_output(uri)
+
+
+def line(finding: Finding) -> str:
+    """What a person sees of a finding."""
+    word, colour = WORDS[finding.state]
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        word = f"\033[{colour}m{word}\033[0m"
+    return f"{word}  {finding.name}: {printable(finding.message)}"

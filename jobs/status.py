@@ -1,0 +1,104 @@
+"""Tell how far an output is, from its store alone: of a run somewhere else, or of one that is over.
+
+    bottleneck status s3://bucket/features
+    bottleneck status features/ --watch 10
+
+Takes seconds and no Ray: one listing, and the footers of 64 data files at most. Exit code 0 if the output is finished,
+3 if not; the JSON line says what is done, how fast, how long it will take, and what was rejected.
+"""
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from bottleneck.errors import IncompleteError, UsageError
+from bottleneck.progress import duration, start_live
+from bottleneck.status import Status, look
+from bottleneck.store import check_output_uri
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """The output of `bottleneck extract` or `bottleneck predict`."""
+    watch: float = 0
+    """Look again every so many seconds until it is finished; 0 looks once."""
+
+
+def main(config: Config) -> int:
+    if config.watch < 0:
+        raise UsageError(f"--watch takes seconds, more than 0. Received: {config.watch:g}.")
+    check_output_uri(config.output)
+    status = watch(config) if config.watch else look(config.output)
+    for line in lines(status):
+        log.info("%s", line)
+    exit_code = 0 if status.state == "finished" else IncompleteError.exit_code
+    print(json.dumps({**asdict(status), "exit_code": exit_code}))
+    return exit_code
+
+
+def watch(config: Config) -> Status:
+    """Look until it is finished, or until Ctrl-C, and return what was seen last."""
+    status = look(config.output)
+    live: Any = start_live()
+    try:
+        while True:
+            if live is None:
+                log.info("status: %s", line(status))
+            else:
+                live.update(line(status), refresh=True)
+            if status.state == "finished":
+                return status
+            time.sleep(config.watch)
+            status = look(config.output)
+    except KeyboardInterrupt:
+        return status
+    finally:
+        if live is not None:
+            live.stop()
+
+
+def lines(status: Status) -> list[str]:
+    """What a person wants to know, the most important first."""
+    told = [f"{status.output}: {line(status)}"]
+    if status.shards_again:
+        told.append(f"  {status.shards_again:,} of the shards that are left have been requeued, some images of each")
+    for reason, count in sorted(status.rejected.items(), key=lambda pair: -pair[1]):
+        told.append(f"  rejected: {'about ' if status.rejected_are_estimated else ''}{count:,} x {reason}")
+    if status.rejected_are_estimated:
+        told.append(
+            f"  rejected images are an estimate from {status.sampled_shards} of {status.shards_with_file:,} shards"
+        )
+    if status.state == "standing still":
+        told.append("  to go on, run the command that made it again; what is done is kept")
+    return told
+
+
+def line(status: Status) -> str:
+    """One line of words and numbers."""
+    ago = f"{duration(status.idle_seconds)} ago"
+    parts = [
+        {"standing still": f"standing still, last shard {ago}", "planned": f"planned {ago}, nothing is done yet"}.get(
+            status.state, status.state
+        ),
+        f"{status.images_done:,} of {status.images:,} images",
+        f"{status.shards_done:,} of {status.shards:,} shards",
+    ]
+    recent, overall = status.images_per_second, status.images_per_second_overall
+    if recent is not None and status.state == "running":
+        parts.append(f"{recent:.1f} images/s")
+    if overall is not None and (overall != recent or status.state != "running"):
+        parts.append(f"{overall:.1f} images/s overall")
+    if status.eta_seconds is not None:
+        parts.append(f"ETA {duration(status.eta_seconds)}" if status.eta_seconds else "finishing")
+    if status.state == "running":
+        parts.append(f"last shard {ago}")
+    if rejected := sum(status.rejected.values()):
+        parts.append(f"{'about ' if status.rejected_are_estimated else ''}{rejected:,} rejected")
+    return " · ".join(parts)
