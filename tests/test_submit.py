@@ -44,6 +44,8 @@ NO_PLACES = {
     *("base", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype", "labels", "source_format"),
     *("image_column", "label_column", "shard_size", "max_bytes", "max_pixels", "tiff", "extend", "max_rejected"),
     *(
+        "address",
+        "watch",
         "num_actors",
         "use_gpu",
         "batch_size",
