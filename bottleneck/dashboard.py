@@ -10,8 +10,6 @@ from urllib.parse import urlsplit
 
 from bottleneck.errors import ClusterError, UsageError
 
-log = logging.getLogger(__name__)
-
 OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Variables by which Ray replaces the address it is given, and so also one that was checked."""
 TIMEOUTS_SECONDS = (5, 60)
@@ -33,6 +31,11 @@ class Dashboard:
     @property
     def is_loopback(self) -> bool:
         return _is_loopback(urlsplit(self.url).hostname or "")
+
+    @property
+    def is_private(self) -> bool:
+        """What is said is heard by nobody else."""
+        return self.is_loopback or self.url.startswith("https://")
 
     def command(self, verb: str, submission_id: str, *options: str) -> str:
         """A line for a shell that does something with a job; the token comes from the environment, as here."""
@@ -62,25 +65,25 @@ def check_address(address: str, ca_file: str | None = None) -> Dashboard:
     if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
         raise UsageError(
             "--address takes the URL of the cluster's dashboard, as http://127.0.0.1:8265 or https://ray.example.com. "
-            f"Received: {address}."
+            f"Received: {_without_query(address)}."
         )
     if ca_file and not os.path.exists(ca_file):
         raise UsageError(f"--ca-file takes a file of certificates, or a folder of them. {ca_file} does not exist.")
     dashboard = Dashboard(address.rstrip("/"), ca_file)
-    if url.scheme == "http" and not dashboard.is_loopback:
-        if not _has_token():
-            raise ClusterError(
-                f"{address} is another machine's, spoken with neither by TLS nor with a token: whoever reaches it can "
-                "run anything there, and others can read what is sent. Expected https://..., or a cluster that was "
-                "started with RAY_AUTH_MODE=token and the same here with RAY_AUTH_TOKEN_PATH, or a tunnel: "
-                f"ssh -L 8265:127.0.0.1:{url.port or 80} {url.hostname}, and --address http://127.0.0.1:8265."
-            )
-        log.warning(
-            "The token and the job go to %s without encryption: right within a private network only. Otherwise use "
-            "https:// or an ssh tunnel.",
-            url.hostname,
+    if url.scheme == "http" and not dashboard.is_loopback and not _has_token():
+        raise ClusterError(
+            f"{address} is another machine's, spoken with neither by TLS nor with a token: whoever reaches it can "
+            "run anything there, and others can read what is sent. Expected https://..., or a cluster that was "
+            "started with RAY_AUTH_MODE=token and the same here with RAY_AUTH_TOKEN_PATH, or a tunnel: "
+            f"ssh -L 8265:127.0.0.1:{url.port or 80} {url.hostname}, and --address http://127.0.0.1:8265."
         )
     return dashboard
+
+
+def _without_query(address: str) -> str:
+    """What may be shown of an address that was refused: secrets are also given after a question mark."""
+    shown = address.partition("?")[0].partition("#")[0]
+    return shown if shown == address else f"{shown}?..."
 
 
 def _is_loopback(host: str) -> bool:

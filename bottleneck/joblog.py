@@ -82,6 +82,8 @@ def follow(client: Any, submission_id: str, transcript: Transcript, patience_sec
     while True:
         seen = transcript.num_seen
         asyncio.run(_read_log(client, submission_id, transcript))
+        if transcript.num_seen > seen:  # a log can flow for hours before the connection is lost
+            answered = time.monotonic()
         try:
             details = client.get_job_info(submission_id)  # whyever the log has ended: this one knows
             answered, is_lost = time.monotonic(), False

@@ -1,7 +1,6 @@
 """What a run is doing right now: its actors tell a counter, and the display reads it."""
 
 import math
-import os
 import time
 from collections import deque
 from typing import Any
@@ -30,6 +29,7 @@ class Live:
         )
         self.first_batch_at = math.inf
         self.resolved: dict[str, Any] | None = None
+        self.num_networks = 0
         self.order: str | None = None
         self.emitted = False
 
@@ -38,6 +38,7 @@ class Live:
 
     def report_resolved(self, resolved: dict[str, Any]) -> None:
         self.resolved = resolved
+        self.num_networks += 1
 
     def what_to_do(self) -> str | None:
         return self.order
@@ -94,6 +95,7 @@ class Live:
             self.images.pop(shard, None)
         result: dict[str, Any] = {"images": self.images, "limiting": "start"}
         result |= {"resolved": self.resolved, "emitted": self.emitted, "spent": self._spent()}
+        result["networks"] = self.num_networks
         seconds = self.seconds
         if seconds["network"]:
             # Where the networks hardly wait they are the limit, else what they wait for.
@@ -110,6 +112,6 @@ class Live:
 
 def process_started_at() -> float:
     """When this process was started, in seconds since the epoch, so that importing counts as start-up."""
-    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
-        ticks = int(stat.read().rpartition(")")[2].split()[19])
-        return time.time() - (float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))
+    import psutil
+
+    return float(psutil.Process().create_time())

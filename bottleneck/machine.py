@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
 
 from bottleneck.doctor import Check, Finding, State
 
@@ -28,7 +29,7 @@ SHARED_BYTES = 1_000_000_000
 TEMPORARY_BYTES = 2_000_000_000
 FULL = 0.95
 """Ray stops writing to a disk that is fuller."""
-MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat")
 WEIGHTS = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{WEIGHTS}"
 WEIGHTS_SECONDS = 5
@@ -158,8 +159,11 @@ def memory() -> Iterator[Finding]:
     import psutil
 
     free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError), open(MEMORY_LIMITS[0]) as limit, open(MEMORY_LIMITS[1]) as used:
-        free = min(free, int(limit.read()) - int(used.read()))  # ValueError where it is `max`
+    with contextlib.suppress(OSError, ValueError):  # ValueError where the limit is `max`
+        limit, used, stat = (Path(name).read_text() for name in MEMORY_LIMITS)
+        # What files were read of lately counts as used, but is given back when somebody wants it.
+        cached = sum(int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file "))
+        free = min(free, int(limit) - int(used) + cached)
     state: State = "ok" if free >= NEEDED_BYTES else "warning"
     hint = "" if state == "ok" else f"; VGG16 takes up to {_gb(NEEDED_BYTES)}: end other programs or take more memory"
     yield Finding("memory", state, f"{_gb(free)} free{hint}")

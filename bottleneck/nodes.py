@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from bottleneck import __version__
+from bottleneck import __version__, dashboard
 from bottleneck.doctor import Check, Finding
-from bottleneck.errors import UsageError
+from bottleneck.errors import BottleneckError, UsageError
 
 JOIN_SECONDS = 90.0
 """To join, and to start a worker on a node of each kind: some 5 s where nothing is wrong."""
@@ -34,8 +34,12 @@ _TRIED = "BOTTLENECK_CLUSTER "
 def checks_of_cluster(address: str) -> list[Check]:
     """Those of a cluster. Raises UsageError for what is no address."""
     check_address(address)
-    is_dashboard = address.startswith(("http://", "https://"))
-    return [Check("cluster", lambda: try_cluster(address), (JOB_SECONDS if is_dashboard else JOIN_SECONDS) + 10)]
+    seconds = JOB_SECONDS if is_dashboard(address) else JOIN_SECONDS
+    return [Check("cluster", lambda: try_cluster(address), seconds + 10)]
+
+
+def is_dashboard(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
 
 
 def check_address(address: str) -> None:
@@ -57,11 +61,16 @@ def check_address(address: str) -> None:
 
 def try_cluster(address: str) -> Iterator[Finding]:
     """Have the program run, here or as a job, and judge what it tells."""
-    url = urlsplit(address)
-    if url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
-        told = f"{address} is not encrypted: whoever listens sees the token. Use https, or a tunnel to localhost"
-        yield Finding("dashboard", "warning", told)
-    told_by = _ask(address, JOB_SECONDS if url.scheme.startswith("http") else JOIN_SECONDS)
+    if is_dashboard(address):
+        try:
+            is_open = not dashboard.check_address(address).is_private
+        except BottleneckError as error:  # as `submit` would refuse it
+            yield Finding("dashboard", "failure", str(error))
+            return
+        if is_open:
+            told = f"{address} is not encrypted: whoever listens sees the token. Use https, or a tunnel to localhost"
+            yield Finding("dashboard", "warning", told)
+    told_by = _ask(address, JOB_SECONDS if is_dashboard(address) else JOIN_SECONDS)
     if error := told_by.get("error"):
         yield Finding("cluster", "failure", f"{error}. {_what_to_do(error)}")
         return
@@ -153,19 +162,18 @@ def run() -> None:
     """The program: print what a cluster tells, as one line."""
     try:
         address = sys.argv[1] if len(sys.argv) > 1 else ""
-        told = submit(address) if address.startswith("http") else join(address)
+        told = submit(address) if is_dashboard(address) else join(address)
     except BaseException as error:  # Ray also raises SystemExit
         # What Ray advises about tokens is long; `_what_to_do` says it shorter.
-        told = {"error": f"{type(error).__name__}: {_last_line(str(error).partition(' Ensure that ')[0])}"}
+        said = " ".join(str(error).partition(" Ensure that ")[0].split()).rstrip(". ")
+        told = {"error": said if isinstance(error, BottleneckError) else f"{type(error).__name__}: {said}"}
     print(_TRIED + json.dumps(told), flush=True)  # noqa: T201
     os._exit(0)  # leaving the cluster in order takes seconds and tells nothing
 
 
 def submit(address: str) -> dict[str, Any]:
     """Run this program as a job of a cluster, by its dashboard."""
-    from ray.job_submission import JobSubmissionClient
-
-    client = JobSubmissionClient(address)
+    client = dashboard.connect(dashboard.check_address(address))
     job = client.submit_job(entrypoint="python -m bottleneck.nodes")
     ends = time.monotonic() + JOB_SECONDS - 15
     try:
@@ -189,7 +197,7 @@ def join(address: str) -> dict[str, Any]:
 
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon:  # Ray itself tries for long to reach a cluster that is not there
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     kinds: dict[tuple[float, float, int], list[dict[str, Any]]] = defaultdict(list)
     for node in ray.nodes():
@@ -197,6 +205,7 @@ def join(address: str) -> dict[str, Any]:
             has = node["Resources"]
             kinds[has.get("CPU", 0), has.get("GPU", 0), round(has.get("memory", 0) / 8e9)].append(node)
     asked = {kind: _start(nodes[0]["NodeID"]) for kind, nodes in list(kinds.items())[:NUM_KINDS]}
+    ends = time.monotonic() + JOIN_SECONDS / 2  # of all kinds together: nodes that hang must not hide each other
     return {
         "ray": ray.__version__,
         "python": platform.python_version(),
@@ -207,7 +216,7 @@ def join(address: str) -> dict[str, Any]:
                 "gpus": kind[1],
                 "memory": kinds[kind][0]["Resources"].get("memory", 0),
                 "address": kinds[kind][0]["NodeManagerAddress"],
-                "report": _report(task, first),
+                "report": _report(task, first, ends),
             }
             for kind, (task, first) in asked.items()
         ],
@@ -247,13 +256,13 @@ def _start(node: str) -> tuple[Any, Any]:
     return task, task.remote()
 
 
-def _report(task: Any, first: Any) -> dict[str, Any]:
+def _report(task: Any, first: Any, ends: float) -> dict[str, Any]:
     import ray
 
     try:
-        ray.get(first, timeout=JOIN_SECONDS / 2)
+        ray.get(first, timeout=max(0.1, ends - time.monotonic()))
         before = time.time()
-        report: dict[str, Any] = ray.get(task.remote(), timeout=20)
+        report: dict[str, Any] = ray.get(task.remote(), timeout=5)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {_last_line(str(error))}"}
     # A look that imports nothing any more takes some milliseconds.

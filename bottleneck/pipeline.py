@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -23,7 +22,7 @@ from bottleneck.placement import place
 from bottleneck.plan import Plan
 from bottleneck.prepare import Work
 from bottleneck.progress import Progress
-from bottleneck.session import RESULTS_THREAD, start_ray, stop_ray
+from bottleneck.session import RESULTS_THREAD, cluster_address, start_ray, stop_ray, tell_waiting
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import WARM_UP, raised
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
@@ -87,16 +86,9 @@ class Run:
 
         self.request, self.precision, self.options = request, precision, options
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.placement = place(
-            nodes,
-            options.num_actors,
-            use_gpu=options.use_gpu,
-            on_cpus=os.environ.get("KERAS_BACKEND") == "openvino",
-            may_grow=bool(os.environ.get("RAY_ADDRESS")),
-        )
-        num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-        if num_gpus < self.placement.num_gpus * self.placement.min_actors:
-            log.info("waiting for GPUs: the cluster has %d, %d are wanted", num_gpus, self.placement.min_actors)
+        self.placement = place(nodes, options.num_actors, use_gpu=options.use_gpu, may_grow=bool(cluster_address()))
+        tell_waiting("CPU", 1)
+        tell_waiting("GPU", self.placement.num_gpus * self.placement.min_actors)
         # Beside the driver, as other nodes come and go.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy=here)(Live)
@@ -169,9 +161,9 @@ class Run:
                     live["spent"],
                     done=images - images_before,
                     planned=plan.num_images - images_before,
-                    # As many as there are by now: a cluster may have begun with none.
+                    # As many of both as there are by now: a cluster may have begun with none.
                     cores=max(1, int(ray.cluster_resources().get("CPU", 0))),
-                    networks=min(self.placement.max_actors, plan.num_shards - len(done_before)),
+                    networks=min(max(1, live["networks"]), plan.num_shards - len(done_before)),
                 )
             expected = self.prediction.line() if self.prediction else ""
             on_progress(Progress(images, plan.num_images, tally.rejected, live.get("limiting", "start"), expected))

@@ -1,5 +1,6 @@
 """Where a run's networks go: on a cluster's GPUs, or spread over its nodes' cores, and never on a head without CPUs."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,6 @@ def place(
     num_actors: Sequence[int] = (),
     *,
     use_gpu: bool = False,
-    on_cpus: bool = False,
     may_grow: bool = False,
 ) -> Placement:
     """Decide where networks run.
@@ -40,20 +40,19 @@ def place(
         nodes: resources of each node that is alive, as Ray counts them.
         num_actors: one number, or the least and the most. Empty: one a GPU, or one for every `CORES_PER_ACTOR` cores.
         use_gpu: on GPUs even where the cluster has none yet.
-        on_cpus: even where it has GPUs.
         may_grow: more nodes can join, so that one that is alone is none of a single machine's.
 
     Raises:
-        UsageError: if both are asked for.
+        UsageError: if GPUs are asked for and KERAS_BACKEND is a runtime for CPUs.
     """
-    if use_gpu and on_cpus:
-        raise UsageError("--use-gpu and KERAS_BACKEND=openvino do not go together: OpenVINO runs networks on CPUs.")
-    gpus = 0 if on_cpus else int(sum(node.get("GPU", 0) for node in nodes))
+    gpus = 0 if check_runtime(use_gpu) else int(sum(node.get("GPU", 0) for node in nodes))
     cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if gpus or use_gpu:
         least, most = _asked(num_actors) or (max(1, gpus),) * 2
         return Placement(least, most, num_gpus=1, num_cpus=0, num_threads=None)
-    least, most = _asked(num_actors) or (sum(max(1, count // CORES_PER_ACTOR) for count in cores or [1]),) * 2
+    large = [count for count in cores if count >= CORES_PER_ACTOR]
+    fits = [count // CORES_PER_ACTOR for count in large] or [1 for _ in cores or [0]]
+    least, most = _asked(num_actors) or (sum(fits),) * 2
     if not cores:  # all nodes are still to come, nobody knows how large
         return Placement(least, most, num_gpus=0, num_cpus=1.02, num_threads=None, decode_cpus=DECODE_CPUS)
     if len(nodes) == 1 and not may_grow:
@@ -62,10 +61,18 @@ def place(
     # An actor that takes no CPU would start anywhere, all on one node, or on a head that is to run none. It takes so
     # much that no more fit on a node than it has cores for, and leaves room for a task that prepares: networks that
     # took every CPU would wait for ever for those who feed them.
-    size = min(cores)
+    size = min(large or cores)  # nodes that are smaller than others decode for them
     fit = max(1, size // CORES_PER_ACTOR)
     num_cpus = min(max(0.75 * size / fit, size / (fit + 1) + 0.01), (size - DECODE_CPUS) / fit)
     return Placement(least, most, num_gpus=0, num_cpus=num_cpus, num_threads=size // fit, decode_cpus=DECODE_CPUS)
+
+
+def check_runtime(use_gpu: bool) -> bool:
+    """Whether the networks' runtime knows CPUs only. Raises UsageError where GPUs are asked for all the same."""
+    is_for_cpus = os.environ.get("KERAS_BACKEND") == "openvino"
+    if use_gpu and is_for_cpus:
+        raise UsageError("--use-gpu and KERAS_BACKEND=openvino do not go together: OpenVINO runs networks on CPUs.")
+    return is_for_cpus
 
 
 def _asked(num_actors: Sequence[int]) -> tuple[int, int] | None:

@@ -9,9 +9,10 @@ import sys
 import threading
 from typing import Any
 
-from bottleneck.base import has_bfloat16
 from bottleneck.errors import StoreError
 from bottleneck.progress import quiet_start
+
+log = logging.getLogger(__name__)
 
 LOCAL_STORE_BYTES = 1_000_000_000
 """Ray's shared memory on one machine: room for about ten prepared shards."""
@@ -19,6 +20,16 @@ RESULTS_THREAD = "results"
 """Name of a thread that iterates over a dataset."""
 THREAD_SECONDS = 10.0
 """To wait for a thread that still speaks with Ray; two are the most that Ray Data itself waits for."""
+
+
+WAITING_SECONDS = 60.0
+"""Between two lines that say what a run waits for."""
+
+
+def cluster_address() -> str:
+    """The cluster RAY_ADDRESS names; empty for a Ray of this machine alone, which Ray calls `local`."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return "" if address == "local" else address
 
 
 def start_ray() -> None:
@@ -33,7 +44,7 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = cluster_address()
     on_sigterm, on_sigint = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()
     asked_to_stop: list[int] = []
@@ -129,10 +140,28 @@ def _end_datasets() -> None:
 
 def workers_have_bfloat16(use_gpu: bool = False) -> bool:
     """Ask a worker like those that will run: one with a GPU if the cluster has any, or is to get one."""
+    # Not with this module, which also `doctor` needs, where packages may be broken.
+    from bottleneck.base import has_bfloat16
+    from bottleneck.placement import check_runtime
+
+    check_runtime(use_gpu)
     start_ray()
     import ray
 
     on_gpu = use_gpu or ray.cluster_resources().get("GPU", 0) > 0
     # Without a GPU it takes a CPU, as a head that runs no networks has none.
     asked = ray.remote(num_cpus=0 if on_gpu else 1, num_gpus=1 if on_gpu else 0)(has_bfloat16)
-    return bool(ray.get(asked.remote()))
+    answer = asked.remote()
+    tell_waiting("GPU" if on_gpu else "CPU", 1)
+    while not ray.wait([answer], timeout=WAITING_SECONDS)[0]:
+        tell_waiting("GPU" if on_gpu else "CPU", 1)
+    return bool(ray.get(answer))
+
+
+def tell_waiting(kind: str, wanted: int) -> None:
+    """Say so where a cluster does not have yet what is wanted of it: it may never come."""
+    import ray
+
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < wanted:
+        log.info("waiting for %ss: the cluster has %d, %d wanted; Ctrl-C ends it", kind, there, wanted)

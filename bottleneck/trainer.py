@@ -20,7 +20,7 @@ from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.features import Features
 from bottleneck.fitting import Fitted, fit_features
 from bottleneck.member import Member
-from bottleneck.session import THREAD_SECONDS, start_ray, stop_ray
+from bottleneck.session import THREAD_SECONDS, cluster_address, start_ray, stop_ray, tell_waiting
 from bottleneck.stages import as_result, raised
 from bottleneck.team import HeadRequest
 
@@ -119,7 +119,9 @@ def fit_head(
 def _check_resources(resources: dict[str, float], num_workers: int, use_gpu: bool) -> None:
     kind = "GPU" if use_gpu else "CPU"
     there = int(resources.get(kind, 0))
-    if num_workers < 1 or num_workers > there:
+    if num_workers > there and cluster_address():  # which may grow, and many begin with none
+        tell_waiting(kind, num_workers)
+    elif num_workers < 1 or num_workers > there:
         raise UsageError(
             f"--num-workers takes 1 to the cluster's number of {kind}s, which is {there}, as each worker needs one. "
             f"Received: {num_workers}."

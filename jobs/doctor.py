@@ -23,6 +23,7 @@ from bottleneck.errors import BottleneckError
 from bottleneck.machine import checks_of_machine
 from bottleneck.nodes import checks_of_cluster
 from bottleneck.progress import printable
+from bottleneck.session import cluster_address
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def main(config: Config) -> int:
 
 def checks_of(config: Config) -> list[Check]:
     """Every check that was asked for, the cheapest first."""
-    address = config.address or os.environ.get("RAY_ADDRESS", "").removeprefix("local")
+    address = config.address or cluster_address()
     cluster = checks_of_cluster(address) if address else []
     source = [Check("source", lambda: _try_source(config.source))] if config.source else []
     output = [Check("output", lambda: _try_output(config.output))] if config.output else []

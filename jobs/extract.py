@@ -9,7 +9,6 @@ images a second on two cores with AVX512-BF16, 60 with AMX. The JSON line says w
 
 import json
 import logging
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from bottleneck.extract import check_request
 from bottleneck.pipeline import Run, RunOptions
 from bottleneck.plan import Plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
-from bottleneck.session import workers_have_bfloat16
+from bottleneck.session import cluster_address, workers_have_bfloat16
 from bottleneck.store import check_output_uri
 from bottleneck.tally import Summary, Tally, summarize
 from bottleneck.weights import check_weights
@@ -57,10 +56,10 @@ def extract(config: Config) -> Summary:
     plan, extended = load_plan(config.output), None
     if plan is None:
         preflight(config.source, config.output, config.reading)
-        if not os.environ.get("RAY_ADDRESS"):  # where the workers are other machines, only they can tell
+        if not cluster_address():  # where the workers are other machines, only they can tell
             check_weights(config.features.weights)
         on_cluster = partial(workers_have_bfloat16, config.run.use_gpu)
-        has_bfloat16 = on_cluster if os.environ.get("RAY_ADDRESS") else base.has_bfloat16
+        has_bfloat16 = on_cluster if cluster_address() else base.has_bfloat16
         precision = choose_precision(config.features, has_bfloat16)
     else:
         check_request(

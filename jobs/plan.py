@@ -9,8 +9,8 @@ read once to index them. `bottleneck extract` with the same options goes on from
 
 import json
 import logging
-import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -22,7 +22,7 @@ from bottleneck.estimate import Estimate
 from bottleneck.extract import open_or_make_plan
 from bottleneck.measure import measure_sample
 from bottleneck.plan import Plan
-from bottleneck.session import workers_have_bfloat16
+from bottleneck.session import cluster_address, workers_have_bfloat16
 from bottleneck.spec import FeatureRequest, Limits, Reading
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Request):
+    use_gpu: bool = False
+    """Choose the precision for GPUs even where the cluster has none yet; as for `extract`."""
     no_estimate: bool = False
     """Leave out the estimate of rate, time and size, for which a few images are extracted (10 to 20 s)."""
 
@@ -58,7 +60,7 @@ def main(config: Config) -> int:
         limits=config.limits,
         reading=config.reading,
         shard_size=config.shard_size,
-        has_bfloat16=workers_have_bfloat16 if os.environ.get("RAY_ADDRESS") else base.has_bfloat16,
+        has_bfloat16=partial(workers_have_bfloat16, config.use_gpu) if cluster_address() else base.has_bfloat16,
     )
     for line in describe(plan):
         log.info("%s", line)
@@ -90,7 +92,7 @@ def estimated(plan: Plan) -> Estimate | None:
         return None
     if estimate:
         log.info("estimate     %s", estimate.line())
-        if os.environ.get("RAY_ADDRESS"):
+        if cluster_address():
             log.info(
                 "             measured here, not on the cluster of RAY_ADDRESS: it holds for one machine like this"
             )

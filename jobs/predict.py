@@ -10,7 +10,6 @@ it again. The JSON line says what was done and what there is.
 
 import json
 import logging
-import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +23,7 @@ from bottleneck.pipeline import Run, RunOptions
 from bottleneck.plan import Plan, load_plan, make_plan, preflight
 from bottleneck.predict import Predictor, check_predictions, plan_like, predict_features, prediction_spec, tell_newer
 from bottleneck.progress import Display
+from bottleneck.session import cluster_address
 from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.store import check_output_uri
 from bottleneck.tally import Summary, Tally, summarize
@@ -125,7 +125,7 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
         if len(done) == plan.num_shards:  # nothing to predict, so nothing to start
             tell_plan(plan)
             return summarize(plan, Tally(plan, config.max_rejected), done, started, extended)
-    if not os.environ.get("RAY_ADDRESS"):  # where the workers are other machines, only they can tell
+    if not cluster_address():  # where the workers are other machines, only they can tell
         try:
             check_weights(request.weights)
         except WeightsError as error:

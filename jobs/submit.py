@@ -82,6 +82,12 @@ def check_arguments(arguments: list[str]) -> None:
 
 def main(config: Config) -> int:
     dashboard = check_address(config.address, config.ca_file)
+    if not dashboard.is_private:
+        log.warning(
+            "The token and the job go to %s without encryption: right within a private network only. Otherwise use "
+            "https:// or an ssh tunnel.",
+            dashboard.url,
+        )
     check_job(config.job, dashboard.is_loopback)
     client = connect(dashboard)
     sent = send(client, dashboard, config)

@@ -30,10 +30,10 @@ import psutil
 from servers import free_port
 
 STARTED_SECONDS = 120
-NETWORK = "10.199.7"
-"""Of the namespace and this machine's end of the cable to it."""
-NAMESPACE = "bottleneck-test"
-CABLE = "bottleneck-t"
+NETWORK = f"10.{199 - os.getpid() // 256 % 64}.{os.getpid() % 256}"
+"""Of the namespace and this machine's end of the cable to it: others for each process that runs tests."""
+NAMESPACE = f"bottleneck-{os.getpid()}"
+CABLE = f"bn{os.getpid()}"
 
 
 class Node:
@@ -144,10 +144,16 @@ class RayCluster:
         ip = f"{NETWORK}.2" if apart else self.ip
         return self._start(ip, "--address", self.address, num_cpus=num_cpus, num_gpus=num_gpus, prefix=prefix)
 
-    def wait_for(self, what: str, condition: Callable[[], object], seconds: float = STARTED_SECONDS) -> None:
+    def wait_for(
+        self,
+        what: str,
+        condition: Callable[[], object],
+        seconds: float = STARTED_SECONDS,
+        told: Callable[[], str] = str,
+    ) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}\n{told()}"
             time.sleep(0.1)
 
     def _start(self, ip: str, *arguments: str, num_cpus: int, num_gpus: int = 0, prefix: tuple[str, ...] = ()) -> Node:
@@ -168,7 +174,7 @@ class RayCluster:
             )
         node = Node(process, log, ip)
         self.nodes.append(node)
-        self.wait_for(f"`ray start`\n{log.read_text()}", lambda: _is_up(node))
+        self.wait_for("`ray start`", lambda: _is_up(node), told=log.read_text)
         return node
 
 

@@ -37,6 +37,7 @@ OPTIONS = {
         "shard_size",
         *FEATURES,
         *LIMITS,
+        "use_gpu",
         "no_estimate",
     ],
     "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "tiff"],

@@ -26,6 +26,13 @@ def test_a_node_of_a_cluster_is_taken_by_a_network_but_for_what_decodes_for_it()
     assert (found.max_actors, found.num_cpus, found.num_threads) == (4, 6, 8)
 
 
+def test_a_small_node_makes_no_networks_small() -> None:
+    found = place([cpus(4), cpus(64), cpus(64)])
+    assert (found.max_actors, found.num_threads) == (16, 8)
+    assert found.num_cpus > 4  # so that none starts on the small one
+    assert place([cpus(2), cpus(32)]).max_actors == 4
+
+
 @pytest.mark.parametrize("cores", range(1, 33))
 def test_networks_never_take_what_feeds_them(cores: int) -> None:
     found = place([HEAD, cpus(cores), cpus(cores)], (1, 100))
@@ -41,7 +48,6 @@ def test_a_pool_grows_from_the_least_to_the_most() -> None:
 
 def test_networks_go_to_gpus_where_there_are_any() -> None:
     assert place([HEAD, cpus(16), cpus(8) | {"GPU": 4.0}]) == Placement(4, 4, num_gpus=1, num_cpus=0, num_threads=None)
-    assert place([HEAD, cpus(8) | {"GPU": 1.0}], on_cpus=True).num_gpus == 0
 
 
 def test_networks_wait_for_gpus_a_cluster_is_to_get() -> None:
@@ -49,9 +55,11 @@ def test_networks_wait_for_gpus_a_cluster_is_to_get() -> None:
     assert place([HEAD], (1, 8), use_gpu=True) == Placement(1, 8, num_gpus=1, num_cpus=0, num_threads=None)
 
 
-def test_a_runtime_for_cpus_is_not_put_on_gpus() -> None:
+def test_a_runtime_for_cpus_is_not_put_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "openvino")
+    assert place([HEAD, cpus(8) | {"GPU": 1.0}]).num_gpus == 0
     with pytest.raises(UsageError, match="do not go together"):
-        place([HEAD], use_gpu=True, on_cpus=True)
+        place([HEAD], use_gpu=True)
 
 
 def test_a_cluster_whose_nodes_are_still_to_come_gets_one_network_and_none_on_the_head() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import json
@@ -68,6 +69,8 @@ class Head:
 
     port: int
     """Of the dashboard."""
+    join_port: int
+    """Where a driver joins."""
     folder: Path
     home: Path
     """Of a user without a token file."""
@@ -115,9 +118,9 @@ def running_head(store: Mapping[str, str]) -> Iterator[Head]:
     # Not pytest's folder: the path of a Unix socket is at most 107 characters long.
     folder = Path(tempfile.mkdtemp(prefix="bn-ray-", dir="/tmp"))
     (folder / "home").mkdir()
-    head, agent_port = Head(free_port(), folder, folder / "home"), free_port()
+    head, agent_port = Head(free_port(), free_port(), folder, folder / "home"), free_port()
     command = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus", "2"]
-    command += ["--object-store-memory", "100000000", "--temp-dir", str(folder / "r"), "--port", str(free_port())]
+    command += ["--object-store-memory", "100000000", "--temp-dir", str(folder / "r"), "--port", str(head.join_port)]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(head.port)]
     command += ["--dashboard-agent-listen-port", str(agent_port), "--dashboard-agent-grpc-port", str(free_port())]
     command += ["--ray-client-server-port", str(free_port()), "--metrics-export-port", str(free_port())]
@@ -366,7 +369,7 @@ def test_a_cluster_is_not_joined_without_its_token_and_the_error_says_how(head: 
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=environment | {"RAY_ADDRESS": f"127.0.0.1:{head.port}"},
+        env=environment | {"RAY_ADDRESS": f"127.0.0.1:{head.join_port}"},
         capture_output=True,
         text=True,
     )
@@ -484,6 +487,35 @@ def test_a_dashboard_that_stays_silent_is_given_up() -> None:
 
     with pytest.raises(ClusterError, match="may still run"):
         follow(Silent(), "x", Transcript(print), patience_seconds=0.1)
+
+
+def test_a_log_that_flowed_for_longer_than_anybody_waits_for_an_answer_may_be_cut_once() -> None:
+    class Details:
+        class status:
+            @staticmethod
+            def is_terminal() -> bool:
+                return True
+
+    class CutOnce:
+        num_asked = 0
+
+        async def tail_job_logs(self, submission_id: str) -> Any:
+            for number in range(15):
+                await asyncio.sleep(0.02)
+                yield f"line {number}\n"
+
+        def get_job_info(self, submission_id: str) -> Any:
+            self.num_asked += 1
+            if self.num_asked == 1:
+                raise LostError("Cut.")
+            return Details
+
+        def get_job_logs(self, submission_id: str) -> str:
+            return "".join(f"line {number}\n" for number in range(15))
+
+    shown: list[str] = []
+    assert follow(CutOnce(), "x", Transcript(shown.append), patience_seconds=0.2) is Details
+    assert shown == [f"line {number}" for number in range(15)]
 
 
 @pytest.mark.parametrize(
