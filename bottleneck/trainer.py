@@ -72,7 +72,8 @@ def fit_head(
     resources = ray.cluster_resources()
     _check_resources(resources, num_workers, use_gpu)
     largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
-    cpus = max(1, int(min(largest, resources.get("CPU", 1) / num_workers)))
+    # None where all nodes are still to come: each worker then computes on all cores of its node.
+    cpus = max(1, int(min(largest, resources.get("CPU", 1) / num_workers))) if largest else None
     exchange = ray.remote(num_cpus=0, max_concurrency=64)(Exchange).remote()
     folder = tempfile.mkdtemp(prefix="bottleneck-fit-")
     given = {"exchange": exchange, "features": features, "request": request, "rows_of": rows_of, "threads": cpus}
@@ -291,7 +292,7 @@ def _fetch(handle: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int | None) -> Iterator[None]:
     """Limit the threads of matrix products, which otherwise are one a core for every worker."""
     from threadpoolctl import threadpool_limits
 
