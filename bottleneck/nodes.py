@@ -71,8 +71,8 @@ def try_cluster(address: str) -> Iterator[Finding]:
             told = f"{address} is not encrypted: whoever listens sees the token. Use https, or a tunnel to localhost"
             yield Finding("dashboard", "warning", told)
     told_by = _ask(address, JOB_SECONDS if is_dashboard(address) else JOIN_SECONDS)
-    if error := told_by.get("error"):
-        yield Finding("cluster", "failure", f"{error}. {_what_to_do(error)}")
+    if wrong := told_by.get("error"):
+        yield Finding("cluster", "failure", f"{wrong}. {_what_to_do(wrong)}")
         return
     nodes, here = told_by["nodes"], {"Ray": _ray_version(), "Python": platform.python_version()}
     total = {name: sum(one[name] * one["count"] for one in nodes) for name in ("cpus", "gpus", "memory")}
