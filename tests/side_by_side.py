@@ -1,8 +1,9 @@
-"""Run all tests as two pytest processes: those of faults, which mostly wait for Ray or a process's end, and all others.
+"""Run all tests as two pytest processes: those of faults and clusters, which mostly wait for Ray or a process's end, and
+all others.
 
     python tests/side_by_side.py
 
-Shows the others as they run, then the faults' own lines; the last line is the closing line of the others. Exits with 0
+Shows the others as they run, then the waiting ones' own lines; the last line is the closing line of the others. Exits with 0
 if both passed.
 """
 
@@ -15,23 +16,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest"]
+WAITING = ["tests/faults"]
+WAITING += [
+    f"tests/test_{name}.py" for name in ("submit", "doctor", "status", "metrics", "cluster_ray", "cluster_rights")
+]
 
 
 def main() -> int:
     with tempfile.TemporaryFile("w+") as told:
-        faults = subprocess.Popen([*PYTEST, "tests/faults"], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
+        waiting = subprocess.Popen([*PYTEST, *WAITING], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
+        ignored = [f"--ignore={path}" for path in WAITING]
         last = ""
         with subprocess.Popen(
-            [*PYTEST, "--ignore=tests/faults"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*PYTEST, *ignored], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as others:
             assert others.stdout is not None
             for line in others.stdout:
                 print(line, end="", flush=True)
                 last = line if line.startswith("=") else last
-        faults.wait()
+        waiting.wait()
         told.seek(0)
         print(f"\n{told.read()}\n{last}", end="", flush=True)
-    return others.returncode or faults.returncode
+    return others.returncode or waiting.returncode
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ class Outputs(RuleBasedStateMachine):
 
 TestOutputs = Outputs.TestCase
 TestOutputs.settings = settings(
-    max_examples=int(os.environ.get("BOTTLENECK_TEST_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("BOTTLENECK_TEST_EXAMPLES", "15")),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
