@@ -1,10 +1,9 @@
-"""Run all tests as two pytest processes: those of faults and clusters, which mostly wait for Ray or a process's end, and
-all others.
+"""Run all tests as two pytest processes: faults and clusters, which mostly wait for Ray or a process's end; all others.
 
     python tests/side_by_side.py
 
-Shows the others as they run, then the waiting ones' own lines; the last line is the closing line of the others. Exits with 0
-if both passed.
+Shows the others as they run, then the waiting ones' own lines; the last line is the closing line of the others. Exits
+with 0 if both passed.
 """
 
 from __future__ import annotations
