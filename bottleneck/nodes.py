@@ -72,7 +72,9 @@ def try_cluster(address: str) -> Iterator[Finding]:
             yield Finding("dashboard", "warning", told)
     told_by = _ask(address, JOB_SECONDS if is_dashboard(address) else JOIN_SECONDS)
     if wrong := told_by.get("error"):
-        yield Finding("cluster", "failure", f"{wrong}. {_what_to_do(wrong)}")
+        # Errors of ours say what to do themselves.
+        told = wrong if "Expected " in wrong else f"{wrong}. {_what_to_do(wrong)}"
+        yield Finding("cluster", "failure", told)
         return
     nodes, here = told_by["nodes"], {"Ray": _ray_version(), "Python": platform.python_version()}
     total = {name: sum(one[name] * one["count"] for one in nodes) for name in ("cpus", "gpus", "memory")}
