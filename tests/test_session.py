@@ -14,13 +14,16 @@ def running():
 
 start_ray()
 assert any("raylet" in word for command in running() for word in command)
+sockets = [one for child in psutil.Process().children(recursive=True) for one in child.net_connections("inet")]
+listening = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+assert listening and listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
 stop_ray()
 psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
 print(running())
 """
 
 
-def test_no_process_is_left_when_ray_is_stopped() -> None:
+def test_a_local_ray_listens_on_the_loopback_address_alone_and_leaves_no_process() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
