@@ -7,7 +7,6 @@ a dashboard it is submitted there as a job.
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from bottleneck import __version__, dashboard
 from bottleneck.doctor import Check, Finding
 from bottleneck.errors import BottleneckError, UsageError
+from bottleneck.session import check_reachable
 
 JOIN_SECONDS = 90.0
 """To join, and to start a worker on a node of each kind: some 5 s where nothing is wrong."""
@@ -197,9 +197,7 @@ def join(address: str) -> dict[str, Any]:
 
     import ray
 
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon:  # Ray itself tries for long to reach a cluster that is not there
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    check_reachable(address)
     ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     kinds: dict[tuple[float, float, int], list[dict[str, Any]]] = defaultdict(list)
     for node in ray.nodes():

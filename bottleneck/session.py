@@ -32,6 +32,13 @@ def cluster_address() -> str:
     return "" if address == "local" else address
 
 
+def check_reachable(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself tries for minutes to reach a cluster that is not there."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 def start_ray() -> None:
     """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else."""
     # A thread that still iterates while the run is being stopped must not start Ray a second time.
@@ -62,10 +69,7 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
     try:
         if address:
-            # Ray itself tries for minutes to reach a cluster that is not there.
-            host, colon, port = address.rpartition("://")[2].rpartition(":")
-            if colon:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            check_reachable(address)
             with quiet_start():
                 ray.init(address=address, **options)
         else:
@@ -143,12 +147,14 @@ def _end_datasets() -> None:
 
 
 def workers_have_bfloat16(use_gpu: bool = False) -> bool:
-    """Ask a worker like those that will run: one with a GPU if the cluster has any, or is to get one."""
+    """Ask a worker like those that will run: on a cluster one with a GPU if it has any, or is to get one."""
     # Not with this module, which also `doctor` needs, where packages may be broken.
     from bottleneck.base import has_bfloat16
     from bottleneck.placement import check_runtime
 
     check_runtime(use_gpu)
+    if not cluster_address():
+        return has_bfloat16()
     start_ray()
     import ray
 

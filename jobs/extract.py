@@ -13,7 +13,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from bottleneck import base
 from bottleneck.base import choose_precision
 from bottleneck.extend import Extended, extend_plan
 from bottleneck.extract import check_request
@@ -58,9 +57,7 @@ def extract(config: Config) -> Summary:
         preflight(config.source, config.output, config.reading)
         if not cluster_address():  # where the workers are other machines, only they can tell
             check_weights(config.features.weights)
-        on_cluster = partial(workers_have_bfloat16, config.run.use_gpu)
-        has_bfloat16 = on_cluster if cluster_address() else base.has_bfloat16
-        precision = choose_precision(config.features, has_bfloat16)
+        precision = choose_precision(config.features, partial(workers_have_bfloat16, config.run.use_gpu))
     else:
         check_request(
             plan,

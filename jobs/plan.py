@@ -16,7 +16,6 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from bottleneck import base
 from bottleneck.errors import BottleneckError
 from bottleneck.estimate import Estimate
 from bottleneck.extract import open_or_make_plan
@@ -60,7 +59,7 @@ def main(config: Config) -> int:
         limits=config.limits,
         reading=config.reading,
         shard_size=config.shard_size,
-        has_bfloat16=partial(workers_have_bfloat16, config.use_gpu) if cluster_address() else base.has_bfloat16,
+        has_bfloat16=partial(workers_have_bfloat16, config.use_gpu),
     )
     for line in describe(plan):
         log.info("%s", line)

@@ -27,8 +27,8 @@ LAYERS = [
     {"head"},
     {"extract", "fitting", "drawing", "page", "export"},
     {"sections", "predict", "measure"},
-    {"report", "stages", "session", "sheet", "machine", "access", "nodes"},
-    {"dataset"},
+    {"report", "stages", "session", "sheet", "machine", "access"},
+    {"dataset", "nodes"},
     {"pipeline", "trainer"},
 ]
 """The modules of the library from the ground up; each imports only from layers below its own."""
