@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from bottleneck.errors import StoreError, UsageError
 
-FORMAT = 2
+FORMAT = 3
 
 REASONS = frozenset(
     (
@@ -49,7 +49,11 @@ _REVISION: Fields = {int: "replaced_bytes", dict: "limits replaced_label_counts"
 _PLAN: Fields = {int: "shard_size", str: "source", dict: "spec limits reading"}
 _PREDICTIONS: Fields = {int: "top", str: "head head_sha256 made_of"}
 _PART: Fields = {int: "first_shard shards images", str: "name sha256"}
-_FOOTER: Fields = {int: "format shard images", str: "fingerprint run_id written device", dict: "spec statuses versions"}
+_FOOTER: Fields = {
+    int: "format shard images",
+    str: "fingerprint run_id written device sha256",
+    dict: "spec statuses versions",
+}
 SUCCESS: Fields = {int: "format images ok", str: "fingerprint plan_sha256 finished", dict: "rejected", list: "shards"}
 SUCCESS_SHARD: Fields = {int: "shard images ok bytes", dict: "rejected"}
 
@@ -83,6 +87,7 @@ _PREDICTION_FIELDS = [
     pa.field("top_labels", pa.list_(pa.string())),
     pa.field("top_probabilities", pa.list_(pa.float32())),
 ]
+_OF_BYTES = "but that of its bytes (with zeros for these digits) is"
 _TAIL_BYTES = 65_536
 """Fetched of every data file for its footer; a footer of ours takes some 5 KB, so one request is enough."""
 
@@ -312,6 +317,17 @@ def check_footer(objects: Objects, plan: Plan, shard: int) -> tuple[Counter[str]
         known = ", ".join(map(str, plan.planned_in[shard]))
         raise Wrong(f"revision in its footer is {_short(revision)}, expected one of those planned: {known}")
     return statuses, revision
+
+
+def check_bytes(data: bytes) -> None:
+    """Find every byte of a data file as it was written, by the digest in its own footer. Raises Wrong.
+
+    Page checksums leave headers, statistics, names and the footer itself open, which other readers trust.
+    """
+    digest = json.loads((pq.read_metadata(pa.BufferReader(data)).metadata or {})[b"bottleneck"])["sha256"].encode()
+    before, field, after = data.rpartition(b'"sha256": "' + digest + b'"')
+    unsealed = field.replace(digest, b"0" * len(digest))
+    expect("sha256 in its footer is", digest.decode(), hashlib.sha256(before + unsealed + after).hexdigest(), _OF_BYTES)
 
 
 def _read_metadata(objects: Objects, name: str) -> pq.FileMetaData:

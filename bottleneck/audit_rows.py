@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bottleneck.audit import REASONS, Objects, Plan, Wrong, data_schema, expect, read_tables
+from bottleneck.audit import REASONS, Objects, Plan, Wrong, check_bytes, data_schema, expect, read_tables
 
 
 def check_data(objects: Objects, plan: Plan, shard: int, images: pa.Table, statuses: Counter[str]) -> None:
-    """Read every value of a data file (page checksums verified) and compare its rows with the plan.
+    """Read every value of a data file (all its bytes verified) and compare its rows with the plan.
 
     Args:
         images: the shard's, from its part.
@@ -25,7 +25,9 @@ def check_data(objects: Objects, plan: Plan, shard: int, images: pa.Table, statu
         Wrong: a column or a row is not what it should be.
     """
     document = plan.documents["plan.json"]
-    table = pa.concat_tables(read_tables(objects.read(plan.data_name(shard)), data_schema(document)))
+    data = objects.read(plan.data_name(shard))
+    check_bytes(data)
+    table = pa.concat_tables(read_tables(data, data_schema(document)))
     layers = [] if "predictions" in document else document["spec"]["layers"]
     rows = table.drop_columns(layers).to_pylist()
     for number, (row, image) in enumerate(zip(rows, images.to_pylist(), strict=True)):

@@ -29,7 +29,7 @@ from bottleneck.store import normal_uri, open_store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 SHARD_SIZE = 512
 """Images of a shard: about 77 MB of pixels, some seconds of work, one Parquet file."""
 NUM_FOOTERS_READ = 16

@@ -144,6 +144,12 @@ def _end_datasets() -> None:
     for thread in threading.enumerate():
         if thread.name == RESULTS_THREAD:
             thread.join(THREAD_SECONDS)
+    for thread in threading.enumerate():
+        if thread.name == "Prefetcher":
+            # Ray Data's. It ends with the iteration, but not where an error ended that.
+            if stop := getattr(getattr(getattr(thread, "_target", None), "__self__", None), "stop", None):
+                stop()
+            thread.join(THREAD_SECONDS)
 
 
 def workers_have_bfloat16(use_gpu: bool = False) -> bool:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Figures = dict[str, Any]
 
 SAMPLE_SECONDS = 0.5
-"""Between looks at CPU times and at the driver's memory."""
+"""Between looks at CPU times and at the driver's memory, at most."""
 MEMORY_SECONDS = 5.0
 """Between looks at the memory of all processes, which take a tenth of a second of a core from what is looked at: every
 half second they made a job on two cores slower by a sixth."""
@@ -75,8 +75,10 @@ def run_program(title: str, module: list[str]) -> tuple[Figures, Figures]:
             while process.poll() is None:
                 sampled = time.perf_counter()
                 watch.look()
+                # More often at first, or of a command of half a second only its first instant would be seen.
+                until_next = min(SAMPLE_SECONDS, max(0.02, (sampled - started) / 5))
                 with contextlib.suppress(psutil.TimeoutExpired):
-                    process.wait(max(0.0, sampled + SAMPLE_SECONDS - time.perf_counter()))
+                    process.wait(max(0.0, sampled + until_next - time.perf_counter()))
             seconds = time.perf_counter() - started
         finally:
             if process.poll() is None:

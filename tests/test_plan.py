@@ -243,7 +243,7 @@ def test_an_output_inside_the_source_is_not_planned_itself(source: Path) -> None
         (b"", CorruptError, "no JSON"),
         (b'{"format": 99}', UsageError, "format 99"),
         (b'{"name": "my own plan.json"}', UsageError, "format None"),
-        (b'{"format": 2}', CorruptError, "parts"),
+        (b'{"format": 3}', CorruptError, "parts"),
     ],
 )
 def test_what_is_no_plan_is_called_so(output: Path, content: bytes, error: type[Exception], message: str) -> None:

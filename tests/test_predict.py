@@ -17,6 +17,7 @@ import pytest
 import tiny
 from servers import S3Server
 from test_jobs import run
+from test_verify import write_data
 
 from bottleneck.base import Base
 from bottleneck.errors import FingerprintError, UsageError
@@ -431,9 +432,8 @@ def rewrite(output: Path, change: Change) -> str:
     table = pq.read_table(path)
     rows = table.to_pylist()
     change(rows)
-    footer = {b"bottleneck": pq.read_metadata(path).metadata[b"bottleneck"]}
-    changed = pa.Table.from_pylist(rows, table.schema.with_metadata(footer))
-    pq.write_table(changed, path, write_page_checksum=True)
+    footer = json.loads(pq.read_metadata(path).metadata[b"bottleneck"])
+    write_data(path, pa.Table.from_pylist(rows, table.schema.remove_metadata()), footer)
     success = json.loads((output / "_SUCCESS.json").read_text())
     success["shards"][int(path.name[1:9])]["bytes"] = path.stat().st_size
     (output / "_SUCCESS.json").write_text(json.dumps(success))

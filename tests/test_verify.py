@@ -124,7 +124,7 @@ def write_output(folder: Path, images: list[Image] = IMAGES) -> None:
     (folder / "plan").mkdir(parents=True)
     (folder / "data").mkdir()
     plan = {
-        "format": 2,
+        "format": 3,
         "fingerprint": FINGERPRINT,
         "spec": SPEC,
         "limits": {"max_bytes": 100_000_000, "max_pixels": 100_000_000, "tiff": False},
@@ -144,7 +144,7 @@ def extend(folder: Path, images: list[Image], number: int = 1) -> None:
     """What planning again leaves: an extension that nobody has extracted yet."""
     first_shard = sum(run["shards"] for run in read_runs(folder) if "revised" not in run)
     document = {
-        "format": 2,
+        "format": 3,
         "fingerprint": FINGERPRINT,
         "extension": number,
         "created": "2026-01-02T00:00:00+00:00",
@@ -168,7 +168,7 @@ def revise(folder: Path, shards: dict[int, list[Image]] = REVISED, number: int =
     images = [i for of_shard in shards.values() for i in of_shard]
     before = [i for number in shards for i in in_shards(IMAGES)[number]]
     document = {
-        "format": 2,
+        "format": 3,
         "fingerprint": FINGERPRINT,
         "extension": number,
         "created": "2026-01-02T00:00:00+00:00",
@@ -228,7 +228,7 @@ def write_parts(
 def write_shards(folder: Path, images: list[Image], first_shard: int, revision: int = 0) -> None:
     for number, shard in enumerate(in_shards(images), first_shard):
         footer = {
-            "format": 2,
+            "format": 3,
             "fingerprint": FINGERPRINT,
             "spec": SPEC,
             "shard": number,
@@ -258,8 +258,12 @@ def data_row(found: Image) -> dict[str, Any]:
 
 
 def write_data(path: Path, table: pa.Table, footer: dict[str, Any]) -> None:
-    table = table.replace_schema_metadata({"bottleneck": json.dumps(footer)})
+    """The footer's sha256 is that of the file with 64 zeros in its place."""
+    table = table.replace_schema_metadata({"bottleneck": json.dumps({**footer, "sha256": "0" * 64})})
     pq.write_table(table, path, write_page_checksum=True)
+    data = path.read_bytes()
+    before, zeros, after = data.rpartition(b'"sha256": "' + b"0" * 64)
+    path.write_bytes(before + zeros.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode()) + after)
 
 
 def write_success(folder: Path) -> None:
@@ -272,7 +276,7 @@ def write_success(folder: Path) -> None:
         lines.append({**line, "rejected": rejected, "bytes": path.stat().st_size})
     parts = [part["sha256"] for run in read_runs(folder) for part in run["parts"]]
     success = {
-        "format": 2,
+        "format": 3,
         "fingerprint": FINGERPRINT,
         "plan_sha256": sha256_json({"fingerprint": FINGERPRINT, "parts": parts}),
         "images": sum(line["images"] for line in lines),
@@ -473,8 +477,8 @@ def test_a_place_without_a_plan_is_a_wrong_argument(tmp_path: Path, output: Path
 
 
 def test_a_plan_of_a_newer_version_is_refused(output: Path) -> None:
-    edit(output / "plan.json", format=3)
-    with pytest.raises(UsageError, match="expected format 2"):
+    edit(output / "plan.json", format=4)
+    with pytest.raises(UsageError, match="expected format 3"):
         verify(str(output))
 
 
@@ -582,6 +586,10 @@ def flip_a_feature(folder: Path) -> None:
     column = pq.read_metadata(folder / DATA_1).row_group(0).column(9)
     start = column.dictionary_page_offset or column.data_page_offset
     flip(folder / DATA_1, start + column.total_compressed_size - 1)
+
+
+def flip_the_writer(folder: Path) -> None:
+    flip(folder / DATA_1, (folder / DATA_1).read_bytes().rindex(b"parquet-cpp"))
 
 
 def part_path(folder: Path, number: int) -> Path:
@@ -740,13 +748,13 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
         "_SUCCESS.json",
         "bytes is 'many', expected a whole number",
     ),
-    "format in _SUCCESS": (editing("_SUCCESS.json", format=3), "_SUCCESS.json", "format is 3, expected 2"),
+    "format in _SUCCESS": (editing("_SUCCESS.json", format=4), "_SUCCESS.json", "format is 4, expected 3"),
     "end in _SUCCESS": (editing("_SUCCESS.json", finished=None), "_SUCCESS.json", "finished is None, expected a text"),
     "digest in _SUCCESS": (editing("_SUCCESS.json", plan_sha256=NO_DIGEST), "_SUCCESS.json", "plan_sha256"),
     "fingerprint in _SUCCESS": (editing("_SUCCESS.json", fingerprint=NO_DIGEST), "_SUCCESS.json", "fingerprint"),
     "_SUCCESS cut": (lambda out: cut(out / "_SUCCESS.json", 9), "_SUCCESS.json", "not JSON"),
     "_SUCCESS without fields": (
-        lambda out: write_json(out / "_SUCCESS.json", {"format": 2}),
+        lambda out: write_json(out / "_SUCCESS.json", {"format": 3}),
         "_SUCCESS.json",
         "fields",
     ),
@@ -799,7 +807,7 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
     "shard smaller than planned": (editing("plan.json", shard_size=5), PART_0, "shard 0 has 4 images, expected 5"),
     "extension numbered wrongly": (lambda out: extended(out, LATER, 2), EXTENSION, "is not there"),
     "fingerprint in extension": (editing_extension(fingerprint=NO_DIGEST), EXTENSION, "fingerprint is"),
-    "format in extension": (editing_extension(format=3), EXTENSION, "format is 3, expected 2"),
+    "format in extension": (editing_extension(format=4), EXTENSION, "format is 4, expected 3"),
     "number in extension": (editing_extension(extension=2), EXTENSION, "extension is 2, expected 1"),
     "key twice in the plan": (lambda out: replan(out, [IMAGES[0], *IMAGES[:-1]]), PART_0, "expected each key once"),
     "keys out of order over parts": (lambda out: replan(out, [*IMAGES[1:], IMAGES[0]]), PART_3, "follows"),
@@ -907,7 +915,8 @@ def nan_in(folder: Path) -> None:
 
 
 CORRUPT_INSIDE: dict[str, tuple[Tamper, str, str]] = {
-    "flip a byte in a page": (flip_a_feature, DATA_1, "cannot be read whole"),
+    "flip a byte in a page": (flip_a_feature, DATA_1, "sha256 in its footer is"),
+    "flip a byte that pyarrow does not look at": (flip_the_writer, DATA_1, "sha256 in its footer is"),
     "reorder rows": (
         rewriting(1, with_rows(lambda found: found.reverse())),
         DATA_1,
