@@ -109,6 +109,11 @@ def read_images(store: Store, shard: Shard) -> list[Image]:
     # A reader of its own, as two threads cannot share one of pyarrow's; and none of pyarrow's own threads, with which a
     # process that ends soon after aborts now and then (pyarrow 26: 1 of 50 to 300, "terminate called without ...").
     with pq.ParquetFile(pa.BufferReader(_part(store, shard.part)), pre_buffer=False) as part:
+        if not part.schema_arrow.equals(PART_SCHEMA):
+            raise CorruptError(
+                f"{store.uri}/{shard.part} has other columns than a part of a plan: "
+                f"{', '.join(part.schema_arrow.names)}. Restore it, or plan a new output."
+            )
         table = part.read_row_group(shard.row_group, use_threads=False)
     columns = [table.column(name).to_pylist() for name in Image._fields]
     return list(itertools.starmap(Image, zip(*columns, strict=True)))

@@ -37,7 +37,7 @@ from bottleneck.listing import (
 )
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
 from bottleneck.plan import Plan
-from bottleneck.rows import Reason
+from bottleneck.rows import Reason, check_schema
 from bottleneck.sources import open_source
 from bottleneck.spec import Limits
 from bottleneck.store import open_store
@@ -146,6 +146,7 @@ def _rejected_rows(store: Store, entry: Entry, reasons: frozenset[str]) -> dict[
     while True:
         try:
             with pq.ParquetFile(ContainerFile(store, entry), page_checksum_verification=True, pre_buffer=False) as file:
+                check_schema(file.schema_arrow)
                 table = file.read(["key", "reason"], use_threads=False)
             break
         except (ObjectGoneError, ObjectChangedError):
@@ -153,7 +154,7 @@ def _rejected_rows(store: Store, entry: Entry, reasons: frozenset[str]) -> dict[
             if now is None or now == entry:
                 raise CorruptError(f"{store.uri}/{entry.key} is gone since it was listed.") from None
             entry = now
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptError(
                 f"{store.uri}/{entry.key} is damaged: {error}. Look at it with `bottleneck verify`; delete it to have "
                 "it done again."

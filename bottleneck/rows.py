@@ -42,6 +42,20 @@ PREDICTION_FIELDS = [
 """What a head says of an image: its best class, that class' probability, and the best few, best first."""
 
 
+def check_schema(schema: pa.Schema) -> None:
+    """Refuse columns no data file has. Raises pyarrow.ArrowInvalid.
+
+    Above all types that others have registered with pyarrow: Ray has one whose values are unpickled when they are read.
+    """
+    known = {field.name: field.type for field in IMAGE_FIELDS + PREDICTION_FIELDS}
+    for field in schema:
+        is_layer = pa.types.is_fixed_size_list(field.type) and field.type.value_type in (pa.float16(), pa.float32())
+        expected = known.get(field.name)
+        if field.type != expected and (expected is not None or not is_layer):
+            wanted = expected or "a list of as many float16 or float32 in each row"
+            raise pa.ArrowInvalid(f"its column {field.name} is {field.type}, expected {wanted}")
+
+
 def data_schema(spec: OutputSpec) -> pa.Schema:
     """The schema of a data file: `IMAGE_FIELDS`, then one column of D values for each layer, or a head's predictions.
 
