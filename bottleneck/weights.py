@@ -85,9 +85,14 @@ def _no_fit(base: str, weights: str, needs_top: bool, error: Exception) -> Weigh
     )
 
 
+def is_file(weights: str) -> bool:
+    """Whether weights are asked for by a file or URI, whose content can change."""
+    return weights != "imagenet" and not weights.startswith("random:")
+
+
 def check_weights(weights: str) -> None:
     """Refuse what cannot be weights, without loading anything. Raises WeightsError."""
-    if weights == "imagenet" or weights.startswith("random:"):
+    if not is_file(weights):
         return
     if not weights.endswith(".h5"):
         raise WeightsError(

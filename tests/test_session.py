@@ -1,11 +1,13 @@
 """Ray as a run starts and leaves it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
+import os
 import psutil
 from bottleneck.session import start_ray, stop_ray
 
@@ -14,14 +16,19 @@ def running():
 
 start_ray()
 assert any("raylet" in word for command in running() for word in command)
+sockets = [one for child in psutil.Process().children(recursive=True) for one in child.net_connections("inet")]
+listening = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+assert listening and listening <= {"127.0.0.1", "::1"}, listening
+assert os.environ["RAY_AUTH_MODE"] == "token"
 stop_ray()
 psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
 print(running())
 """
 
 
-def test_no_process_is_left_when_ray_is_stopped() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True)
+def test_ray_listens_to_this_machine_alone_and_no_process_is_left_when_it_is_stopped() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
 
