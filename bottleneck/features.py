@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
 from bottleneck.footer import read_footer, revision_in
 from bottleneck.objects import ObjectGoneError, Store, Wanted
+from bottleneck.parquet import open_parquet
 from bottleneck.plan import FORMAT, Plan, json_bytes, load_plan, versions
 from bottleneck.rows import check_schema, data_schema
 from bottleneck.spec import FeatureSpec, OutputSpec, canonical_layer
@@ -308,8 +309,8 @@ def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.
     try:
         data = store.get(Wanted(name, 0, ""))
         # Without threads of pyarrow's, see `listing.read_images`; a layer is one column chunk, they gain nothing.
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False) as file:
-            check_schema(file.schema_arrow)
+        with open_parquet(pa.BufferReader(data), page_checksum_verification=True) as file:
+            check_schema(file.schema_arrow, columns or ())
             return file.read(columns=columns, use_threads=False)
     except ObjectGoneError:
         raise CorruptError(f"{store.uri}/{name} is gone since it was listed.") from None

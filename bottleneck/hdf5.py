@@ -62,7 +62,7 @@ def _values_bytes(thing: Any, where: str) -> int:
     # V, bytes without a meaning, is what bfloat16 is stored as.
     if thing.dtype.kind not in "biufV" or thing.dtype.fields or thing.dtype.subdtype:
         raise ValueError(f"{where} has the type {thing.dtype}; expected numbers")
-    return math.prod(thing.shape) * int(thing.dtype.itemsize)
+    return int(math.prod(thing.shape)) * int(thing.dtype.itemsize)
 
 
 def _attributes_bytes(thing: Any) -> int:

@@ -17,12 +17,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bottleneck.containers import ContainerFile, while_planning
 from bottleneck.errors import UsageError
 from bottleneck.images import Image, folder_label
 from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store
+from bottleneck.parquet import open_parquet
 from bottleneck.spec import Reading
 from bottleneck.store import normal_uri, open_store
 
@@ -190,7 +190,7 @@ def _csv_rows(file: ContainerFile, reading: Reading, name: str) -> Iterator[tupl
 
 
 def _parquet_rows(file: ContainerFile, reading: Reading, name: str) -> Iterator[tuple[str | None, str | None]]:
-    with pq.ParquetFile(file, pre_buffer=False) as table:
+    with open_parquet(file) as table:
         image, label = find_columns(table.schema_arrow.names, reading, name)
         wanted = [image] if label is None else [image, label]
         for batch in table.iter_batches(ROWS_READ_AT_ONCE, columns=wanted, use_threads=False):

@@ -14,7 +14,6 @@ from typing import NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bottleneck.containers import ContainerFile
 from bottleneck.errors import CorruptError, UsageError
@@ -36,6 +35,7 @@ from bottleneck.listing import (
     write_part,
 )
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
+from bottleneck.parquet import open_parquet
 from bottleneck.plan import Plan
 from bottleneck.rows import Reason, check_schema
 from bottleneck.sources import open_source
@@ -145,8 +145,8 @@ def _rejected_rows(store: Store, entry: Entry, reasons: frozenset[str]) -> dict[
     """Keys and reasons of a data file, of which little more than their columns is read."""
     while True:
         try:
-            with pq.ParquetFile(ContainerFile(store, entry), page_checksum_verification=True, pre_buffer=False) as file:
-                check_schema(file.schema_arrow)
+            with open_parquet(ContainerFile(store, entry), page_checksum_verification=True) as file:
+                check_schema(file.schema_arrow, ["key", "reason"])
                 table = file.read(["key", "reason"], use_threads=False)
             break
         except (ObjectGoneError, ObjectChangedError):

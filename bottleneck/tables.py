@@ -18,6 +18,7 @@ from bottleneck.containers import ContainerFile, containers, look_into, while_pl
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.images import Image
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
+from bottleneck.parquet import open_parquet
 from bottleneck.spec import Reading
 
 SUFFIXES = (".parquet", ".pq")
@@ -92,9 +93,8 @@ class Table:
                 yield error
 
     def _open(self, file: ContainerFile) -> pq.ParquetFile:
-        """One of pyarrow's readers, without threads: with them a process that ends soon after can abort."""
         try:
-            return pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+            return open_parquet(file, buffer_size=BUFFER_BYTES)
         except UNREADABLE as error:
             raise self._unreadable(file.entry, error) from error
 
@@ -126,10 +126,13 @@ class Table:
                 if f"{chunk.path_in_schema}.".startswith(f"{columns.image}.")
             )
             size = num_bytes // max(1, metadata.num_rows)
+            end = row + metadata.num_rows
             for path, label in _paths_and_labels(file, group, columns, wanted):
                 key = f"{entry.key}/{row:09d}" + (f"/{path}" if path else "")
                 yield Image(key, size, entry.etag, label, row, None, entry.key)
                 row += 1
+            if row != end:
+                raise ValueError(f"row group {group} has another number of rows than it says")
 
     def _check_rows(self, file: pq.ParquetFile, entry: Entry) -> None:
         num_rows = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))

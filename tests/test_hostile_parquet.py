@@ -148,7 +148,7 @@ def test_no_column_of_a_data_file_is_unpickled(plan: Plan, tmp_path: Path, colum
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda table: table.drop_columns(["status"]), "damaged|status"),
+        (lambda table: table.drop_columns(["status"]), "it has no column status"),
         (lambda table: table.set_column(0, "key", pa.array(range(len(table)))), "its column key is int64"),
         (lambda table: table.append_column("more", pa.array(range(len(table)))), "its column more is int64"),
         (lambda table: table.append_column("x:avg", pa.array([[1.0]] * len(table))), "its column x:avg is list"),
@@ -159,7 +159,7 @@ def test_a_data_file_with_other_columns_is_told(plan: Plan, tmp_path: Path, chan
     with pytest.raises(CorruptError, match=words):
         list(open_features(plan.output, allow_incomplete=True).keyed_batches())
     with pytest.raises(CorruptError, match=words):
-        read_table(open_store(plan.output), file, ["key", "status"] if "drop" not in words else None)
+        read_table(open_store(plan.output), file, ["key", "status"])
 
 
 # Small files that say much
