@@ -21,6 +21,7 @@ from bottleneck.hdf5 import check_hdf5
 from bottleneck.weights import load_network
 
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras
 LAYOUTS = ("network.h5", "network.weights.h5")
 """Keras' two, which it tells apart by the name."""
 HUGE = 1 << 40
@@ -153,8 +154,8 @@ HARMS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "a group that holds itself": (itself, "groups more than|far more bytes"),
     "a thousand groups deep": (deep, "groups more than"),
     "a crowd of links": (crowd, "more than 50,000 objects"),
-    "a .keras file": (renamed_zip, "Received"),
-    "a pickle": (lambda path, other: path.write_bytes(pickle.dumps(Canary())) and None, "Received"),
+    "a .keras file": (renamed_zip, "signature not found"),
+    "a pickle": (lambda path, other: path.write_bytes(pickle.dumps(Canary())) and None, "signature not found"),
 }
 
 
@@ -188,7 +189,7 @@ def test_what_does_harm_is_found_before_any_value_is_read(
     path = harmed(tmp_path / "in", written, layout, harm)
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
-    with pytest.raises((ValueError, OSError), match="" if HARMS[harm][1] == "Received" else HARMS[harm][1]):
+    with pytest.raises((ValueError, OSError), match=HARMS[harm][1]):
         check_hdf5(str(path))
     assert time.monotonic() - started < 10
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in"]
@@ -221,9 +222,12 @@ print("refused", len(sys.argv) - 2)
 def test_what_does_harm_is_refused_quickly_and_in_little_memory(tmp_path: Path, written: dict[str, bytes]) -> None:
     good = tmp_path / LAYOUTS[1]
     good.write_bytes(written[LAYOUTS[1]])
-    paths = [
-        str(harmed(tmp_path / f"{number}", written, LAYOUTS[number % 2], harm)) for number, harm in enumerate(HARMS)
+    worst = [
+        harm
+        for harm in HARMS
+        if any(word in harm for word in ("declared", "thousand", "itself", "crowd", "file", "pic"))
     ]
+    paths = [str(harmed(tmp_path / f"{n}", written, LAYOUTS[n % 2], harm)) for n, harm in enumerate(worst)]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(good), *paths],
         env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
@@ -233,7 +237,7 @@ def test_what_does_harm_is_refused_quickly_and_in_little_memory(tmp_path: Path, 
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["refused", str(len(HARMS))]
+    assert done.stdout.split() == ["refused", str(len(worst))]
     assert not (tmp_path / "unpickled").exists()
 
 
