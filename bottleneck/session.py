@@ -39,6 +39,10 @@ def start_ray() -> None:
     if sys.platform == "linux":  # where it ends with this process, whatever ends this one
         # Ray's process for usage statistics, all that is left of its dashboard, is not waited for: that takes 1 to 2 s.
         os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "0")
+    if not cluster_address():
+        # Given 127.0.0.1, Ray takes this machine's address in the network and listens on all it has, unless it is told,
+        # before it is imported, that there is no cluster. Its name is of the systems where that is so by itself.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
     if ray.is_initialized():

@@ -18,7 +18,7 @@ start_ray()
 assert any("raylet" in word for command in running() for word in command)
 sockets = [one for child in psutil.Process().children(recursive=True) for one in child.net_connections("inet")]
 listening = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
-assert listening and listening <= {"127.0.0.1", "::1"}, listening
+assert listening and listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
 assert os.environ["RAY_AUTH_MODE"] == "token"
 stop_ray()
 psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)

@@ -154,6 +154,7 @@ def test_a_corrupt_weights_file_is_refused(photos: Photos, output: Path, tmp_pat
     assert not output.exists()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras
 def test_weights_that_changed_since_the_plan_stop_the_run_before_an_image_is_read(
     photos: Photos, output: Path, seen: Seen, tmp_path: Path
 ) -> None:
