@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test coverage check lock clean
+.PHONY: setup demo test coverage check audit lock clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Known weaknesses of what the locks pin, from the advisory database of PyPI: needs uv and the network, so CI does not ask
+# for it; before a release, and after every `make lock`.
+audit:
+	for lock in requirements.lock cluster/cpu.lock cluster/gpu.lock; do uvx pip-audit --disable-pip --require-hashes --requirement $$lock || exit 1; done
 
 # After a change of dependencies in pyproject.toml; needs uv.
 lock:

@@ -144,7 +144,7 @@ class Objects:
         """Fetch and parse a JSON document. Raises StoreError or Wrong."""
         try:
             return json.loads(self.read(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Wrong(f"is not JSON: {error}") from error
 
 

@@ -79,7 +79,7 @@ def has_bfloat16() -> bool:
     """Whether this machine has bfloat16 in hardware: a GPU from Ampere up, else a CPU with AMX or AVX512-BF16."""
     try:
         found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],  # noqa: S607
+            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],  # noqa: S607  # where it is differs from system to system
             capture_output=True,
             text=True,
             timeout=10,

@@ -188,7 +188,7 @@ class BucketStore:
                         "the same command again; nothing is lost."
                     ) from error
                 log.debug("trying again after %s: %s", _words(error), doing)
-                await asyncio.sleep(min(0.1 * 2**tries, 5.0) * (0.5 + random.random()))  # noqa: S311
+                await asyncio.sleep(min(0.1 * 2**tries, 5.0) * (0.5 + random.random()))  # noqa: S311  # a pause, no secret
                 tries += 1
             else:
                 self._answered = True

@@ -69,6 +69,8 @@ class ContainerFile(io.RawIOBase):
         self.store, self.entry, self.stop = store, entry, stop
         self.block_bytes = FOLDER_BLOCK_BYTES if isinstance(store, FolderStore) else STORE_BLOCK_BYTES
         self.position = 0
+        self.longest_bytes: int | None = None
+        """More is not read at once, where it is set: what a file says of its parts may be a lie."""
         self.block_start, self.block = 0, b""
 
     def readable(self) -> bool:
@@ -90,6 +92,8 @@ class ContainerFile(io.RawIOBase):
         start = self.position
         if start >= end:
             return b""
+        if self.longest_bytes and end - start > self.longest_bytes:
+            raise ValueError(f"byte {start:,} says that {end - start:,} bytes belong together")
         if not self.block_start <= start <= end <= self.block_start + len(self.block):
             if self.stop and self.stop.is_set():
                 raise StoreError(f"{self.entry.key} is no longer wanted.")

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
 from bottleneck.footer import read_footer, revision_in
 from bottleneck.objects import ObjectGoneError, Store, Wanted
+from bottleneck.parquet import open_parquet
 from bottleneck.plan import FORMAT, Plan, json_bytes, load_plan, versions
-from bottleneck.rows import data_schema
+from bottleneck.rows import check_schema, data_schema
 from bottleneck.spec import FeatureSpec, OutputSpec, canonical_layer
 from bottleneck.store import open_store
 
@@ -223,7 +224,7 @@ def finished(plan: Plan, committed: dict[int, int] | None = None) -> dict[str, A
         if document["plan_sha256"] != plan.sha256:
             return None
         return document if sizes == (plan.committed() if committed is None else committed) else None
-    except (ObjectGoneError, ValueError, KeyError, TypeError):
+    except (ObjectGoneError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -320,11 +321,12 @@ def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.
     try:
         data = store.get(Wanted(name, 0, ""))
         # Without threads of pyarrow's, see `listing.read_images`; a layer is one column chunk, they gain nothing.
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False) as file:
+        with open_parquet(pa.BufferReader(data), page_checksum_verification=True) as file:
+            check_schema(file.schema_arrow, columns or ())
             return file.read(columns=columns, use_threads=False)
     except ObjectGoneError:
         raise CorruptError(f"{store.uri}/{name} is gone since it was listed.") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptError(
             f"{store.uri}/{name} is damaged: {error}. Look at it with `bottleneck verify`; delete it to have it done "
             "again."

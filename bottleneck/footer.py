@@ -61,7 +61,7 @@ def _parse(store: Store, entry: Entry, tail: bytes) -> dict[str, Any]:
         metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail)).metadata or {}
         footer: dict[str, Any] = json.loads(metadata[b"bottleneck"])
         return footer
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise CorruptError(
             f"{store.uri}/{entry.key} is no data file of bottleneck: {error}. Look at it with `bottleneck verify`; "
             "delete it to have it done again."

@@ -220,14 +220,15 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
             if head.kind not in get_args(Kind) or head.scale not in get_args(Scale):
                 raise ValueError(f"kind {head.kind}, scale {head.scale}")
+            _check_types(document)
             head.classes_ = np.array(document["classes"], dtype=object)
-            head.n_features_in_ = int(document["dim"])
+            head.n_features_in_ = document["dim"]
             spec = FeatureSpec.from_json(document["spec"])
             names = ("layer", "features", "plan_sha256", "details")
             head.origin_ = Origin(spec=spec, **{name: document[name] for name in names})
             head.sha256_ = str(document["sha256"])
             head._take_tensors(_tensors(data, uri))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CorruptError(f"{uri} is no readable head: {error!r}. Restore it, or fit it again.") from error
         return head
 
@@ -277,6 +278,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for name, value in tensors.items():
             if value.dtype != np.float64 or not np.isfinite(value).all():
                 raise ValueError(f"{name} is not all finite float64")
+            if name in ("scale", "temperature") and not (value > 0).all():
+                raise ValueError(f"{name} is not all above 0")
         self._take(tensors)
 
 
@@ -299,7 +302,7 @@ def _read(uri: str) -> tuple[dict[str, Any], bytes]:
         document = json.loads(text)
         digest = document.pop("sha256")
         unchanged = digest == sha256_json(document)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{store.uri}/{HEAD_JSON} is truncated or no head: {error!r}. {mend}") from error
     if document.get("format") != FORMAT:
         raise UsageError(f"{store.uri} has format {document.get('format')}; this version reads format {FORMAT}.")
@@ -312,6 +315,25 @@ def _read(uri: str) -> tuple[dict[str, Any], bytes]:
     if hashlib.sha256(data).hexdigest() != document.get("tensors_sha256"):
         raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is not the file {HEAD_JSON} speaks of: damaged. {mend}")
     return {**document, "sha256": digest}, data
+
+
+def _check_types(document: dict[str, Any]) -> None:
+    """Raise ValueError where a field of a head's JSON is of another kind than those that are written."""
+    kinds = {
+        "layer": str,
+        "features": str,
+        "plan_sha256": str,
+        "details": dict,
+        "spec": dict,
+        "dim": int,
+        "classes": list,
+    }
+    for name, kind in kinds.items():
+        if type(document[name]) is not kind:
+            raise ValueError(f"{name} is {type(document[name]).__name__}, expected {kind.__name__}")
+    classes = document["classes"]
+    if not all(isinstance(label, str) for label in classes) or len(set(classes)) < max(2, len(classes)):
+        raise ValueError("classes are not two or more different texts")
 
 
 def _tensors(data: bytes, uri: str) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from bottleneck.errors import CorruptError, StoreError
 from bottleneck.images import Image
 from bottleneck.objects import ObjectGoneError, Store, Wanted
+from bottleneck.parquet import open_parquet
 from bottleneck.spec import Limits, OutputSpec
 
 SHARDS_PER_PART = 32
@@ -108,7 +109,12 @@ def read_images(store: Store, shard: Shard) -> list[Image]:
     """The images of one shard, in order."""
     # A reader of its own, as two threads cannot share one of pyarrow's; and none of pyarrow's own threads, with which a
     # process that ends soon after aborts now and then (pyarrow 26: 1 of 50 to 300, "terminate called without ...").
-    with pq.ParquetFile(pa.BufferReader(_part(store, shard.part)), pre_buffer=False) as part:
+    with open_parquet(pa.BufferReader(_part(store, shard.part))) as part:
+        if not part.schema_arrow.equals(PART_SCHEMA):
+            raise CorruptError(
+                f"{store.uri}/{shard.part} has other columns than a part of a plan: "
+                f"{', '.join(part.schema_arrow.names)}. Restore it, or plan a new output."
+            )
         table = part.read_row_group(shard.row_group, use_threads=False)
     columns = [table.column(name).to_pylist() for name in Image._fields]
     return list(itertools.starmap(Image, zip(*columns, strict=True)))
@@ -240,7 +246,7 @@ def find(store: Store, shards: Iterable[Shard], keys: Iterable[str]) -> dict[str
     wanted = sorted({key.encode() for key in keys})
     found: dict[str, tuple[int, Image]] = {}
     for name, together in itertools.groupby(shards, key=lambda shard: shard.part):
-        with pq.ParquetFile(pa.BufferReader(_part(store, name)), pre_buffer=False) as file:
+        with open_parquet(pa.BufferReader(_part(store, name))) as file:
             column = file.schema_arrow.get_field_index("key")
             for shard in together:
                 statistics = file.metadata.row_group(shard.row_group).column(column).statistics

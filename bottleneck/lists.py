@@ -17,12 +17,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bottleneck.containers import ContainerFile, while_planning
 from bottleneck.errors import UsageError
 from bottleneck.images import Image, folder_label
 from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store
+from bottleneck.parquet import open_parquet
 from bottleneck.spec import Reading
 from bottleneck.store import normal_uri, open_store
 
@@ -32,6 +32,10 @@ NAMES = ("uri", "url", "image", "path", "file", "file_name", "filename", "key", 
 MAX_FIELD = 10_000_000
 """Characters of a field of CSV; captions may be long."""
 CSV_BUFFER_BYTES = 1_000_000
+MAX_NAME = 10_000
+"""Characters of a name or label; of long ones too few would fit the memory."""
+ROWS_READ_AT_ONCE = 256
+"""Of Parquet, where a small file can have one long text in a million rows."""
 ROWS_SORTED_AT_ONCE = 250_000
 """About 100 MB while they are."""
 NUM_LOOKED_AT = 1024
@@ -108,6 +112,8 @@ class UriList:
                 if not key:
                     skipped["(no name)"] += 1
                     continue
+                if max(len(key), len(label or "")) > MAX_NAME:
+                    raise ValueError(f"a name or label is longer than {MAX_NAME:,} characters")
                 self._place(key)
                 yield key.encode(), (label or None) if self.reading.labels == "folder" else None
         except (ObjectGoneError, ObjectChangedError) as error:
@@ -184,10 +190,10 @@ def _csv_rows(file: ContainerFile, reading: Reading, name: str) -> Iterator[tupl
 
 
 def _parquet_rows(file: ContainerFile, reading: Reading, name: str) -> Iterator[tuple[str | None, str | None]]:
-    with pq.ParquetFile(file, pre_buffer=False) as table:
+    with open_parquet(file) as table:
         image, label = find_columns(table.schema_arrow.names, reading, name)
         wanted = [image] if label is None else [image, label]
-        for batch in table.iter_batches(columns=wanted, use_threads=False):
+        for batch in table.iter_batches(ROWS_READ_AT_ONCE, columns=wanted, use_threads=False):
             keys = batch.column(image).cast(pa.string()).to_pylist()
             labels = [None] * len(keys) if label is None else batch.column(label).cast(pa.string()).to_pylist()
             yield from zip(keys, labels, strict=True)

@@ -41,7 +41,7 @@ def _from_json(text: str, path: Path) -> list[str]:
     try:
         index = json.loads(text)
         return [str(index[str(number)][1]) for number in range(len(index))]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UsageError(
             f'{path} is no index of classes: {error!r}. Expected {{"0": ["n01440764", "tench"], ...}}.'
         ) from None

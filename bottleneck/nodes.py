@@ -124,7 +124,7 @@ def _judge(one: dict[str, Any], driver: dict[str, Any]) -> Finding:
 def _ask(address: str, limit_seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "bottleneck.nodes", address]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_seconds)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_seconds)  # noqa: S603  # this Python, no shell
     except subprocess.TimeoutExpired:
         return {"error": f"No answer from {address} within {limit_seconds:.0f} s"}
     told = _result(done.stdout) or {"error": _last_line(done.stderr) or f"joining ended with {done.returncode}"}

@@ -12,20 +12,21 @@ from typing import Any
 from bottleneck import errors
 from bottleneck.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.dataset import stages
-from bottleneck.errors import IncompleteError, StoreError
+from bottleneck.errors import FingerprintError, IncompleteError, StoreError
 from bottleneck.estimate import Prediction, predict_run
 from bottleneck.extend import Extended
 from bottleneck.features import Receipt
 from bottleneck.listing import Shard
 from bottleneck.live import Live, process_started_at
 from bottleneck.placement import place
-from bottleneck.plan import Plan
+from bottleneck.plan import Plan, differences
 from bottleneck.prepare import Work
 from bottleneck.progress import Progress
 from bottleneck.session import RESULTS_THREAD, cluster_address, start_ray, stop_ray, tell_waiting
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import WARM_UP, raised
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
+from bottleneck.weights import is_file
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,10 @@ class Run:
         import ray
 
         started = time.monotonic()
+        if is_file(self.request.weights):  # its content may be another than when it was planned: no image is read then
+            found = {"weights_sha256": self.spec().weights_sha256}
+            if message := differences(plan, {"spec": found}):
+                raise FingerprintError(message)
         done_before = plan.committed()
         tally = Tally(plan, max_rejected)
         images_before = sum(plan.images_in(shard) for shard in done_before)

@@ -352,7 +352,7 @@ def _read_json(store: Store, name: str) -> dict[str, Any] | None:
         document = json.loads(store.get(Wanted(name, 0, "")))
     except ObjectGoneError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{store.uri}/{name} is no JSON: {error}.") from error
     if not isinstance(document, dict):
         raise CorruptError(f"{store.uri}/{name} is no JSON object.")

@@ -51,7 +51,7 @@ def recompute(output: str, num_images: int, seed: int | None = None, batch_size:
     """
     features = open_features(output, allow_incomplete=True)
     plan = features.plan
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311  # a sample, no secret
     # One image a shard at a time, so that a sample of a large output reads few files.
     done = plan.committed()
     files = [(shard, plan.data_name(shard.number)) for shard in plan.shards() if shard.number in done]

@@ -176,7 +176,7 @@ class RemoteStore:
                         f"{type(error).__name__} while {doing}: {words}. Look at the name, the network and the rights, "
                         "then run the same command again; nothing is lost."
                     ) from error
-                time.sleep(min(0.1 * 2**tries, 5.0) * (0.5 + random.random()))  # noqa: S311
+                time.sleep(min(0.1 * 2**tries, 5.0) * (0.5 + random.random()))  # noqa: S311  # a pause, no secret
                 tries += 1
             else:
                 self._answered = True

@@ -14,7 +14,6 @@ from typing import NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bottleneck.containers import ContainerFile
 from bottleneck.errors import CorruptError, UsageError
@@ -36,8 +35,9 @@ from bottleneck.listing import (
     write_part,
 )
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
+from bottleneck.parquet import open_parquet
 from bottleneck.plan import Plan
-from bottleneck.rows import Reason
+from bottleneck.rows import Reason, check_schema
 from bottleneck.sources import open_source
 from bottleneck.spec import Limits
 from bottleneck.store import open_store
@@ -145,7 +145,8 @@ def _rejected_rows(store: Store, entry: Entry, reasons: frozenset[str]) -> dict[
     """Keys and reasons of a data file, of which little more than their columns is read."""
     while True:
         try:
-            with pq.ParquetFile(ContainerFile(store, entry), page_checksum_verification=True, pre_buffer=False) as file:
+            with open_parquet(ContainerFile(store, entry), page_checksum_verification=True) as file:
+                check_schema(file.schema_arrow, ["key", "reason"])
                 table = file.read(["key", "reason"], use_threads=False)
             break
         except (ObjectGoneError, ObjectChangedError):
@@ -153,7 +154,7 @@ def _rejected_rows(store: Store, entry: Entry, reasons: frozenset[str]) -> dict[
             if now is None or now == entry:
                 raise CorruptError(f"{store.uri}/{entry.key} is gone since it was listed.") from None
             entry = now
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptError(
                 f"{store.uri}/{entry.key} is damaged: {error}. Look at it with `bottleneck verify`; delete it to have "
                 "it done again."

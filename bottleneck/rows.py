@@ -1,5 +1,6 @@
 """The rows of a data file: one image's outcome each, and their Parquet schema."""
 
+from collections.abc import Collection
 from typing import Literal
 
 import pyarrow as pa
@@ -40,6 +41,22 @@ PREDICTION_FIELDS = [
     pa.field("top_probabilities", pa.list_(pa.float32())),
 ]
 """What a head says of an image: its best class, that class' probability, and the best few, best first."""
+
+
+def check_schema(schema: pa.Schema, wanted: Collection[str] = ()) -> None:
+    """Refuse columns no data file has, and one that lacks a wanted one. Raises pyarrow.ArrowInvalid.
+
+    Above all types that others have registered with pyarrow: Ray has one whose values are unpickled when they are read.
+    """
+    known = {field.name: field.type for field in IMAGE_FIELDS + PREDICTION_FIELDS}
+    for field in schema:
+        is_layer = pa.types.is_fixed_size_list(field.type) and field.type.value_type in (pa.float16(), pa.float32())
+        expected = known.get(field.name)
+        if field.type != expected and (expected is not None or not is_layer):
+            kind = expected or "a list of as many float16 or float32 in each row"
+            raise pa.ArrowInvalid(f"its column {field.name} is {field.type}, expected {kind}")
+    if missing := [name for name in wanted if name not in schema.names]:
+        raise pa.ArrowInvalid(f"it has no column {missing[0]}")
 
 
 def data_schema(spec: OutputSpec) -> pa.Schema:

@@ -108,6 +108,10 @@ class FeatureSpec:
         if set(value) != known:
             odd = ", ".join(sorted(set(value) ^ known))
             raise UsageError(f"This output's feature spec was written by another version of bottleneck: fields {odd}.")
+        kinds = dict.fromkeys(known, str) | {"layers": list, "dims": list, "image_size_px": int}
+        for name, kind in kinds.items():
+            if type(value[name]) is not kind:
+                raise TypeError(f"{name} is {type(value[name]).__name__}, expected {kind.__name__}")
         return cls(**{**value, "layers": tuple(value["layers"]), "dims": tuple(value["dims"])})
 
 

@@ -18,6 +18,7 @@ from bottleneck.containers import ContainerFile, containers, look_into, while_pl
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.images import Image
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
+from bottleneck.parquet import open_parquet
 from bottleneck.spec import Reading
 
 SUFFIXES = (".parquet", ".pq")
@@ -26,6 +27,10 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError)
 BUFFER_BYTES = 8_000_000
 """Read at once of a column; a row group of images may be larger than the memory."""
 ROWS_AT_ONCE = 32
+LEAST_IMAGE_BYTES = 16
+"""Of a file for each of its rows: the smallest GIF has 26. A file can say that it has more rows than memory holds."""
+MAX_TEXT = 10_000
+"""Characters of a label or path: a dictionary of one long text and a million places where it stands is a small file."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,8 @@ class Table:
                 yield error
 
     def _open(self, file: ContainerFile) -> pq.ParquetFile:
-        """One of pyarrow's readers, without threads: with them a process that ends soon after can abort."""
         try:
-            return pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+            return open_parquet(file, buffer_size=BUFFER_BYTES)
         except UNREADABLE as error:
             raise self._unreadable(file.entry, error) from error
 
@@ -112,6 +116,7 @@ class Table:
         columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{entry.key}")
         wanted = [f"{columns.image}.path"] if columns.has_path else []
         wanted += [columns.label] if columns.label and self.reading.labels == "folder" else []
+        self._check_rows(file, entry)
         row = 0
         for group in range(file.num_row_groups):
             metadata = file.metadata.row_group(group)
@@ -121,18 +126,42 @@ class Table:
                 if f"{chunk.path_in_schema}.".startswith(f"{columns.image}.")
             )
             size = num_bytes // max(1, metadata.num_rows)
-            paths: list[Any] = [None] * metadata.num_rows
-            labels: list[Any] = list(paths)
-            if wanted:
-                table = file.read_row_group(group, columns=wanted, use_threads=False)
-                if columns.has_path:
-                    paths = [value and value["path"] for value in table.column(columns.image).to_pylist()]
-                if columns.label in table.column_names:
-                    labels = table.column(columns.label).to_pylist()
-            for path, label in zip(paths, labels, strict=True):
+            end = row + metadata.num_rows
+            for path, label in _paths_and_labels(file, group, columns, wanted):
                 key = f"{entry.key}/{row:09d}" + (f"/{path}" if path else "")
-                yield Image(key, size, entry.etag, _label(label, columns.names), row, None, entry.key)
+                yield Image(key, size, entry.etag, label, row, None, entry.key)
                 row += 1
+            if row != end:
+                raise ValueError(f"row group {group} has another number of rows than it says")
+
+    def _check_rows(self, file: pq.ParquetFile, entry: Entry) -> None:
+        num_rows = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        if num_rows > entry.size // LEAST_IMAGE_BYTES:
+            raise UsageError(
+                f"{self.store.uri}/{entry.key} says that it has {num_rows:,} rows, in {entry.size:,} bytes. Expected "
+                f"{LEAST_IMAGE_BYTES} bytes at least for each image. Mend or remove it."
+            )
+
+
+def _paths_and_labels(
+    file: pq.ParquetFile, group: int, columns: Columns, wanted: list[str]
+) -> Iterator[tuple[str | None, str | None]]:
+    """The path and label of each row of a row group."""
+    if not wanted:
+        yield from itertools.repeat((None, None), file.metadata.row_group(group).num_rows)
+        return
+    known: dict[str | None, str | None] = {}  # so that a label is held once
+    for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted, use_threads=False):
+        paths: list[Any] = [None] * len(batch)
+        labels: list[Any] = list(paths)
+        if columns.has_path:
+            paths = [value and value["path"] for value in batch.column(columns.image).to_pylist()]
+        if columns.label in batch.schema.names:
+            labels = [_label(value, columns.names) for value in batch.column(columns.label).to_pylist()]
+        for path, label in zip(paths, labels, strict=True):
+            if max(len(path or ""), len(label or "")) > MAX_TEXT:
+                raise ValueError(f"a path or label is longer than {MAX_TEXT:,} characters")
+            yield path, known.setdefault(label, label)
 
 
 def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
@@ -152,7 +181,7 @@ def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
             f"{reading.image_column or 'no --image-column'}. All columns: {', '.join(schema.names)}."
         )
     label = reading.label_column or ("label" if "label" in schema.names else None)
-    if label is not None and (label not in schema.names or pa.types.is_nested(schema.field(label).type)):
+    if label is not None and (label not in schema.names or not _is_label(schema.field(label).type)):
         raise UsageError(
             f"{name} has no column of labels called {label}. Expected --label-column to name one of numbers or texts "
             f"among: {', '.join(schema.names)}."
@@ -173,6 +202,15 @@ def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    """Numbers and texts, and no type that a library has registered with pyarrow: Ray's unpickles its values."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    is_number = pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+    return bool(is_number or is_bytes or _is_text(kind))
 
 
 def _class_names(schema: pa.Schema, label: str | None) -> list[str] | None:

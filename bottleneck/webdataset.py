@@ -24,6 +24,8 @@ GAP_BYTES = 100_000
 """Read and thrown away rather than asked for around: what lies between images, captions for the most part."""
 WINDOW = 128
 """Images whose ranges are made together: where a tar is not in the order of its names, so many wait for their turn."""
+HEADER_BYTES = 10_000_000
+"""Read at once of a tar's headers, which may say that a name takes terabytes."""
 PADDING_BYTES = 65_536
 """Looked at behind the end mark, where writers fill up their last block."""
 LABEL_BYTES = 1_000_000
@@ -158,6 +160,7 @@ class _Labels:
 def _members(file: ContainerFile, name: str) -> Iterator[tarfile.TarInfo]:
     """The members of a tar. Raises UsageError where it is none, or damaged before its end."""
     end = 0
+    file.longest_bytes = HEADER_BYTES
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
             while (member := tar.next()) is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bottleneck.bases import nearest_first
 from bottleneck.errors import UsageError, WeightsError
+from bottleneck.hdf5 import check_hdf5
 from bottleneck.networks import build_network, build_trained, cut_top, layer_names, set_weights, settle
 from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.spec import split_layer
@@ -34,6 +35,7 @@ def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:
         set_weights(network, _load_imagenet(base, needs_top).get_weights())
     else:
         with _local_copy(weights) as path:
+            _check_file(base, weights, path, needs_top)
             if needs_top or not _file_has_top(path, network):
                 _load_file(network, base, weights, path, needs_top)
             else:  # the top is dropped, so that files with and without it give one fingerprint
@@ -60,21 +62,37 @@ def _load_imagenet(base: str, with_top: bool) -> Any:
         ) from error
 
 
+def _check_file(base: str, weights: str, path: str, needs_top: bool) -> None:
+    try:
+        check_hdf5(path)
+    except Exception as error:  # h5py raises a dozen kinds for damaged files
+        raise _no_fit(base, weights, needs_top, error) from error
+
+
 def _load_file(network: Any, base: str, weights: str, path: str, needs_top: bool) -> None:
     try:
         network.load_weights(path)
         settle(network)
     except Exception as error:
-        top = "with" if needs_top else "with or without"
-        raise WeightsError(
-            f"These weights do not fit {base} {top} its top. Expected a Keras weights file (.h5 or .weights.h5) of "
-            f"this network. Received: {weights}: {error}."
-        ) from error
+        raise _no_fit(base, weights, needs_top, error) from error
+
+
+def _no_fit(base: str, weights: str, needs_top: bool, error: Exception) -> WeightsError:
+    top = "with" if needs_top else "with or without"
+    return WeightsError(
+        f"These weights do not fit {base} {top} its top. Expected a Keras weights file (.h5 or .weights.h5) of "
+        f"this network. Received: {weights}: {error}."
+    )
+
+
+def is_file(weights: str) -> bool:
+    """Whether weights are asked for by a file or URI, whose content can change."""
+    return weights != "imagenet" and not weights.startswith("random:")
 
 
 def check_weights(weights: str) -> None:
     """Refuse what cannot be weights, without loading anything. Raises WeightsError."""
-    if weights == "imagenet" or weights.startswith("random:"):
+    if not is_file(weights):
         return
     if not weights.endswith(".h5"):
         raise WeightsError(
@@ -116,7 +134,7 @@ def _file_has_top(path: str, body: Any) -> bool:
             group = file.get("model_weights", file)
             names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs["layer_names"]]
             num_layers = sum(1 for name in names if len(group[name].attrs["weight_names"]))
-    except (OSError, KeyError, AttributeError):
+    except Exception:  # attributes may be of any type
         return False  # no HDF5 of this layout: loading it says what is wrong with it
     return num_layers > sum(1 for layer in body.layers if layer.weights)
 

@@ -184,7 +184,7 @@ def describe_hardware() -> Figures:
     gpus: list[str] = []
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603  # constant
         gpus = found.stdout.splitlines()
     return {
         "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),

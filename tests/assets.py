@@ -10,8 +10,17 @@ _BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared" / "asset
 
 def asset(relative: str) -> Path:
     """Path of a file or folder of the assets; skips the test where it is not there."""
-    root = Path(os.environ.get("BOTTLENECK_ASSETS") or _BESIDE_THE_REPOSITORY)
-    path = root / relative
-    if not path.exists():
-        pytest.skip(f"needs {relative}, not found in {root}; BOTTLENECK_ASSETS names the folder that holds it")
+    path = find_asset(relative)
+    if path is None:
+        pytest.skip(f"needs {relative}, not found in {_root()}; BOTTLENECK_ASSETS names the folder that holds it")
     return path
+
+
+def find_asset(relative: str) -> Path | None:
+    """Path of a file or folder of the assets, where it is there."""
+    path = _root() / relative
+    return path if path.exists() else None
+
+
+def _root() -> Path:
+    return Path(os.environ.get("BOTTLENECK_ASSETS") or _BESIDE_THE_REPOSITORY)

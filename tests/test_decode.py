@@ -551,14 +551,15 @@ def test_headers_that_promise_gigapixels_are_rejected(kind: str) -> None:
     assert reason(bombs()[kind], Limits()) == "too_many_pixels"
 
 
-def test_bombs_and_the_largest_image_stay_within_memory() -> None:
+def test_bombs_odd_images_and_the_largest_image_stay_within_memory_and_time() -> None:
     folder = asset("oddimages/pillow")
     program = f"""
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000, 1_500_000_000))
         import io
         from PIL import Image
-        from test_decode import KERAS, bombs, decode, reason
+        import time
+        from test_decode import KERAS, TIFF, bombs, decode, odd_images, reason
         from bottleneck.spec import Limits
         assert reason(open({str(folder / "decompression_bomb.gif")!r}, "rb").read()) == "too_many_pixels"
         assert decode(open({str(folder / "png_decompression_dos.png")!r}, "rb").read(), KERAS, Limits()).width == 1
@@ -567,6 +568,10 @@ def test_bombs_and_the_largest_image_stay_within_memory() -> None:
         file = io.BytesIO()
         Image.new("P", (10_000, 10_000)).save(file, "PNG", compress_level=1)
         assert decode(file.getvalue(), KERAS, Limits()).height == 10_000
+        for name, data in odd_images():
+            started = time.monotonic()
+            decode(data, KERAS, TIFF)
+            assert time.monotonic() - started < 30, name
         # Not ru_maxrss, which begins with what the process had that started this one.
         print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])
     """

@@ -134,6 +134,83 @@ def test_a_malformed_head_is_told(tmp_path: Path, harm: Any, words: str) -> None
         Head.load(str(tmp_path))
 
 
+def header(**tensors: Any) -> bytes:
+    """A safetensors file of a header alone, and eight bytes of values."""
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
+F64 = {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda f: (f / HEAD_JSON).write_bytes(b"[" * 100_000), "no head"),
+        (lambda f: (f / HEAD_JSON).write_bytes(b'{"a":' * 100_000), "no head"),
+        (lambda f: (f / HEAD_JSON).write_bytes(b"\xff\xfe{}"), "no head"),
+        (lambda f: (f / HEAD_JSON).write_text('{"sha256": ' + "9" * 10_000 + "}"), "no head"),
+        (lambda f: rewritten(f, b""), "no safetensors file"),
+        (lambda f: rewritten(f, bytes(8)), "no safetensors file"),
+        (lambda f: rewritten(f, (1 << 62).to_bytes(8, "little") + b"{}"), "no safetensors file"),
+        (lambda f: rewritten(f, header(coef={**F64, "shape": [1 << 40]})), "no safetensors file"),
+        (lambda f: rewritten(f, header(coef={**F64, "shape": [1 << 33, 1 << 33]})), "no safetensors file"),
+        (lambda f: rewritten(f, header(coef={**F64, "data_offsets": [0, 1 << 50]})), "no safetensors file"),
+        (lambda f: rewritten(f, header(coef={**F64, "dtype": "OBJECT"})), "no safetensors file"),
+        (lambda f: rewritten(f, header(coef={**F64, "dtype": "BF16", "shape": [4]})), "no readable head"),
+        (lambda f: rewritten(f, tensors(f, coef=np.full((3, 8), np.inf))), "not all finite"),
+        (lambda f: rewritten(f, tensors(f, coef=np.zeros((3, 8), np.int64))), "not all finite float64"),
+        (lambda f: rewritten(f, classes=[1, 2, 3]), "two or more different texts"),
+        (lambda f: rewritten(f, classes=[["ash"], ["beech"], ["cedar"]]), "two or more different texts"),
+        (lambda f: rewritten(f, classes=["ash", "ash", "cedar"]), "two or more different texts"),
+        (lambda f: rewritten(f, classes=["ash"]), "two or more different texts"),
+        (lambda f: rewritten(f, classes=[]), "two or more different texts"),
+        (lambda f: rewritten(f, dim=1e308), "dim is float"),
+        (lambda f: rewritten(f, dim=float("inf")), "dim is float"),
+        (lambda f: rewritten(f, dim=1 << 60), "expected arrays"),
+        (lambda f: rewritten(f, layer=["fc"]), "layer is list"),
+        (lambda f: rewritten(f, details=None), "details is NoneType"),
+        (lambda f: rewritten(f, spec="vgg16"), "spec is str"),
+        (lambda f: rewritten(f, spec={**tiny.spec().to_json(), "layers": 3}), "layers is int"),
+        (lambda f: rewritten(f, spec={**tiny.spec().to_json(), "base": {}}), "base is dict"),
+        (lambda f: rewritten(f, kind={}), "no readable head"),
+    ],
+)
+def test_a_head_made_to_harm_is_told(tmp_path: Path, harm: Any, words: str) -> None:
+    test_a_malformed_head_is_told(tmp_path, harm, words)
+
+
+@pytest.mark.parametrize("name", ["kind", "C", "classes", "dim", "layer", "spec", "features", "details", "format"])
+def test_a_head_without_one_of_its_fields_is_told(tmp_path: Path, name: str) -> None:
+    saved(tmp_path)
+    document = json.loads((tmp_path / HEAD_JSON).read_text())
+    del document[name], document["sha256"]
+    (tmp_path / HEAD_JSON).write_text(json.dumps({**document, "sha256": sha256_json(document)}))
+    with pytest.raises((CorruptError, UsageError), match=rf"{name}|format None"):
+        Head.load(str(tmp_path))
+
+
+def test_a_scale_of_nothing_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, kind="svm", scale="standard")
+    rewritten(tmp_path, tensors(tmp_path, scale=np.zeros(8)))
+    with pytest.raises(CorruptError, match="scale is not all above 0"):
+        Head.load(str(tmp_path))
+
+
+def test_a_head_that_is_a_link_is_read_as_what_it_leads_to_and_nothing_of_it_is_told(tmp_path: Path) -> None:
+    saved(tmp_path / "head")
+    (tmp_path / "secret").write_text("hunter2\n")
+    (tmp_path / "linked").mkdir()
+    for name in (HEAD_JSON, HEAD_TENSORS):
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "head" / name)
+    assert Head.load(str(tmp_path / "linked")).kind == "logistic"
+    (tmp_path / "head" / HEAD_JSON).unlink()
+    (tmp_path / "head" / HEAD_JSON).symlink_to(tmp_path / "secret")
+    with pytest.raises(CorruptError, match="no head") as told:
+        Head.load(str(tmp_path / "linked"))
+    assert "hunter2" not in str(told.value)
+
+
 def test_no_head_and_another_format_are_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no head"):
         Head.load(str(tmp_path))

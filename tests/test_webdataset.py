@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -197,6 +198,55 @@ def negative_size() -> bytes:
     return bytes(header)
 
 
+def pax(records: bytes, size: int | None = None) -> bytes:
+    """An extended header with these records, which says of itself that it has `size` bytes, before a member."""
+    header = tarfile.TarInfo("PaxHeaders/a.jpg")
+    header.type, header.size = tarfile.XHDTYPE, len(records) if size is None else size
+    body = records + bytes(-len(records) % 512)
+    return header.tobuf(tarfile.GNU_FORMAT) + body + tar({"a.jpg": b"1"})
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_says_it_has_gigabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("PaxHeaders/a.jpg")
+    header.type, header.size = kind, 40_000_000_000
+    with open(tmp_path / "0.tar", "wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(50_000_000_000)  # a hole, which takes nothing of the disk
+    with pytest.raises(UsageError, match="bytes belong together"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "records", [b"999999999999999999 path=b.jpg\n", b"5008 size=" + b"9" * 4997 + b"\n", b"\xff" * 50]
+)
+def test_odd_extended_headers_end_in_an_error_or_are_passed_over(tmp_path: Path, records: bytes) -> None:
+    """Which of the two differs between versions of Python."""
+    tiny.write_files(tmp_path, {"0.tar": pax(records)})
+    with contextlib.suppress(UsageError):
+        images, _ = found(tmp_path)
+        assert read_all(tmp_path, images) == [b"1"]
+
+
+def test_sparse_members_and_links_to_images_are_counted_and_not_read(tmp_path: Path) -> None:
+    sparse, hard = tarfile.TarInfo("holes.jpg"), tarfile.TarInfo("b.jpg")
+    sparse.type, hard.type, hard.linkname = tarfile.GNUTYPE_SPARSE, tarfile.LNKTYPE, "a.jpg"
+    blocks = [sparse.tobuf(tarfile.GNU_FORMAT), hard.tobuf(tarfile.GNU_FORMAT), tar({"a.jpg": tiny.jpeg(1)})]
+    tiny.write_files(tmp_path, {"0.tar": b"".join(blocks)})
+    images, skipped = found(tmp_path)
+    assert [image.key for image in images] == ["0.tar/a.jpg"]
+    assert skipped == {"(link or special file)": 2}
+    assert read_all(tmp_path, images) == [tiny.jpeg(1)]
+
+
+def test_a_crowd_of_members_without_a_byte_is_a_crowd_of_empty_images(tmp_path: Path) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar({f"{n:06d}.jpg": b"" for n in range(20_000)}, tarfile.USTAR_FORMAT)})
+    images, _ = found(tmp_path)
+    assert len(images) == 20_000
+    assert set(read_all(tmp_path, images[:100])) == {b""}
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("data", "words"),
@@ -204,6 +254,9 @@ def negative_size() -> bytes:
         (negative_size() + bytes(1024), "is damaged|no tar file"),
         (tar({"a.jpg": b"1"}) + tar({"b.jpg": b"2"}), "goes on behind its end mark"),
         (b"".join(tar({"x" * 200 + str(n): b""}, tarfile.GNU_FORMAT)[:1024] for n in range(3000)), "no tar file"),
+        (pax(b"30 path=" + b"x" * 20 + b"\n") + pax(b"19 size=9999999999\n"), "goes on behind|damaged|no tar file"),
+        (pax(b"13 size=-512\n"), "no tar file|damaged"),
+        (pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n25 GNU.sparse.name=a.jpg\n"), "no tar file|damaged"),
     ],
 )
 def test_tars_made_to_harm_are_told(tmp_path: Path, data: bytes, words: str) -> None:

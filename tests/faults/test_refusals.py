@@ -10,8 +10,13 @@ from typing import Any
 
 import oracle
 import pytest
-from extractjob import Ended, Job, Photos, num_data_files
+from extractjob import SHARD_SIZE, Ended, Job, Photos, Seen, num_data_files
 from servers import CephServer, S3Server, free_port
+
+from bottleneck.base import resolve
+from bottleneck.plan import make_plan
+from bottleneck.spec import FeatureRequest
+from bottleneck.weights import load_network
 
 SECONDS = 30
 STARTED_SECONDS = 60
@@ -147,6 +152,34 @@ def test_a_corrupt_weights_file_is_refused(photos: Photos, output: Path, tmp_pat
         seconds=STARTED_SECONDS,
     )
     assert not output.exists()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras
+def test_weights_that_changed_since_the_plan_stop_the_run_before_an_image_is_read(
+    photos: Photos, output: Path, seen: Seen, tmp_path: Path
+) -> None:
+    weights = tmp_path / "network.weights.h5"
+
+    def write(seed: int) -> None:
+        load_network("mobilenet_0.25", f"random:{seed}", ()).save_weights(weights)
+
+    write(0)
+    asked = ("--base", "mobilenet_0.25", "--weights", str(weights), "--precision", "float32")
+    request = FeatureRequest(base="mobilenet_0.25", weights=str(weights), precision="float32")
+    make_plan(str(photos.folder), str(output), resolve(request, "float32"), shard_size=SHARD_SIZE)
+    write(1)
+    refused(
+        *(4, "FingerprintError", "weights_sha256: planned "),
+        arguments=(photos.folder, output),
+        asked=asked,
+        seconds=STARTED_SECONDS,
+        environment=seen.environment,
+    )
+    assert not seen.images_read
+    assert num_data_files(str(output)) == 0
+    write(0)
+    assert Job.run(photos.folder, output, asked=asked, environment=seen.environment).succeeded()["done_before"] == 0
+    assert len(seen.images_read) == len(photos.truth)  # which is seen where it happens
 
 
 @pytest.mark.faults
