@@ -8,6 +8,7 @@ from typing import Any
 import oracle
 import pytest
 from extractjob import EXTRACTING, Job, Photos
+from matrix import scaled
 from proxy import Fault, FaultProxy, When, kill_at
 from servers import S3Server
 
@@ -29,6 +30,10 @@ BAD_NETWORK = [
     Fault("answer_after", methods="PUT", probability=0.05, status=409, code="ConditionalRequestConflict"),
     Fault("cut_body", methods="GET", probability=0.05),
     Fault("reset", probability=0.03),
+]
+SLOW_NETWORK = [
+    Fault("stall", methods="GET", probability=0.03),
+    Fault("stall_body", methods="GET", probability=0.03),
 ]
 
 
@@ -75,8 +80,12 @@ def photos_in_bucket(
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param(BAD_NETWORK, id="lost answers and cut bodies"),
-        pytest.param(ERRORS, id="10 % errors", marks=pytest.mark.faults),  # else with two runs, in test_two_runs.py
+        pytest.param(
+            BAD_NETWORK, id="lost answers and cut bodies", marks=[pytest.mark.matrix(6), pytest.mark.matrix(7)]
+        ),
+        pytest.param(SLOW_NETWORK, id="stalls", marks=[pytest.mark.faults, pytest.mark.matrix(6)]),
+        # In every run with two runs at once, in test_two_runs.py.
+        pytest.param(ERRORS, id="10 % errors", marks=[pytest.mark.faults, pytest.mark.matrix(5)]),
     ],
 )
 def test_a_run_has_patience_with_the_store(faults: list[Fault], photos_in_bucket: Bucket) -> None:
@@ -117,6 +126,7 @@ def _is(write: str, name: str) -> bool:
     return bool(re.search(WRITES[write], f"/features/{name}"))
 
 
+@pytest.mark.matrix(1)
 def test_a_run_killed_at_a_write_is_resumed(photos_in_bucket: Bucket, rng: random.Random) -> None:
     steps: list[tuple[str, When]] = [
         ("plan part", "after"),
@@ -127,10 +137,11 @@ def test_a_run_killed_at_a_write_is_resumed(photos_in_bucket: Bucket, rng: rando
     _kill_and_resume(photos_in_bucket, steps, rng)
 
 
+@pytest.mark.matrix(1)
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("when", ["before", "during", "after"])
-@pytest.mark.parametrize("repeat", range(3))
+@pytest.mark.parametrize("repeat", range(scaled(3)))
 def test_a_run_killed_at_every_write_is_resumed(
     when: When, repeat: int, photos_in_bucket: Bucket, rng: random.Random
 ) -> None:
@@ -138,13 +149,15 @@ def test_a_run_killed_at_every_write_is_resumed(
     _kill_and_resume(photos_in_bucket, [(write, when) for write in WRITES], rng)
 
 
-def test_a_run_outlives_actors_killed_at_their_writes(photos_in_bucket: Bucket) -> None:
+@pytest.mark.matrix(3)
+def test_a_run_outlives_actors_killed_at_their_writes(photos_in_bucket: Bucket, tried: Callable[..., None]) -> None:
     killed = []
 
     def kill_actors(job: Job) -> Callable[[], Any]:
         def kill() -> None:
             for worker in job.workers(EXTRACTING):
                 killed.append(worker.pid)
+                tried(3)
                 worker.kill()
 
         return kill
