@@ -53,7 +53,7 @@ FAULTS = {
 }
 """By numbers that stay, for tests, changelog and issues to speak of."""
 
-TRIED = pytest.StashKey[Counter[int]]()
+TRIED = pytest.StashKey[Counter[tuple[int, str]]]()
 FOUND = ("lost", "doubled", "wrong status", "other")
 NUMBERS = range(2, 3 + len(FOUND))
 """The columns with numbers."""
@@ -82,7 +82,7 @@ class Matrix:
         for mark in item.iter_markers("matrix"):
             number, job = (*mark.args, "extract")[:2]
             line = self.lines.setdefault((number, job), Line())
-            line.tried += begun * (tried[number] if tried else 1)
+            line.tried += begun * (tried[number, ""] + tried[number, job] if tried else 1)
             line.seeds |= seeds
             if error is not None:
                 line.found += getattr(error, "found", None) or Counter(other=1)
@@ -148,11 +148,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def tried(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Count: `tried(2)` once more that fault 2 was tried, `tried(2, 5)` five times; before it may fail the test."""
+    """Count: `tried(2)` says that fault 2 was tried once more, `tried(2, 5)` five times, before that may fail the test.
+
+    Where it was tried on one of several jobs that the test is marked with: `tried(1, job="requeue")`.
+    """
     counts = request.node.stash.setdefault(TRIED, Counter())
 
-    def count(number: int, times: int = 1) -> None:
-        counts[number] += times
+    def count(number: int, times: int = 1, *, job: str = "") -> None:
+        counts[number, job] += times
 
     return count
 

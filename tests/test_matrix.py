@@ -22,6 +22,8 @@ def test_counts(kills, tried, rng):
 def test_loses(tried):
     tried(2)
     tried(3, 4)
+    tried(3, 2, job="fit")
+    tried(3, 9, job="predict")
     raise Broken("7 keys lost", "lost", 7)
 
 @pytest.mark.matrix(13)
@@ -67,7 +69,7 @@ def test_the_table_says_what_was_tried_and_found(tmp_path: Path) -> None:
     assert [[row[0].split()[0], *row[1:]] for row in rows[2:]] == [
         ["2", "extract", "33", "0", "0", "0", "0", "5"],
         ["2", "fit", "1", "7", "0", "0", "0", ""],
-        ["3", "fit", "4", "7", "0", "0", "0", ""],
+        ["3", "fit", "6", "7", "0", "0", "0", ""],
         ["13", "extract", "2", "0", "0", "0", "2", ""],
     ]
     assert "long amounts x 0.1" in told

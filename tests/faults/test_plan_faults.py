@@ -126,7 +126,7 @@ def test_what_extends_and_what_is_requeued_is_completed_after_kills_at_writes(
     photos = make_photos(folder, 80)  # the first 40 stay as they are
     bucket.hold(photos)
     for write, when in extending:
-        tried(1)
+        tried(1, job="extract --extend")
         bucket.kill(bucket.extract, write, when)
     bucket.finish(bucket.extract)
     oracle.check(bucket.output, bucket.truth, features_of=reference)
@@ -137,7 +137,7 @@ def test_what_extends_and_what_is_requeued_is_completed_after_kills_at_writes(
     for write, when in requeueing:
         if write == "data file":
             bucket.finish(bucket.requeue)
-        tried(1)
+        tried(1, job="requeue")
         bucket.kill(bucket.extract if write in ("data file", "_SUCCESS.json") else bucket.requeue, write, when)
     bucket.finish(bucket.requeue)
     bucket.finish(bucket.extract)
