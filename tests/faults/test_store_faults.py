@@ -32,8 +32,8 @@ BAD_NETWORK = [
     Fault("reset", probability=0.03),
 ]
 SLOW_NETWORK = [
-    Fault("stall", methods="GET", probability=0.03),
-    Fault("stall_body", methods="GET", probability=0.03),
+    Fault("stall", methods="GET", probability=0.05),
+    Fault("stall_body", methods="GET", probability=0.05),
 ]
 
 
@@ -102,13 +102,16 @@ def test_a_run_has_patience_with_the_store(faults: list[Fault], photos_in_bucket
     photos_in_bucket.check()
 
 
-def _kill_and_resume(bucket: Bucket, steps: list[tuple[str, When]], rng: random.Random) -> None:
+def _kill_and_resume(
+    bucket: Bucket, steps: list[tuple[str, When]], rng: random.Random, tried: Callable[..., None]
+) -> None:
     """One run for each step, whose driver and workers are all killed at that write; then one that ends well."""
     for write, when in steps:
         at = rng.randint(1, 5) if write == "data file" else 1
         with bucket.job() as job:
             bucket.proxy.inject(kill_at(at, when, job.kill9_everything, path=WRITES[write]))
             ended = job.wait()
+            tried(1)
             assert ended.code == -9, (write, when, ended)
         names = bucket.names()
         print(f"killed {when} the write of {write}: {len(names)} objects")
@@ -127,14 +130,16 @@ def _is(write: str, name: str) -> bool:
 
 
 @pytest.mark.matrix(1)
-def test_a_run_killed_at_a_write_is_resumed(photos_in_bucket: Bucket, rng: random.Random) -> None:
+def test_a_run_killed_at_a_write_is_resumed(
+    photos_in_bucket: Bucket, rng: random.Random, tried: Callable[..., None]
+) -> None:
     steps: list[tuple[str, When]] = [
         ("plan part", "after"),
         ("plan.json", "during"),
         ("data file", "during"),
         ("_SUCCESS.json", "after"),
     ]
-    _kill_and_resume(photos_in_bucket, steps, rng)
+    _kill_and_resume(photos_in_bucket, steps, rng, tried)
 
 
 @pytest.mark.matrix(1)
@@ -143,10 +148,10 @@ def test_a_run_killed_at_a_write_is_resumed(photos_in_bucket: Bucket, rng: rando
 @pytest.mark.parametrize("when", ["before", "during", "after"])
 @pytest.mark.parametrize("repeat", range(scaled(3)))
 def test_a_run_killed_at_every_write_is_resumed(
-    when: When, repeat: int, photos_in_bucket: Bucket, rng: random.Random
+    when: When, repeat: int, photos_in_bucket: Bucket, rng: random.Random, tried: Callable[..., None]
 ) -> None:
     print(f"repeat {repeat}")
-    _kill_and_resume(photos_in_bucket, [(write, when) for write in WRITES], rng)
+    _kill_and_resume(photos_in_bucket, [(write, when) for write in WRITES], rng, tried)
 
 
 @pytest.mark.matrix(3)
