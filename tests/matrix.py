@@ -1,14 +1,15 @@
 """The fault matrix: run what kills, cuts and corrupts, and print what was tried and what was found, as one table.
 
-    python tests/matrix.py                              # everything, with the long amounts: most of a day on two cores
+    python tests/matrix.py                              # everything, with the long amounts: hours
     BOTTLENECK_FAULTS=0.1 python tests/matrix.py        # a tenth of the long amounts
     python tests/matrix.py -k nodes --matrix nodes.md   # a part, by pytest's own options
 
 It is pytest with `-m matrix`; the table is printed at the end and kept in tests/faults/MATRIX.md, or where `--matrix`
-says, as it fills. A test says by `@pytest.mark.matrix(4)` which fault it tries, or by `matrix(2, "fit")` also on which
-job if that is not extract, and by the fixture `tried` how often; without a word it counts once. What a test finds is
-counted as what the oracle calls it, anything else that fails a test as `other`; exit code 1 then, as always.
-BOTTLENECK_TEST_SEED with the seed of a line repeats its random choices.
+says, written anew after each test; of a test that is cut short nothing is counted. A test says by
+`@pytest.mark.matrix(4)` which fault it tries, or by `matrix(2, "fit")` also on which job if that is not extract, and by
+the fixture `tried` how often; without a word it counts once. What a test finds is counted as what the oracle calls it,
+anything else that fails a test as `other`; exit code 1 then, as always. BOTTLENECK_TEST_SEED with the seed of a line
+repeats its random choices.
 """
 
 from __future__ import annotations
