@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test coverage check audit lock clean
+.PHONY: setup demo test faults coverage check audit lock clean
 
 setup: $(VENV)/.installed
 
@@ -22,7 +22,11 @@ demo: setup
 test: setup
 	@$(BIN)/python tests/side_by_side.py
 
-# The same one after the other, with the lines no test meets.
+# The whole fault matrix, which takes hours, as a table; BOTTLENECK_FAULTS=0.1 asks for a tenth of its long amounts.
+faults: setup
+	$(BIN)/python tests/matrix.py
+
+# The tests of `make test` one after the other, with the lines no test meets.
 coverage: setup
 	$(BIN)/python -m pytest --cov=bottleneck --cov=jobs --cov-report=term
 

@@ -83,7 +83,7 @@ def start_ray() -> None:
                 )
     except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
         raise KeyboardInterrupt from stopped
-    except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+    except Exception as error:  # also of no other class: a start that takes Ray more than 30 s, as on a busy machine
         if address and _is_about_token(error):
             message = (
                 f"The Ray cluster at RAY_ADDRESS={address} does not let us in: the token is missing or not its own. "
@@ -95,7 +95,10 @@ def start_ray() -> None:
                 "machine."
             )
         else:
-            message = f"Ray did not start on this machine: {error}. Look at the disk and the rights of /tmp/ray."
+            message = (
+                f"Ray did not start on this machine: {str(error).rstrip('.')}. Run the same command again if the "
+                "machine was busy; else look at the disk and the rights of /tmp/ray."
+            )
         raise StoreError(message) from error
     finally:
         if in_main_thread:

@@ -112,6 +112,10 @@ def fit_head(
             raise raised(result["error"])
         fitted: Fitted = result["fitted"]
         return fitted
+    except ray.exceptions.RayActorError as error:  # a spot machine may take it; what was found until then is lost
+        raise IncompleteError(
+            "The process beside the workers, which passes their answers on, has died. Run the same command again."
+        ) from error
     finally:
         stop_ray()
         shutil.rmtree(folder, ignore_errors=True)

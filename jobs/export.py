@@ -102,9 +102,11 @@ def of_head(config: Config) -> int:
         raise UsageError(f"{config.file} is there already. Give another name, or remove it.")
     file_format = cast(Format, suffix_of(config.file).removeprefix("."))
     data, facts = export_head(head, file_format, config.weights)
+    # The facts come first: a job killed between the two leaves no file, and so is run again, which writes both.
+    if not store.exists(name):
+        store.replace(f"{name}.json", facts_file(facts))
     if not store.create(name, data):
         raise UsageError(f"Another job wrote {config.file} at the same time. Give another name.")
-    store.replace(f"{name}.json", facts_file(facts))
     log.info("%s: %s MB, %s classes, as %s", config.file, f"{len(data) / 1e6:,.1f}", len(facts["classes"]), file_format)
     log.info("its probabilities differ from the head's by %.1e at most", facts["max_difference"])
     print(json.dumps({"file": config.file, "bytes": len(data), **facts}, ensure_ascii=False))

@@ -1,1 +1,1 @@
-pytest_plugins = ["fixtures_s3"]
+pytest_plugins = ["fixtures_s3", "matrix"]

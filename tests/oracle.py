@@ -8,6 +8,7 @@ TRUTH.json holds {key: "ok" or the reason it must be rejected for}. Meant for fi
 import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,21 @@ KNOWN = re.compile(
 )
 
 
+class Broken(AssertionError):
+    """What the guarantee rules out was found."""
+
+    def __init__(self, message: str, kind: str, count: int) -> None:
+        super().__init__(message)
+        self.found = Counter({kind: count})
+        """By the matrix's names for it; see matrix.py."""
+
+
 def check(
     output: str,
     truth: dict[str, str],
     *,
     features_of: str | None = None,
-    finished: bool = True,
+    finished: bool | None = True,
     tolerance: float | None = None,
 ) -> None:
     """Assert what RELIABILITY.md asks of an output (1 to 6); the message names the offending keys or objects.
@@ -35,26 +45,29 @@ def check(
     Args:
         truth: key -> "ok" or reason, for every image there is.
         features_of: a clean run's output; features must be equal byte for byte, or to `tolerance`.
-        finished: every key must be there and `_SUCCESS.json` too. Otherwise some may lack, and it must not be there.
+        finished: every key must be there and `_SUCCESS.json` too. If False, some may lack, and it must not be there;
+            None is for what was finished once and has grown since.
     """
     names = _names(output)
     _none("unknown objects", [name for name in names if not KNOWN.fullmatch(name)])
-    assert ("_SUCCESS.json" in names) == finished, f"_SUCCESS.json is there: {not finished}, expected: {finished}"
+    assert finished in (None, "_SUCCESS.json" in names), f"_SUCCESS.json is there: {not finished}, expected: {finished}"
 
     rows, twice = _rows(output, names)
-    _none("keys twice", twice)
+    _none("keys twice", twice, "doubled")
     _none("keys of no image", sorted(rows.keys() - truth.keys()))
     if finished:
-        _none("keys lost", sorted(truth.keys() - rows.keys()))
+        _none("keys lost", sorted(truth.keys() - rows.keys()), "lost")
     received = {key: row["reason"] or row["status"] for key, row in rows.items()}
     _none(
         "other statuses than expected",
         [f"{key}: {received[key]} for {truth[key]}" for key in rows if received[key] != truth[key]],
+        "wrong status",
     )
     allowed = {("ok", False), ("rejected", True)}
     _none(
         "statuses without their reason",
         [k for k, row in rows.items() if (row["status"], bool(row["reason"])) not in allowed],
+        "wrong status",
     )
     for key, row in rows.items():
         for layer, values in row["features"].items():
@@ -123,8 +136,9 @@ def _equal(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float | None
     return all(a.shape == b.shape and np.allclose(a, b, rtol=0, atol=tolerance) for a, b in pairs)
 
 
-def _none(what: str, found: list[str]) -> None:
-    assert not found, f"{len(found)} {what}: {', '.join(map(repr, found[:10]))}"
+def _none(what: str, found: list[str], kind: str = "other") -> None:
+    if found:
+        raise Broken(f"{len(found)} {what}: {', '.join(map(repr, found[:10]))}", kind, len(found))
 
 
 if __name__ == "__main__":

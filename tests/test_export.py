@@ -151,6 +151,18 @@ def test_the_job_writes_model_and_facts(tmp_path: Path, capsys: pytest.CaptureFi
     assert ".keras or .onnx" in capsys.readouterr().err
 
 
+def test_no_file_is_there_without_what_says_how_to_use_it(tmp_path: Path) -> None:
+    """Else a job killed between the two could not be run again: a file that is there is never replaced."""
+    features_ND = Base(real_spec(), 8)(pixels(real_spec()))[0]
+    saved_head(tmp_path / "head", features_ND, np.array(["cat", "dog"] * 3, object), real_spec())
+    file = tmp_path / "model.keras"
+    (tmp_path / "model.keras.json").mkdir()  # where nothing can be written
+    assert main(["export", str(tmp_path / "head"), str(file)]) == 5
+    assert not file.exists()
+    (tmp_path / "model.keras.json").rmdir()
+    assert main(["export", str(tmp_path / "head"), str(file)]) == 0
+
+
 def test_the_file_holds_no_code(tmp_path: Path) -> None:
     data, _ = export_head(head_of("mlp", "l2", 3, real_spec()), "keras")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -324,6 +324,7 @@ OTHER_REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize("field", OTHER_REQUESTS)
 def test_a_run_with_another_setting_is_refused_by_its_name(tmp_path: Path, field: str) -> None:
     source, output = tiny.photos(tmp_path / "photos", 5), tmp_path / "features"

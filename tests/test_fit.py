@@ -147,6 +147,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.matrix(3, "fit")
 def test_a_killed_worker_changes_nothing(
     fitted: tuple[Path, dict[str, Any], str], forest: Features, tmp_path: Path
 ) -> None:

@@ -225,6 +225,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+@pytest.mark.matrix(2, "export")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("file", ["x.h5", "x.npz", "x.tfrecord"])
 def test_a_kill_leaves_no_half_file(file: str, number: signal.Signals, large: str, tmp_path: Path) -> None:

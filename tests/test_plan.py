@@ -430,6 +430,7 @@ def plan_and_compare(output: Path, num_images: int) -> int:
 MOST_BYTES = 16_000_000
 
 
+@pytest.mark.matrix(16, "plan")
 def test_memory_does_not_grow_with_the_listing(tmp_path: Path) -> None:
     plan_and_compare(tmp_path / "first", 1)  # whatever is imported on first use is not the listing's
     assert plan_and_compare(tmp_path / "large", 100_000) < MOST_BYTES
@@ -460,6 +461,7 @@ print(frozen.images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
+@pytest.mark.matrix(16, "plan")
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["prefix", "list"])

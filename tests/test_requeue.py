@@ -161,6 +161,7 @@ def test_what_is_still_missing_is_missing_again(world: World) -> None:
     good(world)
 
 
+@pytest.mark.matrix(15, "requeue")
 def test_changed_images_are_done_again_and_gone_ones_keep_their_features(world: World) -> None:
     before = world.rows()
     (world.source / "04.jpg").unlink()
@@ -553,6 +554,7 @@ def requeue_again_and_again(source_put: Callable[[str, bytes], None], plan: Plan
         finish(plan)
 
 
+@pytest.mark.matrix(15, "requeue")
 def test_a_reader_that_polls_a_folder_sees_every_key_once(tmp_path: Path) -> None:
     world = World(tmp_path, pictures(12))
     world.extract()
@@ -563,6 +565,7 @@ def test_a_reader_that_polls_a_folder_sees_every_key_once(tmp_path: Path) -> Non
     good(world)
 
 
+@pytest.mark.matrix(15, "requeue")
 def test_a_reader_that_polls_a_bucket_sees_every_key_once(
     s3_server: S3Server, s3_environment: dict[str, str], bucket: str
 ) -> None:

@@ -4,6 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bottleneck.errors import StoreError
+from bottleneck.session import start_ray
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import psutil
@@ -56,6 +61,20 @@ def test_a_ctrl_c_that_is_lost_while_ray_starts_is_answered_once_it_has() -> Non
     done = subprocess.run([sys.executable, "-c", LOST], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "stopped False\n"
+
+
+def test_a_ray_that_does_not_start_in_time_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has too much else to do; Ray raises a bare Exception then."""
+
+    def too_slow(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", too_slow)
+    with pytest.raises(
+        StoreError, match=r"timed out during startup.* Run the same command again if the machine was busy"
+    ):
+        start_ray()
 
 
 ITERATING = """

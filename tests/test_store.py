@@ -283,6 +283,7 @@ def test_an_empty_or_missing_store_lists_nothing(place: Place) -> None:
     assert not place.store.exists("k")
 
 
+@pytest.mark.matrix(12)
 def test_odd_keys_stay_what_they_are(place: Place) -> None:
     names = FILE_NAMES + (BUCKET_NAMES if isinstance(place, BucketPlace) else [])
     if isinstance(place, BucketPlace) and place.server.kind == "moto":
@@ -296,6 +297,7 @@ def test_odd_keys_stay_what_they_are(place: Place) -> None:
     assert place.keys() == sorted(names, key=str.encode if isinstance(place, BucketPlace) else None)
 
 
+@pytest.mark.matrix(12)
 def test_a_key_of_1024_bytes_is_written_and_read(in_bucket: BucketPlace) -> None:
     key = "k" * (1024 - len(PREFIX) - 1)
     assert in_bucket.store.create(key, b"data")
@@ -438,6 +440,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.matrix(13)
 def test_a_full_disk_stops_the_run_and_shows_no_part_of_a_file(small_disk: Path) -> None:
     store = FolderStore(str(small_disk))
     assert store.create("data/1", b"x" * 300_000)
@@ -451,6 +454,7 @@ def test_a_full_disk_stops_the_run_and_shows_no_part_of_a_file(small_disk: Path)
     assert store.create("data/2", b"x" * 300_000), "what was left of the disk is free again"
 
 
+@pytest.mark.matrix(13)
 def test_a_read_only_folder_stops_the_run(small_disk: Path) -> None:
     store = FolderStore(str(small_disk))
     store.create("data/1", b"1")
@@ -546,6 +550,7 @@ def test_a_wrong_endpoint_is_told_in_seconds(
     assert time.monotonic() - started < 15
 
 
+@pytest.mark.matrix(13)
 def test_without_credentials_the_run_stops_at_once(
     s3_environment: dict[str, str], bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,6 +562,7 @@ def test_without_credentials_the_run_stops_at_once(
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.matrix(13)
 def test_wrong_credentials_stop_the_run_at_once(
     ceph_server: CephServer, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -573,6 +579,7 @@ def test_wrong_credentials_stop_the_run_at_once(
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.matrix(13)
 def test_a_reader_may_not_write(ceph_server: CephServer, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ceph_server.upload(bucket, {"k": b"data"})
     use_environment(monkeypatch, ceph_server.read_only_environment(bucket))
@@ -586,6 +593,7 @@ def test_a_reader_may_not_write(ceph_server: CephServer, bucket: str, monkeypatc
         whole(store, "none")
 
 
+@pytest.mark.matrix(13)
 def test_a_missing_bucket_is_named(s3_environment: dict[str, str]) -> None:
     store = BucketStore("s3://no-such-bucket-here/prefix")
     with pytest.raises(StoreError, match=r"No such bucket.*no-such-bucket-here"):

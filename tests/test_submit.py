@@ -238,6 +238,7 @@ def test_another_version_is_refused_and_code_that_is_sent_along_runs(head: Head,
     assert not list((head.folder / "r").rglob("private.txt"))
 
 
+@pytest.mark.matrix(2, "submit")
 @pytest.mark.faults
 def test_an_extraction_from_bucket_to_bucket_is_killed_sent_again_and_verified(
     s3_server: S3Server, bucket: str, tmp_path: Path

@@ -670,6 +670,7 @@ FOREIGN: dict[str, tuple[Tamper, str]] = {
 }
 
 
+@pytest.mark.matrix(14, "verify")
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_foreign_objects_are_named(output: Path, kind: str, full: bool) -> None:
@@ -814,6 +815,7 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
 }
 
 
+@pytest.mark.matrix(14, "verify")
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("kind", CORRUPT)
 def test_corruption_is_named_from_listing_and_footers(output: Path, kind: str, full: bool) -> None:
@@ -886,6 +888,7 @@ CORRUPT_REVISION: dict[str, tuple[Tamper, str, str]] = {
 }
 
 
+@pytest.mark.matrix(14, "verify")
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("kind", CORRUPT_REVISION)
 def test_corruption_of_a_revision_is_named(output: Path, kind: str, full: bool) -> None:
@@ -970,6 +973,7 @@ CORRUPT_INSIDE: dict[str, tuple[Tamper, str, str]] = {
 }
 
 
+@pytest.mark.matrix(14, "verify")
 @pytest.mark.parametrize("kind", CORRUPT_INSIDE)
 def test_corruption_of_values_is_named_by_the_full_level(output: Path, kind: str) -> None:
     tamper, name, problem = CORRUPT_INSIDE[kind]
@@ -988,6 +992,7 @@ def test_parts_that_do_not_follow_each_other_are_named(output: Path) -> None:
     assert any("begins at shard 4, expected 3" in problem for problem in problems)
 
 
+@pytest.mark.matrix(14, "verify")
 def test_several_faults_are_all_named(output: Path) -> None:
     (output / DATA_0).unlink()
     cut(output / DATA_1, 8)

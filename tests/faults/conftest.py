@@ -1,15 +1,17 @@
 """A source of a few hundred small photos with a truth table, and the output of a run that nothing happened to."""
 
 import io
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import oracle
 import pytest
-from extractjob import Job, Photos, Seen, seeded
+import tiny
+from extractjob import Job, Photos, Seen
 from PIL import Image
+
+from bottleneck.features import open_features
 
 NUM_PHOTOS = 400
 BAD = {
@@ -60,6 +62,16 @@ def reference(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(output)
 
 
+@pytest.fixture(scope="session")
+def head(reference: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fitted on the features of the photos."""
+    features = open_features(reference)
+    features_ND, labels_N, _ = features.arrays()
+    folder = tmp_path_factory.mktemp("heads") / "head"
+    tiny.saved_head(folder, features_ND, labels_N, features.spec)
+    return folder
+
+
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     return tmp_path / "features"
@@ -68,11 +80,6 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def seen(photos: Photos, output: Path, tmp_path: Path) -> Seen:
     return Seen(photos.folder, output, tmp_path / "seen.log")
-
-
-@pytest.fixture
-def rng(request: pytest.FixtureRequest) -> random.Random:
-    return seeded(request)
 
 
 @pytest.fixture(autouse=True)

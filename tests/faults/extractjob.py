@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -275,13 +274,6 @@ def num_data_files(output: str) -> int:
         return len(os.listdir(f"{output}/data"))
     except FileNotFoundError:
         return 0
-
-
-def seeded(request: Any) -> random.Random:
-    """Random numbers of a test, whose seed is printed; BOTTLENECK_TEST_SEED repeats a run."""
-    seed = int(os.environ.get("BOTTLENECK_TEST_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"BOTTLENECK_TEST_SEED={seed} repeats {request.node.nodeid}", file=sys.stderr)
-    return random.Random(seed)
 
 
 def _title(process: psutil.Process) -> str:

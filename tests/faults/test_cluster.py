@@ -65,6 +65,7 @@ def networks(node: Node) -> list[psutil.Process]:
     return node.workers("ray::MapWorker(MapBatches(ExtractFeatures))")
 
 
+@pytest.mark.matrix(4)
 def test_nodes_that_share_only_a_bucket_extract_fit_and_predict_while_some_die_and_others_join(
     cluster: tuple[RayCluster, dict[str, str]], s3_server: S3Server, bucket: str, photos: Photos, reference: str
 ) -> None:

@@ -24,6 +24,7 @@ from extractjob import (
     Seen,
     num_data_files,
 )
+from matrix import amounts
 
 STOP_SECONDS = 15
 """A scheduler gives 30 s before it kills."""
@@ -50,9 +51,10 @@ def check_unfinished(output: Path, photos: Photos, reference: str) -> None:
         assert not list(output.rglob(".*"))
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(300, marks=[pytest.mark.faults, pytest.mark.timeout(5 * 3600)])])
+@pytest.mark.matrix(2)
+@pytest.mark.parametrize("kills", amounts(10, 300, hours=8))
 def test_a_driver_killed_again_and_again_loses_nothing(
-    kills: int, photos: Photos, reference: str, tmp_path: Path, rng: random.Random
+    kills: int, photos: Photos, reference: str, tmp_path: Path, rng: random.Random, tried: Callable[..., None]
 ) -> None:
     killed = number = 0
     while killed < kills:
@@ -61,6 +63,7 @@ def test_a_driver_killed_again_and_again_loses_nothing(
         seen = Seen(photos.folder, output, tmp_path / f"seen-{number}.log")
         killed_here = _kill_drivers_until_done(photos, reference, output, seen, rng, at_most=min(kills - killed, 5))
         killed += killed_here
+        tried(2, killed_here)
         # What was read but not committed is read again; features are computed and written again for one shard a kill.
         written = {name: count for name, count in seen.writes.items() if name.startswith("data/")}
         read_again = sum(seen.images_read.values()) - len(photos.truth)
@@ -107,17 +110,20 @@ def _wait_for_a_moment(job: Job, *, at_any_time: bool, rng: random.Random) -> No
         time.sleep(rng.uniform(0, 0.05))
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(300, marks=[pytest.mark.faults, pytest.mark.timeout(5 * 3600)])])
+@pytest.mark.matrix(3)
+@pytest.mark.parametrize("kills", amounts(6, 300, hours=6))
 def test_a_run_outlives_its_workers(
-    kills: int, photos: Photos, reference: str, tmp_path: Path, rng: random.Random
+    kills: int, photos: Photos, reference: str, tmp_path: Path, rng: random.Random, tried: Callable[..., None]
 ) -> None:
     killed = number = 0
     while killed < kills:
         number += 1
         output = tmp_path / f"features-{number}"
         with Job(photos.folder, output) as job:
-            killed += kill_workers(job, rng, at_most=min(6, kills - killed))
+            killed_here = kill_workers(job, rng, at_most=min(6, kills - killed))
+            tried(3, killed_here)
             result = job.wait().succeeded()
+        killed += killed_here
         # ... also the shard of an actor killed between its write and its answer.
         assert (result["done_before"], result["done_now"]) == (0, photos.num_shards)
         check(output, photos, reference)
@@ -146,8 +152,9 @@ def _kill_one(job: AnyJob, title: str, rng: random.Random) -> int:
     return 0
 
 
+@pytest.mark.matrix(3)
 def test_a_run_outlives_its_helpers_while_it_starts(
-    photos: Photos, reference: str, output: Path, rng: random.Random
+    photos: Photos, reference: str, output: Path, rng: random.Random, tried: Callable[..., None]
 ) -> None:
     """Of the process that counts, and of the one that hands out shards, there is only one each."""
     with Job(photos.folder, output) as job:
@@ -156,6 +163,7 @@ def test_a_run_outlives_its_helpers_while_it_starts(
             assert job.wait_for("the helper", lambda title=title: job.workers(title))
             time.sleep(rng.uniform(0, 1))
             assert _kill_one(job, title, rng) == 1
+            tried(3)
         job.wait().succeeded()
     check(output, photos, reference)
 

@@ -1,26 +1,16 @@
 """A run that predicts is killed like one that extracts, and loses and doubles no more: the protocol is the same."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import oracle
 import pytest
-import tiny
 from extractjob import SHARD_SIZE, Photos, PredictJob, num_data_files
+from matrix import amounts
 from test_kill import kill_workers
 
-from bottleneck.features import open_features
 from bottleneck.verify import verify
-
-
-@pytest.fixture(scope="session")
-def head(reference: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fitted on the features of the photos."""
-    features = open_features(reference)
-    features_ND, labels_N, _ = features.arrays()
-    folder = tmp_path_factory.mktemp("heads") / "head"
-    tiny.saved_head(folder, features_ND, labels_N, features.spec)
-    return folder
 
 
 def clean_run(reference: str, head: Path, output: Path) -> str:
@@ -29,9 +19,17 @@ def clean_run(reference: str, head: Path, output: Path) -> str:
     return str(output)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=[pytest.mark.faults, pytest.mark.timeout(3 * 3600)])])
+@pytest.mark.matrix(2, "predict")
+@pytest.mark.matrix(3, "predict")
+@pytest.mark.parametrize("kills", amounts(3, 60, hours=3))
 def test_a_killed_run_that_predicts_is_resumed_and_outlives_its_workers(
-    kills: int, photos: Photos, reference: str, head: Path, tmp_path: Path, rng: random.Random
+    kills: int,
+    photos: Photos,
+    reference: str,
+    head: Path,
+    tmp_path: Path,
+    rng: random.Random,
+    tried: Callable[..., None],
 ) -> None:
     clean = clean_run(reference, head, tmp_path / "clean")
     oracle.check(clean, photos.truth)
@@ -45,10 +43,12 @@ def test_a_killed_run_that_predicts_is_resumed_and_outlives_its_workers(
             job.kill9()
             assert job.orphans(waiting=False) == []
         killed += 1
+        tried(2)
         before = num_data_files(str(output))
         oracle.check(str(output), photos.truth, features_of=clean, finished=False)
         with PredictJob(*arguments) as job:
             killed_here = kill_workers(job, rng, at_most=2)
+            tried(3, killed_here)
             result = job.wait().succeeded()
         assert killed_here == 2
         killed += killed_here

@@ -100,6 +100,7 @@ def test_an_unknown_layer_is_refused(photos: Photos, output: Path) -> None:
     assert not output.exists()
 
 
+@pytest.mark.matrix(9)
 @pytest.mark.parametrize(
     ("field", "option"),
     [
@@ -129,6 +130,7 @@ def test_an_output_planned_otherwise_is_refused_and_unchanged(
     assert contents(Path(reference)) == before
 
 
+@pytest.mark.matrix(9)
 def test_an_output_of_another_source_is_refused_and_unchanged(
     photos: Photos, reference: str, tmp_path: Path, no_ray: dict[str, str]
 ) -> None:
@@ -138,6 +140,7 @@ def test_an_output_of_another_source_is_refused_and_unchanged(
     assert contents(Path(reference)) == before
 
 
+@pytest.mark.matrix(13)
 def test_a_corrupt_weights_file_is_refused(photos: Photos, output: Path, tmp_path: Path) -> None:
     weights = tmp_path / "broken.weights.h5"
     weights.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1000))
@@ -182,6 +185,7 @@ def test_weights_that_changed_since_the_plan_stop_the_run_before_an_image_is_rea
     assert len(seen.images_read) == len(photos.truth)  # which is seen where it happens
 
 
+@pytest.mark.matrix(13)
 @pytest.mark.faults
 def test_weights_that_are_not_there_are_refused(photos: Photos, output: Path, tmp_path: Path) -> None:
     weights = str(tmp_path / "nothing.h5")
@@ -211,6 +215,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.matrix(13)
 def test_a_full_disk_stops_the_run_which_goes_on_with_more_room(
     photos: Photos, reference: str, small_disk: Path
 ) -> None:
@@ -225,6 +230,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_with_more_room(
     oracle.check(str(output), photos.truth, features_of=reference)
 
 
+@pytest.mark.matrix(13)
 @pytest.mark.faults
 def test_a_read_only_file_system_is_refused(photos: Photos, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -237,6 +243,7 @@ def photos_in_bucket(photos: Photos, s3_server: S3Server, bucket: str) -> str:
     return bucket
 
 
+@pytest.mark.matrix(13)
 def test_a_bucket_that_is_not_there_is_refused(
     photos: Photos, output: Path, photos_in_bucket: str, s3_server: S3Server, no_ray: dict[str, str]
 ) -> None:
@@ -247,6 +254,7 @@ def test_a_bucket_that_is_not_there_is_refused(
     refused(5, "StoreError", *words, arguments=(photos.folder, missing), environment=environment)
 
 
+@pytest.mark.matrix(13)
 def test_wrong_credentials_are_refused(
     photos_in_bucket: str, output: Path, ceph_server: CephServer, no_ray: dict[str, str]
 ) -> None:
@@ -256,12 +264,14 @@ def test_wrong_credentials_are_refused(
         refused(5, "StoreError", "refused", "credentials", arguments=arguments, environment=environment)
 
 
+@pytest.mark.matrix(13)
 def test_no_credentials_are_refused(photos_in_bucket: str, s3_server: S3Server, no_ray: dict[str, str]) -> None:
     arguments = (f"s3://{photos_in_bucket}/photos", f"s3://{photos_in_bucket}/features")
     without = {name: value for name, value in s3_server.environment.items() if "KEY" not in name}
     refused(5, "StoreError", "No usable credentials", arguments=arguments, environment=without | no_ray)
 
 
+@pytest.mark.matrix(13)
 def test_an_endpoint_where_nothing_listens_is_refused(
     s3_server: S3Server, output: Path, no_ray: dict[str, str]
 ) -> None:
@@ -271,6 +281,7 @@ def test_an_endpoint_where_nothing_listens_is_refused(
     refused(5, "StoreError", *words, arguments=("s3://bucket/photos", output), environment=environment)
 
 
+@pytest.mark.matrix(13)
 def test_an_output_this_user_may_not_write_is_refused(photos_in_bucket: str, ceph_server: CephServer) -> None:
     environment = ceph_server.read_only_environment(photos_in_bucket)
     arguments = (f"s3://{photos_in_bucket}/photos", f"s3://{photos_in_bucket}/features")

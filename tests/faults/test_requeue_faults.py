@@ -65,6 +65,7 @@ def num_revised(output: Path) -> int:
     return sum(read_footer(store, entry)[1]["revision"] > 0 for entry in plan.data_files().values())
 
 
+@pytest.mark.matrix(15)
 @pytest.mark.faults
 def test_a_source_that_changes_is_followed(tmp_path: Path) -> None:
     photos, output = make_photos(tmp_path / "photos", 80), tmp_path / "features"
@@ -106,6 +107,7 @@ def test_a_source_that_changes_is_followed(tmp_path: Path) -> None:
     assert Job.run(photos.folder, output, *ALL_REJECTED).succeeded()["done_now"] == 0
 
 
+@pytest.mark.matrix(2, "requeue")
 @pytest.mark.faults
 def test_a_driver_killed_while_it_replaces_shards_loses_nothing(tmp_path: Path) -> None:
     photos, output = make_photos(tmp_path / "photos", 160), tmp_path / "features"

@@ -8,6 +8,7 @@ from typing import Any
 import oracle
 import pytest
 from extractjob import EXTRACTING, Job, Photos
+from matrix import scaled
 from proxy import Fault, FaultProxy, When, kill_at
 from servers import S3Server
 
@@ -29,6 +30,10 @@ BAD_NETWORK = [
     Fault("answer_after", methods="PUT", probability=0.05, status=409, code="ConditionalRequestConflict"),
     Fault("cut_body", methods="GET", probability=0.05),
     Fault("reset", probability=0.03),
+]
+SLOW_NETWORK = [
+    Fault("stall", methods="GET", probability=0.05),
+    Fault("stall_body", methods="GET", probability=0.05),
 ]
 
 
@@ -75,8 +80,12 @@ def photos_in_bucket(
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param(BAD_NETWORK, id="lost answers and cut bodies"),
-        pytest.param(ERRORS, id="10 % errors", marks=pytest.mark.faults),  # else with two runs, in test_two_runs.py
+        pytest.param(
+            BAD_NETWORK, id="lost answers and cut bodies", marks=[pytest.mark.matrix(6), pytest.mark.matrix(7)]
+        ),
+        pytest.param(SLOW_NETWORK, id="stalls", marks=[pytest.mark.faults, pytest.mark.matrix(6)]),
+        # In every run with two runs at once, in test_two_runs.py.
+        pytest.param(ERRORS, id="10 % errors", marks=[pytest.mark.faults, pytest.mark.matrix(5)]),
     ],
 )
 def test_a_run_has_patience_with_the_store(faults: list[Fault], photos_in_bucket: Bucket) -> None:
@@ -93,13 +102,16 @@ def test_a_run_has_patience_with_the_store(faults: list[Fault], photos_in_bucket
     photos_in_bucket.check()
 
 
-def _kill_and_resume(bucket: Bucket, steps: list[tuple[str, When]], rng: random.Random) -> None:
+def _kill_and_resume(
+    bucket: Bucket, steps: list[tuple[str, When]], rng: random.Random, tried: Callable[..., None]
+) -> None:
     """One run for each step, whose driver and workers are all killed at that write; then one that ends well."""
     for write, when in steps:
         at = rng.randint(1, 5) if write == "data file" else 1
         with bucket.job() as job:
             bucket.proxy.inject(kill_at(at, when, job.kill9_everything, path=WRITES[write]))
             ended = job.wait()
+            tried(1)
             assert ended.code == -9, (write, when, ended)
         names = bucket.names()
         print(f"killed {when} the write of {write}: {len(names)} objects")
@@ -117,34 +129,40 @@ def _is(write: str, name: str) -> bool:
     return bool(re.search(WRITES[write], f"/features/{name}"))
 
 
-def test_a_run_killed_at_a_write_is_resumed(photos_in_bucket: Bucket, rng: random.Random) -> None:
+@pytest.mark.matrix(1)
+def test_a_run_killed_at_a_write_is_resumed(
+    photos_in_bucket: Bucket, rng: random.Random, tried: Callable[..., None]
+) -> None:
     steps: list[tuple[str, When]] = [
         ("plan part", "after"),
         ("plan.json", "during"),
         ("data file", "during"),
         ("_SUCCESS.json", "after"),
     ]
-    _kill_and_resume(photos_in_bucket, steps, rng)
+    _kill_and_resume(photos_in_bucket, steps, rng, tried)
 
 
+@pytest.mark.matrix(1)
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("when", ["before", "during", "after"])
-@pytest.mark.parametrize("repeat", range(3))
+@pytest.mark.parametrize("repeat", range(scaled(3)))
 def test_a_run_killed_at_every_write_is_resumed(
-    when: When, repeat: int, photos_in_bucket: Bucket, rng: random.Random
+    when: When, repeat: int, photos_in_bucket: Bucket, rng: random.Random, tried: Callable[..., None]
 ) -> None:
     print(f"repeat {repeat}")
-    _kill_and_resume(photos_in_bucket, [(write, when) for write in WRITES], rng)
+    _kill_and_resume(photos_in_bucket, [(write, when) for write in WRITES], rng, tried)
 
 
-def test_a_run_outlives_actors_killed_at_their_writes(photos_in_bucket: Bucket) -> None:
+@pytest.mark.matrix(3)
+def test_a_run_outlives_actors_killed_at_their_writes(photos_in_bucket: Bucket, tried: Callable[..., None]) -> None:
     killed = []
 
     def kill_actors(job: Job) -> Callable[[], Any]:
         def kill() -> None:
             for worker in job.workers(EXTRACTING):
                 killed.append(worker.pid)
+                tried(3)
                 worker.kill()
 
         return kill

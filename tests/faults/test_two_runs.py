@@ -12,6 +12,7 @@ import oracle
 import psutil
 import pytest
 from extractjob import EXTRACTING, PREPARING, Ended, Job, Photos
+from matrix import scaled
 from proxy import FaultProxy
 from servers import S3Server
 from test_store_faults import ERRORS
@@ -52,12 +53,15 @@ def check_shared(ended: list[Ended], photos: Photos) -> None:
     assert min(done) > 0
 
 
+@pytest.mark.matrix(8)
 def test_two_runs_share_the_work_in_a_folder(photos: Photos, reference: str, output: Path) -> None:
     check_shared(run_together(lambda: Job(photos.folder, output)), photos)
     oracle.check(str(output), photos.truth, features_of=reference)
     assert Job.run(photos.folder, output).succeeded()["done_now"] == 0
 
 
+@pytest.mark.matrix(5)
+@pytest.mark.matrix(8)
 def test_two_runs_share_the_work_in_a_bucket_with_a_tenth_of_errors(
     photos: Photos,
     reference: str,
@@ -77,11 +81,13 @@ def test_two_runs_share_the_work_in_a_bucket_with_a_tenth_of_errors(
     assert Job.run(source, output, environment=s3_environment).succeeded()["done_now"] == 0
 
 
+@pytest.mark.matrix(2)
+@pytest.mark.matrix(8)
 @pytest.mark.faults
-@pytest.mark.timeout(5 * 3600)
-@pytest.mark.parametrize("number", range(100))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", range(scaled(100)))
 def test_runs_that_are_killed_meanwhile_share_the_work(
-    number: int, photos: Photos, reference: str, output: Path, rng: random.Random
+    number: int, photos: Photos, reference: str, output: Path, rng: random.Random, tried: Callable[..., None]
 ) -> None:
     """Two to four runs, all but one of them killed at a random time; the last one ends well, or the next does."""
     with ExitStack() as stack:
@@ -92,5 +98,7 @@ def test_runs_that_are_killed_meanwhile_share_the_work(
         jobs[0].wait().succeeded()
         for timer in timers:
             timer.cancel()
+        tried(2, sum(job.process.poll() == -9 for job in jobs[1:]))
+        tried(8)
     oracle.check(str(output), photos.truth, features_of=reference)
     assert Job.run(photos.folder, output).succeeded()["done_now"] == 0
