@@ -16,6 +16,7 @@ from bottleneck.errors import FingerprintError, IncompleteError, StoreError
 from bottleneck.estimate import Prediction, predict_run
 from bottleneck.extend import Extended
 from bottleneck.features import Receipt
+from bottleneck.heap import Trimmer
 from bottleneck.listing import Shard
 from bottleneck.live import Live, process_started_at
 from bottleneck.placement import place
@@ -197,7 +198,7 @@ class Run:
         order = {"work": work.to_json(), "shards": None if shards is None else [asdict(shard) for shard in shards]}
         self.order = json.dumps(order)
         show()
-        shown_at = time.monotonic()
+        shown_at, trim = time.monotonic(), Trimmer()
         while (result := self._next_result(POLL_SECONDS)) != "end":
             if result is not None:
                 if "error" in result:
@@ -211,6 +212,7 @@ class Run:
                 tally.add(receipt)
             if result is None or time.monotonic() - shown_at > POLL_SECONDS:
                 show()
+                trim()
                 shown_at = time.monotonic()
         show()
 

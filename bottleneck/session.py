@@ -20,8 +20,7 @@ RESULTS_THREAD = "results"
 """Name of a thread that iterates over a dataset."""
 THREAD_SECONDS = 10.0
 """To wait for a thread that still speaks with Ray; two are the most that Ray Data itself waits for."""
-
-
+NUM_STARTS = 3
 WAITING_SECONDS = 60.0
 """Between two lines that say what a run waits for."""
 
@@ -74,16 +73,10 @@ def start_ray() -> None:
                 ray.init(address=address, **options)
         else:
             with quiet_start():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=LOCAL_STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
-                    **options,
-                )
+                _start_here(**options)
     except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
         raise KeyboardInterrupt from stopped
-    except Exception as error:  # also of no other class: a start that takes Ray more than 30 s, as on a busy machine
+    except Exception as error:  # also of no other class, see _start_here
         if address and _is_about_token(error):
             message = (
                 f"The Ray cluster at RAY_ADDRESS={address} does not let us in: the token is missing or not its own. "
@@ -108,6 +101,31 @@ def start_ray() -> None:
         stop_ray()
         raise KeyboardInterrupt
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def _start_here(**options: Any) -> None:
+    """Start Ray on this machine; again where it takes its processes more than the 30 s it waits for them."""
+    import psutil
+    import ray
+
+    ours = set(psutil.Process().children(recursive=True))
+    for attempt in range(1, NUM_STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=LOCAL_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **options,
+            )
+            return
+        except Exception as error:  # Ray has no other class for it
+            if attempt == NUM_STARTS or "timed out during startup" not in str(error):
+                raise
+        # Those it gave up waiting for.
+        for process in set(psutil.Process().children(recursive=True)) - ours:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 def _is_about_token(error: BaseException | None) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bottleneck.errors import StoreError
-from bottleneck.session import start_ray
+from bottleneck.session import NUM_STARTS, start_ray
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -37,7 +37,7 @@ def test_a_local_ray_listens_on_the_loopback_address_alone_and_leaves_no_process
 LOST = """
 import os, signal, time
 import ray
-from bottleneck.session import start_ray
+from bottleneck.session import NUM_STARTS, start_ray
 
 init = ray.init
 
@@ -63,10 +63,45 @@ def test_a_ctrl_c_that_is_lost_while_ray_starts_is_answered_once_it_has() -> Non
     assert done.stdout == "stopped False\n"
 
 
-def test_a_ray_that_does_not_start_in_time_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that has too much else to do; Ray raises a bare Exception then."""
+SLOW = """
+import threading, time
+import psutil, ray
+from bottleneck.session import start_ray, stop_ray
+
+stopped = []
+
+def stop_the_first_raylet():
+    while not stopped:
+        for child in psutil.Process().children(recursive=True):
+            if child.name() == "raylet":
+                child.suspend()
+                stopped.append(child)
+                return
+        time.sleep(0.01)
+
+threading.Thread(target=stop_the_first_raylet).start()
+start_ray()
+print(ray.cluster_resources()["CPU"] > 0, stopped[0].is_running())
+stop_ray()
+psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+print(psutil.Process().children(recursive=True))
+"""
+
+
+@pytest.mark.faults
+def test_a_ray_that_does_not_start_in_time_is_started_again() -> None:
+    """As on a machine that has too much else to do."""
+    done = subprocess.run([sys.executable, "-c", SLOW], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True False\n[]\n"
+
+
+def test_a_ray_that_never_starts_in_time_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a bare Exception then."""
+    starts = []
 
     def too_slow(**options: object) -> None:
+        starts.append(options)
         raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -75,6 +110,7 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_one_line(monkeypatch: pyte
         StoreError, match=r"timed out during startup.* Run the same command again if the machine was busy"
     ):
         start_ray()
+    assert len(starts) == NUM_STARTS
 
 
 ITERATING = """
