@@ -37,9 +37,9 @@ check: setup
 	$(BIN)/mypy
 
 # Known weaknesses of what the locks pin, from the advisory database of PyPI: needs uv and the network, so CI does not ask
-# for it; before a release, and after every `make lock`.
+# for it; before a release, and after every `make lock`. What could not be looked up fails it.
 audit:
-	for lock in requirements.lock cluster/cpu.lock cluster/gpu.lock; do uvx pip-audit --disable-pip --require-hashes --requirement $$lock || exit 1; done
+	for lock in requirements.lock cluster/cpu.lock cluster/gpu.lock; do uvx pip-audit --strict --disable-pip --require-hashes --requirement $$lock || exit 1; done
 
 # After a change of dependencies in pyproject.toml; needs uv.
 lock:

@@ -14,6 +14,7 @@ repeats its random choices.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import functools
 import os
@@ -32,7 +33,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = "tests/faults/MATRIX.md"
+TABLE = ROOT / "tests" / "faults" / "MATRIX.md"
 
 FAULTS = {
     1: "killed before, during or after a write",
@@ -206,8 +207,12 @@ def _processor() -> str:
 
 
 def main() -> int:
-    asked = [sys.executable, "-m", "pytest", "-m", "matrix", "--matrix", TABLE, *sys.argv[1:]]
-    return subprocess.call(asked, cwd=ROOT)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--matrix", default=TABLE)
+    asked, others = parser.parse_known_args()
+    # As one word: of a file by itself that is there already pytest would think that it is to be tested.
+    table = f"--matrix={Path(asked.matrix).absolute()}"
+    return subprocess.call([sys.executable, "-m", "pytest", "-m", "matrix", table, *others], cwd=ROOT)
 
 
 if __name__ == "__main__":

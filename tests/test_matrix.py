@@ -79,3 +79,11 @@ def test_a_part_has_the_random_numbers_of_the_whole(tmp_path: Path) -> None:
     drawn = [re.findall(r"drew 30 (\S+)", run(tmp_path, *part)[2]) for part in ([], ["-k", "test_counts and 30"])]
     assert len(drawn[0]) == 1
     assert drawn[0] == drawn[1]
+
+
+def test_a_table_that_is_there_already_is_no_test(tmp_path: Path) -> None:
+    (tmp_path / "table.md").write_text("| of the last time |")
+    script, tests = Path(__file__).with_name("matrix.py"), str(Path(__file__).with_name("test_imports.py"))
+    command = [sys.executable, str(script), "--matrix", "table.md", "--collect-only", tests]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 5, done.stdout + done.stderr  # none is selected

@@ -49,10 +49,11 @@ def test_images_that_hang_the_decoder_are_rejected_alone(tmp_path: Path, tried: 
 @pytest.mark.matrix(11)
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-def test_a_shard_of_nothing_but_poison_is_rejected(tmp_path: Path, tried: Callable[..., None]) -> None:
+@pytest.mark.parametrize("poison", ["crash", "hang"])
+def test_a_shard_of_nothing_but_poison_is_rejected(poison: str, tmp_path: Path, tried: Callable[..., None]) -> None:
     _run(
         tmp_path / "photos",
-        dict.fromkeys(range(SHARD_SIZE, 2 * SHARD_SIZE), "crash"),
+        dict.fromkeys(range(SHARD_SIZE, 2 * SHARD_SIZE), poison),
         tmp_path / "features",
         900,
         tried,
