@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -14,13 +15,18 @@ from bottleneck.progress import quiet_start
 
 log = logging.getLogger(__name__)
 
-LOCAL_STORE_BYTES = 1_000_000_000
-"""Ray's shared memory on one machine: room for about ten prepared shards."""
+LEAST_STORE_BYTES = 1_000_000_000
+"""Ray's shared memory on one machine, of which Ray Data takes half: room for about six prepared shards."""
+STORE_BYTES_PER_CORE = 250_000_000
+"""As each core may prepare a shard of its own."""
+STORE_SHARE = 0.3
+"""Of the memory, at most; as Ray has it too."""
 RESULTS_THREAD = "results"
 """Name of a thread that iterates over a dataset."""
 THREAD_SECONDS = 10.0
 """To wait for a thread that still speaks with Ray; two are the most that Ray Data itself waits for."""
 NUM_STARTS = 3
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  # looked at, Ray writes there
 WAITING_SECONDS = 60.0
 """Between two lines that say what a run waits for."""
 
@@ -38,6 +44,27 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
+def local_store_bytes() -> int:
+    """What Ray's object store may take of this machine. It touches all of it before it uses a page again."""
+    import psutil
+
+    from bottleneck.measure import count_cores
+
+    memory_bytes = psutil.virtual_memory().total
+    free_bytes = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else memory_bytes
+    return store_bytes(count_cores(), memory_bytes, free_bytes)
+
+
+def store_bytes(cores: int, memory_bytes: int, shared_bytes: int) -> int:
+    """The same of a machine like this.
+
+    Args:
+        shared_bytes: free where shared memory is kept; a store that is larger would lie on a disk.
+    """
+    most = min(STORE_SHARE * memory_bytes, 0.9 * shared_bytes)
+    return max(LEAST_STORE_BYTES, int(min(cores * STORE_BYTES_PER_CORE, most)))
+
+
 def start_ray() -> None:
     """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else."""
     # A thread that still iterates while the run is being stopped must not start Ray a second time.
@@ -49,6 +76,8 @@ def start_ray() -> None:
         # Given 127.0.0.1, Ray takes this machine's address in the network and listens on all it has, unless it is told,
         # before it is imported, that there is no cluster. Its name is of the systems where that is so by itself.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # What every task did goes to Ray's dashboard, which is not there; its server would hold 100,000 of them.
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
     if ray.is_initialized():
@@ -114,7 +143,7 @@ def _start_here(**options: Any) -> None:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                object_store_memory=LOCAL_STORE_BYTES,
+                object_store_memory=local_store_bytes(),
                 _node_ip_address="127.0.0.1",
                 **options,
             )

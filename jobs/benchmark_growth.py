@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from bottleneck.session import LOCAL_STORE_BYTES
+from bottleneck.session import local_store_bytes
 from jobs.benchmark import Config
 from jobs.benchmark_process import Figures, describe_hardware, medians, run_job, tell, watched
 from jobs.benchmark_tars import check_room, write_source
@@ -141,7 +141,7 @@ def table(result: Figures) -> list[str]:
         *(_line(row) for row in sizes),
         "finished, half: extract again, when all is done and when every second shard is gone; first: its first batch",
         "store: pages of Ray's shared memory that were ever touched; it goes through all it may have, "
-        f"{LOCAL_STORE_BYTES / 1e6:,.0f} MB, before it uses one again",
+        f"{local_store_bytes() / 1e6:,.0f} MB, before it uses one again",
     ]
     if len(sizes) > 1:
         lines += [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bottleneck.errors import StoreError
-from bottleneck.session import NUM_STARTS, start_ray
+from bottleneck.session import NUM_STARTS, start_ray, store_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -37,7 +37,7 @@ def test_a_local_ray_listens_on_the_loopback_address_alone_and_leaves_no_process
 LOST = """
 import os, signal, time
 import ray
-from bottleneck.session import NUM_STARTS, start_ray
+from bottleneck.session import start_ray
 
 init = ray.init
 
@@ -61,6 +61,16 @@ def test_a_ctrl_c_that_is_lost_while_ray_starts_is_answered_once_it_has() -> Non
     done = subprocess.run([sys.executable, "-c", LOST], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "stopped False\n"
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory_gb", "shared_gb", "expected_gb"),
+    [(2, 24, 12, 1), (16, 128, 64, 4), (64, 32, 16, 9.6), (64, 256, 3, 2.7), (8, 64, 0.064, 1)],
+)
+def test_the_store_has_room_for_a_shard_of_each_core(
+    cores: int, memory_gb: float, shared_gb: float, expected_gb: float
+) -> None:
+    assert store_bytes(cores, int(memory_gb * 1e9), int(shared_gb * 1e9)) == pytest.approx(expected_gb * 1e9)
 
 
 SLOW = """

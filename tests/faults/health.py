@@ -1,6 +1,6 @@
 """Extract for a while, then stop as on Ctrl-C, and tell every ten seconds what each process of the run holds.
 
-    python tests/faults/health.py SOURCE OUTPUT SECONDS
+    python tests/faults/health.py SOURCE OUTPUT SECONDS BASE
 
 Prints one JSON line a look: {"shards": n, "store_bytes": what objects take in Ray's store, "spilled": files,
 "processes": {kind: [processes, bytes of their own, open files]}}, kinds as Ray calls its workers.
@@ -28,7 +28,6 @@ from bottleneck.progress import Progress
 from bottleneck.spec import FeatureRequest
 
 LOOK_SECONDS = 10.0
-REQUEST = FeatureRequest(base="mobilenet_0.25", weights="random:0", precision="float32")
 
 
 def look() -> dict[str, Any]:
@@ -55,7 +54,7 @@ def _kind(process: psutil.Process) -> str:
     return found[1] if found else process.name()
 
 
-def main(source: str, output: str, seconds: float) -> None:
+def main(source: str, output: str, seconds: float, base: str) -> None:
     ends = looked = 0.0
 
     def show(progress: Progress) -> None:
@@ -68,7 +67,8 @@ def main(source: str, output: str, seconds: float) -> None:
         if now > ends:
             raise KeyboardInterrupt
 
-    with Run(REQUEST, "float32", RunOptions()) as run:
+    request = FeatureRequest(base=base, weights="random:0", precision="float32")
+    with Run(request, "float32", RunOptions()) as run:
         plan = make_plan(source, output, run.spec())
         try:
             run.extract(plan, 0.05, show)
@@ -78,4 +78,4 @@ def main(source: str, output: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4])
