@@ -82,25 +82,33 @@ class Run:
             request: what to extract; a plan made before must agree with it.
             precision: the concrete one.
         """
-        start_ray()
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         self.request, self.precision, self.options = request, precision, options
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.placement = place(nodes, options.num_actors, use_gpu=options.use_gpu, may_grow=bool(cluster_address()))
-        tell_waiting("CPU", 1)
-        tell_waiting("GPU", self.placement.num_gpus * self.placement.min_actors)
-        # Beside the driver, as other nodes come and go.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy=here)(Live)
-        self.live = counter.remote(with_metrics=True)
         self.queued: int | None = None
         self.order: str | None = None
         self.forget: list[int] = []
         self.images_done = 0
         self.last_receipt_at = 0.0
         self.prediction: Prediction | None = None
+        start_ray()
+        try:
+            self._start_actors()
+        except BaseException:  # as from __exit__, which is only for what was entered
+            stop_ray()
+            raise
+
+    def _start_actors(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        asked, use_gpu = self.options.num_actors, self.options.use_gpu
+        self.placement = place(nodes, asked, use_gpu=use_gpu, may_grow=bool(cluster_address()))
+        tell_waiting("CPU", 1)
+        tell_waiting("GPU", self.placement.num_gpus * self.placement.min_actors)
+        # Beside the driver, as other nodes come and go.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy=here)(Live)
+        self.live = counter.remote(with_metrics=True)
         self.results = self._start(guarded=False)
 
     def __enter__(self) -> "Run":

@@ -156,3 +156,26 @@ def test_no_thread_speaks_with_ray_while_it_is_stopped() -> None:
     done = subprocess.run([sys.executable, "-c", ITERATING], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "stopped beside []\n"
+
+
+REFUSED = """
+import os
+import psutil, ray
+from bottleneck.errors import UsageError
+from bottleneck.pipeline import Run, RunOptions
+from bottleneck.spec import FeatureRequest
+
+os.environ["KERAS_BACKEND"] = "openvino"
+try:
+    Run(FeatureRequest(base="stub", weights="random:0"), "float32", RunOptions(use_gpu=True))
+except UsageError:
+    print(ray.is_initialized())
+psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+print(psutil.Process().children(recursive=True))
+"""
+
+
+def test_a_run_that_cannot_start_leaves_no_ray() -> None:
+    done = subprocess.run([sys.executable, "-c", REFUSED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "False\n[]\n"
