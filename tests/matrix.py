@@ -4,8 +4,8 @@
     BOTTLENECK_FAULTS=0.1 python tests/matrix.py        # a tenth of the long amounts
     python tests/matrix.py -k nodes --matrix nodes.md   # a part, by pytest's own options
 
-It is pytest with `-m matrix`; the table is printed at the end and kept in tests/faults/MATRIX.md, or where `--matrix`
-says, written anew after each test; of a test that is cut short nothing is counted. A test says by
+It is pytest with `-m matrix`; the table is printed at the end and added to those in tests/faults/MATRIX.md, or where
+`--matrix` says, after each test; of a test that is cut short nothing is counted. A test says by
 `@pytest.mark.matrix(4)` which fault it tries, or by `matrix(2, "fit")` also on which job if that is not extract, and by
 the fixture `tried` how often; without a word it counts once. What a test finds is counted as what the oracle calls it,
 anything else that fails a test as `other`; exit code 1 then, as always. BOTTLENECK_TEST_SEED with the seed of a line
@@ -73,7 +73,9 @@ class Line:
 class Matrix:
     """The table, as it fills."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: str | None) -> None:
+        self.file = Path(file) if file else None
+        self._before = self.file.read_text() if self.file and self.file.exists() else "# The fault matrix\n"
         self.lines: dict[tuple[int, str], Line] = {}
         self._started = time.monotonic()
 
@@ -88,6 +90,11 @@ class Matrix:
             line.seeds |= seeds
             if error is not None:
                 line.found += getattr(error, "found", None) or Counter(other=1)
+
+    def keep(self) -> None:
+        """Add the table, as it is by now, to its file."""
+        if self.file and self.lines:
+            self.file.write_text(f"{self._before}\n{self.text()}")
 
     def text(self) -> str:
         """Markdown that is also read well as it is."""
@@ -138,14 +145,14 @@ def seed() -> int:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", metavar="FILE", help="also write the table of faults to a file")
+    parser.addoption("--matrix", metavar="FILE", help="also add the table of faults to a file")
 
 
 MATRIX = pytest.StashKey[Matrix]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[MATRIX] = Matrix()
+    config.stash[MATRIX] = Matrix(config.getoption("--matrix"))
 
 
 @pytest.fixture
@@ -173,12 +180,11 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[Any]:
     report: pytest.TestReport = yield
-    matrix, file = item.config.stash[MATRIX], item.config.getoption("--matrix")
+    matrix = item.config.stash[MATRIX]
     begun = report.when == "call"
     if report.failed or (begun and report.passed):
         matrix.add(item, call.excinfo.value if call.excinfo else None, begun=begun)
-        if file and matrix.lines:  # now, as hours may be spent until the end
-            Path(file).write_text(f"# The fault matrix\n\n{matrix.text()}")
+        matrix.keep()  # now, as hours may be spent until the end
     return report
 
 
