@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -117,8 +118,26 @@ def fit_head(
             "The process beside the workers, which passes their answers on, has died. Run the same command again."
         ) from error
     finally:
+        _end_training(thread)
         stop_ray()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_training(thread: threading.Thread) -> None:
+    """End the thread of a fit that was stopped or failed: it must not speak with Ray while that shuts down.
+
+    It waits for Ray Train's controller, an actor without a name, whose handle nobody else has; or is about to.
+    """
+    import ray
+
+    deadline = time.monotonic() + THREAD_SECONDS
+    while thread.is_alive() and time.monotonic() < deadline:
+        frame = sys._current_frames().get(thread.ident or 0)
+        while frame is not None:
+            if isinstance(controller := frame.f_locals.get("controller"), ray.actor.ActorHandle):
+                ray.kill(controller)
+            frame = frame.f_back
+        thread.join(POLL_SECONDS)
 
 
 def _check_resources(resources: dict[str, float], num_workers: int, use_gpu: bool) -> None:

@@ -176,6 +176,39 @@ def test_a_fit_asked_to_stop_leaves_nothing(forest: Features, tmp_path: Path) ->
     assert not (tmp_path / "head").exists()
 
 
+STOPPED = """
+import sys, threading
+import ray
+from bottleneck.features import open_features, rows_of
+from bottleneck.team import HeadRequest
+from bottleneck.trainer import fit_head
+
+def stop(event):
+    raise KeyboardInterrupt
+
+shutdown, seen = ray.shutdown, []
+
+def note_threads(**options):
+    seen.append("trainer" in {thread.name for thread in threading.enumerate()})
+    shutdown(**options)
+
+ray.shutdown = note_threads
+features = open_features(sys.argv[1])
+try:
+    fit_head(features, HeadRequest(), rows_of(features), on_event=stop)
+except KeyboardInterrupt:
+    print("stopped beside its thread:", *seen)
+"""
+
+
+def test_no_thread_of_a_fit_speaks_with_ray_while_it_is_stopped(forest: Features) -> None:
+    """One that does makes Ray end the process with exit code 1 and not a word, now and then."""
+    command = [sys.executable, "-c", STOPPED, forest.plan.output]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "stopped beside its thread: False\n", done.stderr
+
+
 def fit_in_process(features: Features, **request: Any) -> Any:
     return fit_features(crew.Crew([crew.Member(), crew.Member()]), features, HeadRequest(**request), rows_of(features))
 
