@@ -31,7 +31,7 @@ def test_the_image_is_pinned_runs_as_a_user_and_holds_no_secret() -> None:
     for command in of("RUN"):
         assert not re.search(r"pip install(?!.*--no-cache-dir)", command)
         if "pip install" in command:
-            assert "--require-hashes" in command or "--no-deps --no-build-isolation" in command
+            assert "--no-deps --require-hashes" in command or "--no-deps --no-build-isolation" in command
     text = (CLUSTER / "Dockerfile").read_text()
     assert not re.search(r"latest|_KEY=|PASSWORD|SECRET|TOKEN=", text)
     assert "RAY_AUTH_MODE=token" in text
@@ -54,13 +54,9 @@ def test_each_command_of_the_image_parses(command: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["cpu", "gpu"])
-def test_the_image_holds_what_the_tests_ran_with_and_none_of_their_tools(variant: str) -> None:
-    tested = {name: pin for name, *pin in PIN.findall((ROOT / "requirements.lock").read_text())}
+def test_the_image_holds_what_runs_and_no_test_tools(variant: str) -> None:
     image = {name: pin for name, *pin in PIN.findall((CLUSTER / f"{variant}.lock").read_text())}
-    assert len(tested) > 150
     assert len(image) > 100
-    differ = [name for name, pin in image.items() if name in tested and pin[0] != tested[name][0]]
-    assert differ == [], "run `make lock`"
     assert all("--hash=sha256:" in pin[2] for pin in image.values())
     assert not {"pytest", "moto", "mypy", "ruff", "openvino", "onnx", "bottleneck"} & set(image)
     assert {"ray", "tensorflow", "s3fs", "boto3", "gcsfs", "google-api-python-client"} <= set(image)
