@@ -32,13 +32,17 @@ class Source(Protocol):
         """Read images, which are in the plan's order, with several requests in flight."""
 
 
-@functools.lru_cache(maxsize=4)
 def open_source(uri: str, reading: Reading) -> Source:
     """Open a source as a plan says it is read.
 
     Raises:
         UsageError: for a source of another form than `reading.source_format`.
     """
+    return _open_source(normal_uri(uri), reading)  # a relative name means another folder after os.chdir
+
+
+@functools.lru_cache(maxsize=4)
+def _open_source(uri: str, reading: Reading) -> Source:
     store, only = _open(uri)
     form = resolve_reading(uri, reading).source_format
     if form == "webdataset":

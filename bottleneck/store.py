@@ -14,14 +14,18 @@ from bottleneck.remote import RemoteStore
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
-@functools.lru_cache(maxsize=16)
 def open_store(uri: str) -> Store:
     """Open a folder (a path or file://), a bucket (s3://bucket/prefix), or to be read only whatever fsspec opens.
 
     Raises:
         UsageError: for a URI of another kind, or one that needs a package that is not installed.
     """
-    uri = normal_uri(uri)
+    return opened(normal_uri(uri))  # a relative name means another folder after os.chdir
+
+
+@functools.lru_cache(maxsize=16)
+def opened(uri: str) -> Store:
+    """Open a store by its one name, once."""
     if uri.startswith("s3://"):
         return BucketStore(uri)
     if "://" in uri:

@@ -37,7 +37,7 @@ from bottleneck.folder import FolderStore
 from bottleneck.nodes import check_address, try_cluster
 from bottleneck.objects import Wanted
 from bottleneck.plan import make_plan
-from bottleneck.store import open_store
+from bottleneck.store import open_store, opened
 from bottleneck.verify import verify
 
 TOKEN = "a-token-that-nobody-must-see-0123456789"
@@ -76,9 +76,9 @@ def committed(source: str, output: str) -> None:
 @pytest.fixture(autouse=True)
 def fresh_stores() -> Iterator[None]:
     """A store remembers that it has been answered, and the endpoint it was opened with."""
-    open_store.cache_clear()
+    opened.cache_clear()
     yield
-    open_store.cache_clear()
+    opened.cache_clear()
 
 
 def test_a_machine_with_a_source_and_an_output(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_buckets_that_cannot_be_used(
     assert "No such bucket" in failure.message
     with FaultProxy(s3_server.endpoint_url, [Fault("stall", seconds=60)]) as proxy:
         use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": proxy.endpoint_url})
-        open_store.cache_clear()
+        opened.cache_clear()
         started = time.monotonic()
         [failure] = examined(lambda: try_output(f"s3://{bucket}/out"), 1.0)
         assert time.monotonic() - started < 5
@@ -308,7 +308,7 @@ def test_rights_and_credentials_are_tried(
     assert "rights of this user" in refused.message
 
     use_environment(monkeypatch, ceph_server.environment | {"AWS_SECRET_ACCESS_KEY": "wrong-and-never-shown"})
-    open_store.cache_clear()
+    opened.cache_clear()
     code, told, shown = doctor(f"s3://{bucket}/photos", f"s3://{bucket}/out", RAY_ADDRESS="")
     assert code == told["exit_code"] == 5
     failures = {check["name"]: check["message"] for check in told["checks"] if check["state"] == "failure"}

@@ -29,7 +29,7 @@ from bottleneck.features import Receipt, finished, open_features
 from bottleneck.plan import Plan, load_plan, make_plan
 from bottleneck.prepare import Work, prepare_shard
 from bottleneck.spec import FeatureRequest, Limits, Reading
-from bottleneck.store import open_store
+from bottleneck.store import opened
 from bottleneck.tally import Summary, Tally, pending_shards
 from bottleneck.weights import load_network
 
@@ -183,13 +183,13 @@ def test_an_image_of_too_many_bytes_is_not_fetched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": proxy.endpoint_url})
-    open_store.cache_clear()
+    opened.cache_clear()
     s3_server.upload(bucket, {"photos/a.jpg": tiny.jpeg(0), "photos/b.jpg": tiny.jpeg(1) + bytes(50_000)})
     source, output = f"s3://{bucket}/photos", f"s3://{bucket}/features"
     plan = make_plan(source, output, tiny.real_spec(), limits=Limits(max_bytes=40_000))
     [shard] = plan.shards()
     receipt = extract_shard(Work.of(plan), base(), shard)
-    open_store.cache_clear()
+    opened.cache_clear()
     assert receipt.statuses == {"ok": 1, "too_many_bytes": 1}
     assert proxy.count("GET", "photos/a.jpg") == 1
     assert proxy.count("GET", "photos/b.jpg") == 0

@@ -23,7 +23,7 @@ from bottleneck.plan import make_plan
 from bottleneck.remote import RemoteStore
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import Reading
-from bottleneck.store import open_store
+from bottleneck.store import open_store, opened
 from bottleneck.verify import verify
 
 
@@ -56,7 +56,7 @@ def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     thread.start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-    open_store.cache_clear()
+    opened.cache_clear()
 
 
 def test_photos_on_a_web_server(web: tuple[Path, str], tmp_path: Path) -> None:

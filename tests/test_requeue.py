@@ -34,7 +34,7 @@ from bottleneck.prepare import Prepared, Work, prepare_shard
 from bottleneck.requeue import Requeued, requeue_plan
 from bottleneck.spec import FeatureSpec, Limits
 from bottleneck.stages import _message, _unpacked
-from bottleneck.store import open_store
+from bottleneck.store import open_store, opened
 from bottleneck.tally import pending_shards
 from bottleneck.verify import verify
 
@@ -569,7 +569,7 @@ def test_a_reader_that_polls_a_folder_sees_every_key_once(tmp_path: Path) -> Non
 def test_a_reader_that_polls_a_bucket_sees_every_key_once(
     s3_server: S3Server, s3_environment: dict[str, str], bucket: str
 ) -> None:
-    open_store.cache_clear()
+    opened.cache_clear()
     s3_server.upload(bucket, {f"photos/{key}": data for key, data in pictures(12).items()})
     output = f"s3://{bucket}/features"
     plan = make_plan(f"s3://{bucket}/photos", output, SPEC, shard_size=4)
@@ -584,13 +584,13 @@ def test_a_reader_that_polls_a_bucket_sees_every_key_once(
         requeue_again_and_again(put, plan, rounds=3)
     assert len(poller.contents) > 2
     assert verify(output, full=True).exit_code == 0
-    open_store.cache_clear()
+    opened.cache_clear()
 
 
 def test_two_runs_replace_a_shard_of_a_bucket_once(
     s3_server: S3Server, s3_environment: dict[str, str], bucket: str
 ) -> None:
-    open_store.cache_clear()
+    opened.cache_clear()
     s3_server.upload(bucket, {f"photos/{key}": data for key, data in pictures(4).items()})
     plan = make_plan(f"s3://{bucket}/photos", f"s3://{bucket}/features", SPEC, shard_size=4)
     assert extract(plan, 0, MeanBase(SPEC))
@@ -600,7 +600,7 @@ def test_two_runs_replace_a_shard_of_a_bucket_once(
         created = list(pool.map(lambda _: extract(plan, 0, MeanBase(SPEC)), range(8)))
     assert sum(created) == 1
     assert plan.committed().keys() == {0}
-    open_store.cache_clear()
+    opened.cache_clear()
 
 
 # Whatever happens in whichever order

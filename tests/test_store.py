@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from bottleneck.bucket import BucketStore
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.folder import FolderStore
 from bottleneck.objects import IN_FLIGHT, IN_FLIGHT_BYTES, ObjectChangedError, ObjectGoneError, Store, Wanted
+from bottleneck.sources import open_source
+from bottleneck.spec import Reading
 from bottleneck.store import normal_uri, open_store
 
 PREFIX = "a prefix/of two parts"
@@ -325,6 +328,18 @@ def test_a_store_has_one_name(uri: str, name: str) -> None:
 def test_a_relative_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert open_store("photos").uri == f"{tmp_path}/photos"
+
+
+def test_a_relative_name_means_the_folder_where_one_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for here in ("first", "second"):
+        (tmp_path / here / "photos").mkdir(parents=True)
+        (tmp_path / here / "photos" / f"{here}.jpg").write_bytes(b"1")
+        monkeypatch.chdir(tmp_path / here)
+        assert [entry.key for entry in open_store("photos").list()] == [f"{here}.jpg"]
+        assert open_store("photos") is open_store(str(tmp_path / here / "photos"))
+        image = open_source("photos", Reading(source_format="files")).first(Counter())
+        assert image is not None
+        assert image.key == f"{here}.jpg"
 
 
 @pytest.mark.parametrize(
