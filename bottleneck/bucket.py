@@ -29,6 +29,9 @@ from bottleneck.pages import list_pages
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+NO_OBJECT = ".write-test"
+"""The name by which writing is tried. A store that knows no conditions at all keeps an empty object of this name."""
+
 
 class BucketStore:
     """A prefix of an S3 bucket, through s3fs' client; retries are ours, so that one place decides what is transient."""
@@ -112,6 +115,10 @@ class BucketStore:
         except ObjectGoneError:
             return None
         return Entry(key, found["ContentLength"], found["ETag"].strip('"'))
+
+    def try_writing(self) -> None:
+        # Of an object that nobody has: a user without the right is refused, any other told that there is none.
+        self.replace(NO_OBJECT, b"", "0" * 32)
 
     def create(self, key: str, data: bytes) -> bool:
         # One PUT, which S3 takes up to 5 GB: the condition holds for the whole object.

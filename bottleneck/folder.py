@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,14 @@ class FolderStore:
 
     def exists(self, key: str) -> bool:
         return os.path.exists(self._path(key))
+
+    def try_writing(self) -> None:
+        folder = self.uri
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        # Whoever may make a file in a folder may also make the folders below it.
+        with _local_errors(f"writing to {self.uri}"), tempfile.TemporaryFile(dir=folder):
+            pass
 
     def create(self, key: str, data: bytes) -> bool:
         with _local_errors(f"writing {self._path(key)}"):

@@ -19,7 +19,7 @@ from bottleneck.errors import CorruptError, StoreError, UsageError
 from bottleneck.features import Features, finished, rows_of
 from bottleneck.objects import Store
 from bottleneck.progress import quiet_start
-from bottleneck.store import normal_uri, open_store
+from bottleneck.store import normal_uri, place_of
 
 UNLABELLED = -1
 """The number of no label."""
@@ -118,6 +118,7 @@ def export_features(
         raise UsageError("Lance is written to a folder; copy it to the bucket then. Received an s3:// URI.")
     if store.exists(name):
         raise UsageError(f"{file} is there already. Give another name, or remove it.")
+    store.try_writing()
     rows = rows_of(features)
     spec = features.spec
     contents = Contents(
@@ -150,12 +151,6 @@ def export_features(
         "bytes": num_bytes,
         "fingerprint": spec.fingerprint,
     }
-
-
-def place_of(file: str) -> tuple[Store, str]:
-    """The store a file or s3:// URI is in, and its name there."""
-    folder, slash, name = file.rstrip("/").rpartition("/")
-    return open_store(folder or slash or "."), name
 
 
 def suffix_of(file: str) -> str:

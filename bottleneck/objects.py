@@ -78,6 +78,9 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
+    def try_writing(self) -> None:
+        """Raise StoreError where no object could be written. Nothing is, and no folder made."""
+
     def create(self, key: str, data: bytes) -> bool:
         """Write an object whole, unless the key is taken: True if this call created it. Never a partial object."""
 

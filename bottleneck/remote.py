@@ -146,6 +146,9 @@ class RemoteStore:
     def clock(self) -> float:
         raise self._is_read_only()
 
+    def try_writing(self) -> None:
+        raise self._is_read_only()
+
     def create(self, key: str, data: bytes) -> bool:
         raise self._is_read_only()
 

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from bottleneck.decode import Decoded, decode
 from bottleneck.drawing import draw_confusion
-from bottleneck.errors import StoreError
 from bottleneck.evaluate import Evaluation
 from bottleneck.features import Features, finished
 from bottleneck.footer import read_footer
@@ -112,15 +111,15 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
     Read by the plan's etags, so that no picture is shown that is not the one the features are of, and decoded within
     the plan's limits: the centre square, turned as for the features.
     """
-    wanted = {key: image for key, (_, image) in plan.find(keys).items()}
     found: dict[str, bytes] = {}
     try:
+        wanted = {key: image for key, (_, image) in plan.find(keys).items()}
         pictures = open_source(plan.source, plan.reading).read(list(wanted.values()))
         for key, data in zip(wanted, pictures, strict=True):
             if isinstance(data, bytes) and (picture := thumbnail(data, plan)):
                 found[key] = picture
-    except StoreError as error:
-        return Thumbnails(found, f"The source {plan.source} cannot be reached, so pictures are missing: {error}")
+    except Exception as error:  # a source that has gone, a package that reads it, a list or container that is damaged
+        return Thumbnails(found, f"The source {plan.source} cannot be read, so pictures are missing: {error}")
     if len(found) < len(keys):
         return Thumbnails(
             found,

@@ -33,6 +33,12 @@ def opened(uri: str) -> Store:
     return FolderStore(uri)
 
 
+def place_of(file: str) -> tuple[Store, str]:
+    """The store a file or s3:// URI is in, and its name there."""
+    folder, slash, name = file.rstrip("/").rpartition("/")
+    return open_store(folder or slash or "."), name
+
+
 def check_output_uri(uri: str) -> None:
     """Refuse what is only read. Raises UsageError."""
     uri = normal_uri(uri)

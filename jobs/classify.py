@@ -25,7 +25,7 @@ from bottleneck.head import Head
 from bottleneck.names import class_names
 from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.spec import FeatureRequest, Limits
-from bottleneck.store import open_store
+from bottleneck.store import place_of
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,9 @@ def classify(
 
 
 def _decoded(image: str, base: Base) -> Decoded | Rejected:
-    folder, slash, name = image.rpartition("/")
+    store, name = place_of(image)
     try:
-        data = open_store(folder or slash or ".").get(Wanted(name, 0, ""))
+        data = store.get(Wanted(name, 0, ""))
     except ObjectGoneError:
         return Rejected("missing")
     return decode(data, base.spec, Limits())

@@ -18,7 +18,7 @@ import tyro
 
 from bottleneck.describe import bases, describe, draw_network, table, table_of_bases
 from bottleneck.errors import UsageError
-from bottleneck.store import open_store
+from bottleneck.store import place_of
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,13 @@ def main(config: Config) -> int:
         log.info("%s", table_of_bases())
         print(json.dumps({"bases": bases()}))
         return 0
+    if config.plot:
+        place_of(config.plot)[0].try_writing()
     description = describe(config.base)
     log.info("%s", table(description))
     if config.plot:
-        folder, slash, name = config.plot.rpartition("/")
-        open_store(folder or slash or ".").replace(name, draw_network(description, file_format))
+        store, name = place_of(config.plot)
+        store.replace(name, draw_network(description, file_format))
         log.info("plot: %s", config.plot)
     layers = [
         {

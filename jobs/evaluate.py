@@ -23,6 +23,7 @@ from bottleneck.evaluate import Evaluation, Evaluator, classification_report
 from bottleneck.features import Features, open_features
 from bottleneck.head import Head
 from bottleneck.report import report_of_features, write_report
+from bottleneck.store import check_output_uri, open_store
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ def main(config: Config) -> int:
     head = Head.load(config.head)
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)
     head.check_fits(features.spec)
+    if config.report:
+        check_output_uri(config.report)
+        open_store(config.report).try_writing()
     evaluation = evaluate(head, features)
     log.info("%s", classification_report(evaluation))
     was_fitted_on = head.origin_.plan_sha256 == features.plan.sha256

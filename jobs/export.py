@@ -22,10 +22,10 @@ import tyro
 from bottleneck.errors import UsageError
 from bottleneck.export import Format, export_head, facts_file
 from bottleneck.features import open_features
-from bottleneck.formats import WRITERS, export_features, place_of, suffix_of
+from bottleneck.formats import WRITERS, export_features, suffix_of
 from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import Display, Progress, duration
-from bottleneck.store import open_store
+from bottleneck.store import open_store, place_of
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ def of_head(config: Config) -> int:
     head = Head.load(config.source)
     if store.exists(name):  # before the seconds that building takes
         raise UsageError(f"{config.file} is there already. Give another name, or remove it.")
+    store.try_writing()
     file_format = cast(Format, suffix_of(config.file).removeprefix("."))
     data, facts = export_head(head, file_format, config.weights)
     # The facts come first: a job killed between the two leaves no file, and so is run again, which writes both.

@@ -22,8 +22,8 @@ from bottleneck.features import Features, open_features, rows_of
 from bottleneck.fitting import Fitted, check_labels, chosen_layer
 from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import PLAIN_SECONDS, duration, start_live
-from bottleneck.report import report_of_features, write_report
-from bottleneck.store import open_store
+from bottleneck.report import REPORT_HTML, report_of_features, write_report
+from bottleneck.store import check_output_uri, open_store
 from bottleneck.team import HeadRequest
 from bottleneck.trainer import fit_head
 
@@ -59,11 +59,14 @@ def fit(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)
     layer = chosen_layer(features, config.request)
-    if open_store(config.head).exists(HEAD_JSON):
+    check_output_uri(config.head)
+    store = open_store(config.head)
+    if store.exists(HEAD_JSON):
         head = Head.load(config.head)
         _check_same(head, features, config.request, layer, config.head)
         log.info("%s is fitted already", config.head)
-        return _result(config.head, head)
+        return _result(config.head, head, has_report=store.exists(REPORT_HTML))
+    store.try_writing()  # before the work, which would be lost
     check_labels(features.plan.label_counts, config.features)
     if features.spec.weights.startswith("random:"):
         log.warning(RANDOM_WEIGHTS, features.spec.weights)
@@ -76,18 +79,24 @@ def fit(config: Config) -> dict[str, Any]:
             use_gpu=config.use_gpu,
             on_event=table.show,
         )
-    evaluation = fitted.evaluator.result()
-    if fitted.details["held_out"]:
+    evaluation = fitted.evaluator.result() if fitted.details["held_out"] else None
+    if evaluation is not None:
         fitted.details["accuracy"] = evaluation.accuracy
-        # Before the head, whose file says that all is done.
-        write_head_report(config.head, fitted, features, evaluation)
     fitted.head.save(config.head)
-    tell(fitted, evaluation, config.head, time.monotonic() - started)
-    return _result(config.head, Head.load(config.head))
+    tell(fitted, evaluation, time.monotonic() - started)
+    # After the head: a source that has gone or a disk that is full must not cost the fit.
+    has_report = evaluation is not None and try_report(config.head, fitted, features, evaluation)
+    log.info("head: %s%s", config.head, ", with report.html" if has_report else "")
+    return _result(config.head, Head.load(config.head), has_report=has_report)
 
 
-def tell(fitted: Fitted, evaluation: Evaluation, head: str, seconds: float) -> None:
-    """What a person wants to know at the end, on stderr."""
+def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
+    """Log the figures of a fit.
+
+    Args:
+        evaluation: None where no image was held out.
+        seconds: what the whole job took.
+    """
     details = fitted.details
     log.info(
         "fitted on %s images of %s classes, C = %s, in %s (the fit itself %s)",
@@ -99,7 +108,7 @@ def tell(fitted: Fitted, evaluation: Evaluation, head: str, seconds: float) -> N
     )
     if details["unlabelled"]:
         log.warning("%s images have no label and were left out", f"{details['unlabelled']:,}")
-    if details["held_out"]:
+    if evaluation is not None:
         low, high = evaluation.accuracy_interval
         log.info("%s", classification_report(evaluation))
         log.info(
@@ -109,7 +118,17 @@ def tell(fitted: Fitted, evaluation: Evaluation, head: str, seconds: float) -> N
             100 * low,
             100 * high,
         )
-    log.info("head: %s%s", head, ", with report.html" if details["held_out"] else "")
+
+
+def try_report(head: str, fitted: Fitted, features: Features, evaluation: Evaluation) -> bool:
+    """Write the report beside a head that is saved; log why where that fails, and return False."""
+    try:
+        write_head_report(head, fitted, features, evaluation)
+    except Exception as error:  # of the source, of what reads it, of drawing: none of them makes the head worth less
+        log.warning("The report could not be written: %s. The head is saved all the same.", str(error).rstrip("."))
+        log.debug("the report", exc_info=True)
+        return False
+    return True
 
 
 def write_head_report(head: str, fitted: Fitted, features: Features, evaluation: Evaluation) -> None:
@@ -141,7 +160,7 @@ def _check_same(head: Head, features: Features, request: HeadRequest, layer: str
         )
 
 
-def _result(uri: str, head: Head) -> dict[str, Any]:
+def _result(uri: str, head: Head, *, has_report: bool) -> dict[str, Any]:
     details = head.origin_.details
     return {
         "head": uri,
@@ -151,6 +170,7 @@ def _result(uri: str, head: Head) -> dict[str, Any]:
         "accuracy": details.get("accuracy"),
         "grid": [{"c": row["c"], "mean": row["mean"], "gap": row["gap"]} for row in details["grid"]],
         **{name: details[name] for name in ("images", "fitted_on", "held_out", "num_workers", "seconds", "way")},
+        "report": f"{uri.rstrip('/')}/{REPORT_HTML}" if has_report else None,
         "sha256": head.sha256_,
     }
 

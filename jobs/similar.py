@@ -25,7 +25,7 @@ from bottleneck.features import Features, open_features
 from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.progress import Display, Progress, printable
 from bottleneck.similar import Neighbour, features_of, nearest
-from bottleneck.store import open_store
+from bottleneck.store import place_of
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class Config:
 def main(config: Config) -> int:
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)
     layer = features.column(config.layer)
+    if config.sheet:
+        place_of(config.sheet)[0].try_writing()
     data = read_image(config.image)
     query_D = stored(features, config.image, layer) if data is None else extracted(data, config, features, layer)
     started = time.monotonic()
@@ -86,9 +88,9 @@ def main(config: Config) -> int:
 
 def read_image(image: str) -> bytes | None:
     """The bytes of a file or object; None where there is none."""
-    folder, slash, name = image.rpartition("/")
+    store, name = place_of(image)
     try:
-        return open_store(folder or slash or ".").get(Wanted(name, 0, ""))
+        return store.get(Wanted(name, 0, ""))
     except ObjectGoneError:
         return None
 
@@ -155,5 +157,5 @@ def write_sheet(
     picture = thumbnails_of(plan, [image]).images.get(image) if data is None else thumbnail(data, plan)
     details = {"features": plan.output, "source": plan.source, **details, "fingerprint": plan.spec.fingerprint}
     page = contact_sheet(image, picture, found, thumbnails, details)
-    folder, slash, name = sheet.rpartition("/")
-    open_store(folder or slash or ".").replace(name, page.encode())
+    store, name = place_of(sheet)
+    store.replace(name, page.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,61 @@ def test_no_thread_of_a_fit_speaks_with_ray_while_it_is_stopped(forest: Features
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "stopped beside its thread: False\n", done.stderr
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job fits in this process."""
+
+    def fit_here(features: Features, request: HeadRequest, rows_of: dict[str, int], **_: Any) -> Any:
+        return fit_features(crew.Crew([crew.Member(), crew.Member()]), features, request, rows_of)
+
+    monkeypatch.setattr("jobs.fit.fit_head", fit_here)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_nothing_is_judged_where_nothing_is_held_out(
+    forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", forest.plan.output, str(tmp_path / "head"), "--test-fraction", "0"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["fitted_on"], result["held_out"], result["accuracy"], result["report"]) == (200, 0, None, None)
+    assert sorted(path.name for path in (tmp_path / "head").iterdir()) == ["head.json", "head.safetensors"]
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("harm", ["source", "drawing"])
+def test_a_report_that_cannot_be_made_costs_no_head(
+    harm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    features = features_of(tmp_path, names(60), gap=0.3)
+    if harm == "source":
+        shutil.rmtree(tmp_path / "photos")
+        (tmp_path / "photos").write_text("no folder any more")
+    else:
+        monkeypatch.setattr("bottleneck.report.draw_confusion", lambda *_: 1 / 0)
+    head = tmp_path / "head"
+    assert main(["fit", features.plan.output, str(head)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert Head.load(str(head)).sha256_ == result["sha256"]
+    if harm == "source":
+        assert result["report"] == str(head / "report.html")
+        assert "pictures are missing" in (head / "report.html").read_text()
+    else:
+        assert result["report"] is None
+        assert [one for one in caplog.messages if "The report" in one] == [
+            "The report could not be written: division by zero. The head is saved all the same."
+        ]
+
+
+def test_a_place_that_takes_no_head_is_told_before_the_fit(
+    forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.fit.fit_head", lambda *_, **__: pytest.fail("was fitted"))
+    (tmp_path / "file").write_text("in the way")
+    assert main(["fit", forest.plan.output, str(tmp_path / "file" / "head")]) == 5
+    assert "A part of the path is a file" in capsys.readouterr().err
+    assert main(["fit", forest.plan.output, "gs://bucket/head"]) == 2
 
 
 def fit_in_process(features: Features, **request: Any) -> Any:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bottleneck.head import Head
 from bottleneck.plan import make_plan
 from bottleneck.report import MAX_THUMBNAILS, keys_shown, rejections_of, report_of_features, thumbnails_of, write_report
 from bottleneck.sections import Rejections, Thumbnails, report_html
+from bottleneck.spec import Reading
 from bottleneck.store import open_store
 from jobs.__main__ import main
 
@@ -144,6 +146,24 @@ def test_pictures_come_from_the_source_and_their_absence_is_said(features: Featu
     assert "6 of 6 pictures are missing" in found.missing
     page = report_html("x", evaluation_of(3, 50), None, {}, found, {})
     assert "6 of 6 pictures are missing" in page
+
+
+def test_whatever_keeps_pictures_away_is_said(features: Features) -> None:
+    keys = [image.key for image in features.plan.images()][:2]
+    for source, words in (("nofs://x/y", "nofs"), ("gone.csv", "gone.csv")):
+        plan = replace(features.plan, source=source, reading=Reading(source_format="list"))
+        found = thumbnails_of(plan, keys)
+        assert not found.images
+        assert words in found.missing
+
+
+def test_a_place_that_takes_no_report_is_told_before_the_work(
+    features: Features, head: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.evaluate.evaluate", lambda *_: pytest.fail("was evaluated"))
+    (tmp_path / "file").write_text("in the way")
+    assert main(["evaluate", head.uri, features.plan.output, "--report", str(tmp_path / "file")]) == 5
+    assert "A part of the path is a file" in capsys.readouterr().err
 
 
 def test_a_picture_that_has_changed_since_is_not_shown(features: Features) -> None:

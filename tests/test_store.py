@@ -180,6 +180,26 @@ def test_of_eight_that_create_at_once_one_wins(place: Place) -> None:
     assert place.keys() == list(map(str, range(5)))
 
 
+def test_writing_is_tried_without_a_trace(place: Place) -> None:
+    place.store.try_writing()
+    assert place.keys() == []
+    place.put("data/1.bin", b"1")
+    place.store.try_writing()
+    assert place.keys() == ["data/1.bin"]
+
+
+def test_where_nothing_can_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FolderStore(str(tmp_path / "a" / "b")).try_writing()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "file/below", "link/below"):
+        with pytest.raises(StoreError, match=f"writing to {tmp_path}/{name}"):
+            FolderStore(str(tmp_path / name)).try_writing()
+    with pytest.raises(UsageError, match="can only be read"):
+        open_store("memory://place").try_writing()
+
+
 def test_replace_writes_anew_and_over(place: Place) -> None:
     place.store.replace("done.json", b"1")
     place.store.replace("done.json", b"22")
