@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bottleneck.choices import check_choice
 from bottleneck.evaluate import NUM_BINS, Evaluation
 
 Format = Literal["png", "svg"]
@@ -43,6 +44,7 @@ def draw_confusion(evaluation: Evaluation, file_format: Format = "png", theme: T
     Up to MAX_NUMBERED classes each cell holds its count. With more than MAX_CELLS, a cell on the diagonal shows the
     recall of its group of classes, any other the largest share of a class of one group taken for one of the other.
     """
+    check_choice("file_format", file_format, Format)
     num_classes = len(evaluation.classes)
     group = -(-num_classes // MAX_CELLS)
     rows = list(evaluation.classes)
@@ -73,6 +75,7 @@ def draw_confusion(evaluation: Evaluation, file_format: Format = "png", theme: T
 
 def draw_calibration(evaluation: Evaluation, file_format: Format = "svg", theme: Theme = LIGHT) -> bytes:
     """Accuracy by top probability, with the number of images below: bars that end on the diagonal are calibrated."""
+    check_choice("file_format", file_format, Format)
     counts = np.array(evaluation.bin_counts)
     filled = counts > 0
     right = np.array(evaluation.bin_correct)[filled] / counts[filled]

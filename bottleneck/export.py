@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bottleneck.base import Base
+from bottleneck.choices import check_choice
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError
 from bottleneck.head import Head
 from bottleneck.networks import import_keras, preprocess
@@ -47,6 +48,7 @@ def export_head(head: Head, file_format: Format, weights: str | None = None) -> 
         FeaturesError: if the exported model does not say what the head says.
         UsageError: if a package is missing.
     """
+    check_choice("file_format", file_format, Format)
     origin = head.origin_
     request = _request(origin.spec, origin.layer, weights)
     network = load_network(request.base, request.weights, request.layers)

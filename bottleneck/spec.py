@@ -10,11 +10,17 @@ import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
+from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 
 Pooling = Literal["avg", "max", "none"]
 Precision = Literal["float32", "bfloat16"]
 SourceFormat = Literal["auto", "files", "webdataset", "parquet", "list"]
+Resize = Literal["squash", "crop"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Exif = Literal["apply", "ignore"]
+DecodeMode = Literal["exact", "draft"]
+Dtype = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,21 +35,22 @@ class FeatureRequest:
     layers: tuple[str, ...] = ()
     """Where features are taken, as LAYER:POOLING with pooling avg, max or none (none where left out); several in one
     pass. Default: the last before the base's top, averaged (`block5_pool:avg` for vgg16)."""
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Resize = "squash"
     """`squash` to the input size as Keras' load_img does, or `crop` the centre square first."""
-    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     """Pillow's filter for resizing; antialiased, but for `nearest`, which is what Keras' load_img uses."""
-    exif: Literal["apply", "ignore"] = "apply"
+    exif: Exif = "apply"
     """Turn images as their EXIF orientation says, or leave them as stored, as Keras does."""
-    decode: Literal["exact", "draft"] = "exact"
+    decode: DecodeMode = "exact"
     """`exact`: every pixel, as Keras does. `draft`: JPEGs at a half, quarter or eighth of their size where that is no
     smaller than the input, which is faster and changes features a little."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in. `auto`: bfloat16 where workers have it in hardware and the base is safe in it."""
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Dtype = "float16"
     """How feature values are stored."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for layer in self.layers:
             split_layer(layer)
         names = [canonical_layer(layer) for layer in self.layers]
@@ -72,12 +79,15 @@ class FeatureSpec:
     dims: tuple[int, ...]
     """D of each layer, after pooling."""
     image_size_px: int
-    resize: str
-    interpolation: str
-    exif: str
-    decode: str
+    resize: Resize
+    interpolation: Interpolation
+    exif: Exif
+    decode: DecodeMode
     precision: Precision
-    dtype: str
+    dtype: Dtype
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     @property
     def fingerprint(self) -> str:
@@ -129,6 +139,7 @@ class PredictionSpec:
     """What the source holds; the predictions are the same either way, so it is not in the fingerprint."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.top < 1:
             raise UsageError(f"--top takes a number of classes from 1 up. Received: {self.top}.")
 
@@ -173,6 +184,7 @@ class Reading:
     """Folders and prefixes whose objects a list may name, beside the one it is in."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         # Recorded by their whole paths, so that workers find them from any folder.
         roots = (root if "://" in root else os.path.abspath(os.path.expanduser(root)) for root in self.roots)
         object.__setattr__(self, "roots", tuple(root.rstrip("/") or "/" for root in roots))

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.member import Member
 
@@ -37,6 +38,7 @@ class HeadRequest:
     """`balanced` weighs classes by the inverse of their number of images."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.c or not all(math.isfinite(c) and c > 0 for c in self.c):
             raise UsageError(f"--c takes numbers above 0. Received: {' '.join(map(str, self.c)) or 'none'}.")
         if len(set(self.c)) < len(self.c):

@@ -30,6 +30,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.spec import FeatureRequest
 
@@ -65,6 +66,7 @@ class Config:
     """Of `bottleneck fit`."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("num_images", "rounds", "dim", "num_workers"):
             _check_from(1, name, getattr(self, name))
         _check_from(2, "classes", self.classes)
