@@ -14,6 +14,7 @@ from bottleneck.errors import BottleneckError
 from bottleneck.listing import Shard
 from bottleneck.placement import Placement
 from bottleneck.plan import load_plan
+from bottleneck.session import RUN
 from bottleneck.stages import WARM_UP, ExtractFeatures, as_result, prepare_stage
 from bottleneck.tally import pending_shards
 
@@ -36,13 +37,13 @@ def stages(live: Any, placement: Placement, *, guarded: bool, **constructor: Any
         guarded: decode every image in a child process.
         constructor: what every `ExtractFeatures` gets beside the counter.
     """
-    import ray
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+    from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports every worker that dies, in a page each
     warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")  # the only way to bound retries
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")  # of a plan with few shards
-    context = ray.data.DataContext.get_current()
+    context = DataContext.get_current().copy()  # what else this process does with Ray Data is not changed
+    context.set_config(RUN, True)
     context.enable_progress_bars = False
     # Errors of the stages themselves come as rows; blocks fail only when a worker died more often than it may.
     context.max_errored_blocks = -1
@@ -51,6 +52,14 @@ def stages(live: Any, placement: Placement, *, guarded: bool, **constructor: Any
     # Of what is reserved by stage, Ray Data keeps a CPU for actors that take none: half of a machine of two cores.
     # Without its allocator, though, nothing holds those who prepare back: of VGG16 on CPUs they filled the disk.
     context.op_resource_reservation_ratio = 0.5 if placement.num_gpus else 0.0
+    with DataContext.current(context):
+        return _stages(live, placement, guarded, constructor)
+
+
+def _stages(live: Any, placement: Placement, guarded: bool, constructor: dict[str, Any]) -> Any:
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
     blocks: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     # Different resources for each stage, or Ray Data fuses neighbours and nothing overlaps.
     return (

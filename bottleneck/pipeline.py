@@ -23,7 +23,7 @@ from bottleneck.placement import place
 from bottleneck.plan import Plan, differences
 from bottleneck.prepare import Work
 from bottleneck.progress import Progress
-from bottleneck.session import RESULTS_THREAD, cluster_address, start_ray, stop_ray, tell_waiting
+from bottleneck.session import RESULTS_THREAD, cluster_address, is_ours, start_ray, stop_ray, tell_waiting
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import WARM_UP, raised
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
@@ -89,11 +89,12 @@ class Run:
         self.images_done = 0
         self.last_receipt_at = 0.0
         self.prediction: Prediction | None = None
+        self.live: Any = None
         start_ray()
         try:
             self._start_actors()
         except BaseException:  # as from __exit__, which is only for what was entered
-            stop_ray()
+            self.__exit__()
             raise
 
     def _start_actors(self) -> None:
@@ -115,6 +116,10 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        import ray
+
+        if self.live is not None and not is_ours():  # where Ray stays, the actors are not to
+            ray.kill(self.live)
         stop_ray()
 
     def spec(self) -> FeatureSpec:

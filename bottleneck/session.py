@@ -21,6 +21,8 @@ STORE_BYTES_PER_CORE = 250_000_000
 """As each core may prepare a shard of its own."""
 STORE_SHARE = 0.3
 """Of the memory, at most; as Ray has it too."""
+RUN = "bottleneck"
+"""Set in the context of a run's datasets, which tells them from those of whoever called the library."""
 RESULTS_THREAD = "results"
 """Name of a thread that iterates over a dataset."""
 THREAD_SECONDS = 10.0
@@ -29,6 +31,9 @@ NUM_STARTS = 3
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # looked at, Ray writes there
 WAITING_SECONDS = 60.0
 """Between two lines that say what a run waits for."""
+
+_ours: str | None = None
+"""The worker id, new for every `ray.init`, under which `start_ray` last started or joined a Ray."""
 
 
 def cluster_address() -> str:
@@ -66,7 +71,13 @@ def store_bytes(cores: int, memory_bytes: int, shared_bytes: int) -> int:
 
 
 def start_ray() -> None:
-    """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else."""
+    """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else.
+
+    A Ray that runs in this process already is used as it is; `stop_ray` then leaves it running.
+    """
+    global _ours
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return
     # A thread that still iterates while the run is being stopped must not start Ray a second time.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     if sys.platform == "linux":  # where it ends with this process, whatever ends this one
@@ -80,8 +91,6 @@ def start_ray() -> None:
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
-    if ray.is_initialized():
-        return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     address = cluster_address()
     on_sigterm, on_sigint = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -126,6 +135,7 @@ def start_ray() -> None:
         if in_main_thread:
             signal.signal(signal.SIGTERM, on_sigterm)
             signal.signal(signal.SIGINT, on_sigint)
+    _ours = ray.get_runtime_context().get_worker_id()
     if asked_to_stop:  # an exception that is raised in the wrong place of Ray's start is lost
         stop_ray()
         raise KeyboardInterrupt
@@ -163,11 +173,24 @@ def _is_about_token(error: BaseException | None) -> bool:
     return error is not None and (named or _is_about_token(error.__cause__))
 
 
+def is_ours() -> bool:
+    """Whether `start_ray` started, or joined, the Ray of this process, rather than whoever called the library."""
+    import ray
+
+    return bool(ray.is_initialized() and ray.get_runtime_context().get_worker_id() == _ours)
+
+
 def stop_ray() -> None:
-    """Leave the cluster, or end the Ray that was started on this machine."""
+    """Leave the cluster, or end the Ray that was started on this machine, if `start_ray` did so.
+
+    Of a Ray that was running before, only the datasets of a run are ended.
+    """
     import psutil
     import ray
 
+    if ray.is_initialized() and not is_ours():
+        _end_datasets(only=RUN)
+        return
     # Where a run is stopped, threads of Ray's libraries complain that it has gone from under them.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -180,20 +203,25 @@ def stop_ray() -> None:
                 child.wait()
 
 
-def _end_datasets() -> None:
+def _end_datasets(only: str = "") -> None:
     """End what still iterates: a thread that calls Ray while it shuts down makes Ray end the process, with exit code 1.
 
     It does so without a word (`QuickExit` of Ray's core worker), which hid one error of a run in some thousand.
+
+    Args:
+        only: datasets whose context has this set.
     """
     if (executors := sys.modules.get("ray.data._internal.execution.streaming_executor")) is None:
         return
     for thread in threading.enumerate():
-        if isinstance(thread, executors.StreamingExecutor):
+        if isinstance(thread, executors.StreamingExecutor) and (not only or thread._data_context.get_config(only)):
             thread.shutdown(force=True)
             thread.join(THREAD_SECONDS)
     for thread in threading.enumerate():
         if thread.name == RESULTS_THREAD:
             thread.join(THREAD_SECONDS)
+    if only:  # whose prefetchers are whose is not known, and nothing is shut down that they speak with
+        return
     for thread in threading.enumerate():
         if thread.name == "Prefetcher":
             # Ray Data's. It ends with the iteration, but not where an error ended that.

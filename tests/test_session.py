@@ -179,3 +179,53 @@ def test_a_run_that_cannot_start_leaves_no_ray() -> None:
     done = subprocess.run([sys.executable, "-c", REFUSED], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "False\n[]\n"
+
+
+CALLERS = """
+import os, threading
+import ray
+from bottleneck.errors import UsageError
+from bottleneck.pipeline import Run, RunOptions
+from bottleneck.session import RUN, stop_ray
+from bottleneck.spec import FeatureRequest
+
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+kept = ray.put("kept")
+context = ray.data.DataContext.get_current().copy()
+context.enable_progress_bars = False
+rows = {}
+
+def iterate(name):
+    rows[name] = 0
+    try:
+        with ray.data.DataContext.current(context):
+            context.set_config(RUN, name == "ours")
+            squares = ray.data.range(1000, override_num_blocks=1000).map(lambda row: row)
+        for _ in squares.iter_rows():
+            began[name].set()
+            rows[name] += 1
+            go_on.wait()
+    except Exception:
+        pass
+
+began, go_on, threads = {"ours": threading.Event(), "theirs": threading.Event()}, threading.Event(), []
+for name in began:
+    threads.append(threading.Thread(target=iterate, args=(name,)))
+    threads[-1].start()
+    assert began[name].wait(60)
+os.environ["KERAS_BACKEND"] = "openvino"
+try:
+    Run(FeatureRequest(base="stub", weights="random:0"), "float32", RunOptions(use_gpu=True))
+except UsageError:
+    print(ray.is_initialized(), ray.get(kept))
+go_on.set()
+for thread in threads:
+    thread.join()
+print(rows["ours"] < 1000, rows["theirs"], ray.data.DataContext.get_current().get_config(RUN))
+"""
+
+
+def test_a_ray_of_the_callers_is_left_running_with_what_it_does() -> None:
+    done = subprocess.run([sys.executable, "-c", CALLERS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True kept\nTrue 1000 None\n"
