@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from bottleneck.errors import StoreError
 from bottleneck.listing import Comparison, Listing, freeze, in_order
-from bottleneck.plan import Plan, extension_name, header, json_bytes, load_plan
+from bottleneck.plan import Plan, extension_name, header, json_bytes, load_plan, warn_of_labels
 from bottleneck.sources import open_source
 from bottleneck.store import open_store
 
@@ -41,6 +41,7 @@ def extend_plan(plan: Plan) -> tuple[Plan, Extended]:
             return plan, extended
         plan, created = append(plan, listing)
         if created:
+            warn_of_labels(plan)
             return plan, extended
         # Another run extended first: compare again, with its images planned.
 

@@ -12,7 +12,7 @@ class Files:
     """The images below a store's root, in key order."""
 
     def __init__(self, store: Store, reading: Reading) -> None:
-        self.store, self.labels = store, reading.labels
+        self.store, self.reading = store, reading
 
     def images(self, skipped: Counter[str]) -> Iterator[Image]:
         for entry in self.store.list():
@@ -20,7 +20,7 @@ class Files:
             if reason:
                 skipped[reason] += 1
             else:
-                label = folder_label(entry.key) if self.labels == "folder" else None
+                label = folder_label(entry.key, self.reading.label_names) if self.reading.labels == "folder" else None
                 yield Image(entry.key, entry.size, entry.etag, label)
 
     def first(self, skipped: Counter[str]) -> Image | None:

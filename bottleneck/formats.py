@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from bottleneck.errors import CorruptError, StoreError, UsageError
 from bottleneck.features import Features, finished, rows_of
+from bottleneck.labels import are_numbers, numbered
 from bottleneck.objects import Store
 from bottleneck.progress import quiet_start
 from bottleneck.store import normal_uri, place_of
@@ -46,8 +47,13 @@ class Contents:
     num_images: int
     dtype: np.dtype[Any]
     label_names: list[str]
-    """All labels of the plan, sorted, so that a label's number does not depend on which images are ok."""
+    """All labels of the plan, in order, so that a label's number does not depend on which images are ok."""
     on_images: Callable[[int], None]
+
+    @property
+    def label_order(self) -> str:
+        """How the labels are ordered: `number` where all are numbers, so that 10 follows 9; else `text`."""
+        return "number" if are_numbers(self.label_names) else "text"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,12 +84,12 @@ class Contents:
 
 
 def _labels(features: Features) -> list[str]:
-    """All labels, sorted; while shards are to be done again also those that only their old files have."""
+    """All labels in the order of their codes; while shards are to be done again also those that only old files have."""
     plan = features.plan
     known = set(plan.label_counts)
     if finished(plan) is None:
         known.update(*(listing.label_counts for listing in plan.listings))
-    return sorted(known)
+    return numbered(known)
 
 
 def export_features(
@@ -145,6 +151,7 @@ def export_features(
     return {
         "images": contents.num_images,
         "labels": len(contents.label_names),
+        "label_order": contents.label_order,
         "layer": column,
         "dim": contents.shape[1],
         "dtype": spec.dtype,
@@ -172,6 +179,7 @@ def _write_hdf5(path: str, contents: Contents) -> None:
         file.create_dataset("label_names", names.shape, text, data=names)
         spec = contents.features.spec
         attributes = {"layer": contents.layer, "fingerprint": spec.fingerprint, "spec": json.dumps(spec.to_json())}
+        attributes["label_order"] = contents.label_order
         file.attrs.update(attributes)
         start = 0
         for batch in contents.batches():
@@ -217,7 +225,12 @@ def _write_npz(path: str, contents: Contents) -> None:
                 keys_N = np.load(waiting, allow_pickle=False).astype(kind)
                 entry.write(keys_N.tobytes())
                 written += len(keys_N)
-        for name, values in (("labels", np.concatenate(codes)), ("label_names", np.array(contents.label_names, str))):
+        others = {
+            "labels": np.concatenate(codes),
+            "label_names": np.array(contents.label_names, str),
+            "label_order": np.array(contents.label_order),
+        }
+        for name, values in others.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, values, allow_pickle=False)
     os.unlink(f"{path}.keys")

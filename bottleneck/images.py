@@ -1,7 +1,9 @@
 """What an image is by its name, and what a plan knows of one."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from bottleneck.labels import LabelError, as_label, unusable
 from bottleneck.objects import Wanted
 
 IMAGE_SUFFIXES = frozenset(
@@ -89,6 +91,19 @@ def no_image(key: str) -> str:
     return "" if known else suffix
 
 
-def folder_label(key: str) -> str | None:
-    """The name of the folder that holds an image; None directly under the source."""
-    return key.rpartition("/")[0].rpartition("/")[2] or None
+def folder_label(key: str, names: Sequence[str] = ()) -> str | None:
+    """The label that the folder of an image means; None directly under the source.
+
+    Args:
+        names: of the classes, where folders are their numbers.
+
+    Raises:
+        UsageError: if there are names, and none for this folder.
+    """
+    folders = [one for one in key.split("/")[:-1] if one not in ("", ".")]
+    if not folders or folders[-1] == "..":
+        return None
+    try:
+        return as_label(folders[-1], names)
+    except LabelError as error:
+        raise unusable(f"The folder of {key!r}", error) from None

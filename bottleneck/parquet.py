@@ -1,5 +1,6 @@
 """Parquet files as they are opened here: by one thread, and whatever types they claim to hold."""
 
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -21,3 +22,25 @@ def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
         return pq.ParquetFile(source, pre_buffer=False, **options)
     except (AttributeError, LookupError, TypeError) as error:
         raise pa.ArrowInvalid(f"a type it asks for cannot be made: {error!r}") from error
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Numbers and texts, and no type that a library has registered with pyarrow: Ray's unpickles its values."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    is_number = pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+    return bool(is_number or is_bytes or is_text(kind))
+
+
+def class_names(schema: pa.Schema, column: str | None) -> list[str]:
+    """The names of a ClassLabel, which Hugging Face datasets keep in the schema's metadata; else empty."""
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return []
+    return [str(one) for one in names] if isinstance(names, list) else []

@@ -21,6 +21,7 @@ from typing import Any
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
 from bottleneck.footer import revision_in
 from bottleneck.images import Image
+from bottleneck.labels import look_alike_warning
 from bottleneck.listing import Listing, Part, Revision, Shard, find, freeze, images_of, in_order
 from bottleneck.objects import Entry, ObjectGoneError, Store, Wanted
 from bottleneck.sources import open_source, resolve_reading
@@ -229,7 +230,15 @@ def make_plan(
     skipped: Counter[str] = Counter()
     images = open_source(source, reading).images(skipped)
     listing = freeze(open_store(output), spec, in_order(images), skipped, first_shard=0, shard_size=shard_size)
-    return commit_plan(normal_uri(source), output, spec, limits or Limits(), reading, shard_size, listing)
+    plan = commit_plan(normal_uri(source), output, spec, limits or Limits(), reading, shard_size, listing)
+    warn_of_labels(plan)
+    return plan
+
+
+def warn_of_labels(plan: Plan) -> None:
+    """Tell of labels that a person would take for one."""
+    if warning := look_alike_warning(plan.label_counts):
+        log.warning("%s", warning)
 
 
 def commit_plan(

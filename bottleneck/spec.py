@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
+from bottleneck.labels import resolve_label_names
 
 Pooling = Literal["avg", "max", "none"]
 Precision = Literal["float32", "bfloat16"]
@@ -180,11 +181,15 @@ class Reading:
     or name."""
     label_column: str | None = None
     """Of Parquet files and lists, the column with labels (`label`); of tars `cls`, `txt` or a field of the `.json`."""
+    label_names: tuple[str, ...] = ()
+    """Class names where labels are numbers: a text file with a name a line, the first for label 0, or the names."""
     roots: tuple[str, ...] = ()
     """Folders and prefixes whose objects a list may name, beside the one it is in."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        # Recorded by name: the file may be another when the plan is extended.
+        object.__setattr__(self, "label_names", resolve_label_names(self.label_names))
         # Recorded by their whole paths, so that workers find them from any folder.
         roots = (root if "://" in root else os.path.abspath(os.path.expanduser(root)) for root in self.roots)
         object.__setattr__(self, "roots", tuple(root.rstrip("/") or "/" for root in roots))
@@ -194,11 +199,11 @@ class Reading:
         return {name: value for name, value in self.to_json().items() if value not in ("auto", None, [])}
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "roots": list(self.roots)}
+        return {**vars(self), "label_names": list(self.label_names), "roots": list(self.roots)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(**{**value, "roots": tuple(value["roots"])})
+        return cls(**{**value, **{name: tuple(value[name]) for name in ("label_names", "roots")}})
 
 
 @dataclass(frozen=True, kw_only=True)

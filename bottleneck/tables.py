@@ -5,7 +5,6 @@ few megabytes at a time.
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ import pyarrow.parquet as pq
 from bottleneck.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.images import Image
+from bottleneck.labels import LabelError, as_label, check_label_names, find_label_column, unusable
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
-from bottleneck.parquet import open_parquet
+from bottleneck.parquet import class_names, is_plain, is_text, open_parquet
 from bottleneck.spec import Reading
 
 SUFFIXES = (".parquet", ".pq")
@@ -42,8 +42,9 @@ class Columns:
     """Whether the bytes are a field of the column."""
     has_path: bool
     label: str | None
-    names: list[str] | None
-    """Of the classes, where labels are their numbers."""
+    """None where there is none, or none is wanted."""
+    names: tuple[str, ...]
+    """Of the classes, where labels are their numbers; else empty."""
 
 
 class Table:
@@ -114,9 +115,8 @@ class Table:
 
     def _rows(self, file: pq.ParquetFile, entry: Entry) -> Iterator[Image]:
         columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{entry.key}")
-        wanted = [f"{columns.image}.path"] if columns.has_path else []
-        wanted += [columns.label] if columns.label and self.reading.labels == "folder" else []
         self._check_rows(file, entry)
+        labels = _Labels(columns.names, f"{self.store.uri}/{entry.key}")
         row = 0
         for group in range(file.num_row_groups):
             metadata = file.metadata.row_group(group)
@@ -127,7 +127,8 @@ class Table:
             )
             size = num_bytes // max(1, metadata.num_rows)
             end = row + metadata.num_rows
-            for path, label in _paths_and_labels(file, group, columns, wanted):
+            for path, value in _paths_and_labels(file, group, columns):
+                label = labels.of(value, row)
                 key = f"{entry.key}/{row:09d}" + (f"/{path}" if path else "")
                 yield Image(key, size, entry.etag, label, row, None, entry.key)
                 row += 1
@@ -143,25 +144,39 @@ class Table:
             )
 
 
-def _paths_and_labels(
-    file: pq.ParquetFile, group: int, columns: Columns, wanted: list[str]
-) -> Iterator[tuple[str | None, str | None]]:
-    """The path and label of each row of a row group."""
+class _Labels:
+    """What the values of a table's label column mean; each label is held once."""
+
+    def __init__(self, names: tuple[str, ...], where: str) -> None:
+        self.names, self.where = names, where
+        self.known: dict[str, str] = {}
+
+    def of(self, value: Any, row: int) -> str | None:
+        """The label of a row. Raises UsageError where it cannot be used."""
+        try:
+            label = as_label(value, self.names)
+        except LabelError as error:
+            raise unusable(f"{self.where}, row {row}", error) from None
+        return None if label is None else self.known.setdefault(label, label)
+
+
+def _paths_and_labels(file: pq.ParquetFile, group: int, columns: Columns) -> Iterator[tuple[str | None, Any]]:
+    """The path and the value of the label of each row of a row group."""
+    wanted = ([f"{columns.image}.path"] if columns.has_path else []) + ([columns.label] if columns.label else [])
     if not wanted:
         yield from itertools.repeat((None, None), file.metadata.row_group(group).num_rows)
         return
-    known: dict[str | None, str | None] = {}  # so that a label is held once
     for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted, use_threads=False):
         paths: list[Any] = [None] * len(batch)
         labels: list[Any] = list(paths)
         if columns.has_path:
             paths = [value and value["path"] for value in batch.column(columns.image).to_pylist()]
-        if columns.label in batch.schema.names:
-            labels = [_label(value, columns.names) for value in batch.column(columns.label).to_pylist()]
+        if columns.label:
+            labels = batch.column(columns.label).to_pylist()
         for path, label in zip(paths, labels, strict=True):
-            if max(len(path or ""), len(label or "")) > MAX_TEXT:
+            if any(isinstance(one, str | bytes) and len(one) > MAX_TEXT for one in (path, label)):
                 raise ValueError(f"a path or label is longer than {MAX_TEXT:,} characters")
-            yield path, known.setdefault(label, label)
+            yield path, label
 
 
 def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
@@ -180,16 +195,22 @@ def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
             f"struct<bytes, path> column; there are: {', '.join(can_hold) or 'none'}. Received: "
             f"{reading.image_column or 'no --image-column'}. All columns: {', '.join(schema.names)}."
         )
-    label = reading.label_column or ("label" if "label" in schema.names else None)
-    if label is not None and (label not in schema.names or not _is_label(schema.field(label).type)):
+    label = find_label_column(schema.names, reading.label_column, name) if reading.labels == "folder" else None
+    if label is not None and not is_plain(schema.field(label).type):
         raise UsageError(
-            f"{name} has no column of labels called {label}. Expected --label-column to name one of numbers or texts "
-            f"among: {', '.join(schema.names)}."
+            f"{name} has labels of type {schema.field(label).type} in its column {label!r}. Expected numbers or texts, "
+            "one label an image: give another --label-column, or --labels none."
         )
     kind = schema.field(image).type
     is_struct = pa.types.is_struct(kind)
-    has_path = is_struct and kind.get_field_index("path") >= 0 and _is_text(kind.field("path").type)
-    return Columns(image, is_struct, has_path, label, _class_names(schema, label))
+    has_path = is_struct and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
+    return Columns(image, is_struct, has_path, label, reading.label_names or label_names(schema, label, name))
+
+
+def label_names(schema: pa.Schema, label: str | None, name: str) -> tuple[str, ...]:
+    """The names in a file's metadata of the classes whose numbers a column holds; empty where there are none."""
+    names = class_names(schema, label)
+    return check_label_names(names, f"the metadata of {name} (give --label-names, or --labels none)") if names else ()
 
 
 def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
@@ -198,40 +219,6 @@ def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
         kind = kind.field("bytes").type
     is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     return kind if is_binary else None
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_label(kind: pa.DataType) -> bool:
-    """Numbers and texts, and no type that a library has registered with pyarrow: Ray's unpickles its values."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    is_number = pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
-    return bool(is_number or is_bytes or _is_text(kind))
-
-
-def _class_names(schema: pa.Schema, label: str | None) -> list[str] | None:
-    """The names of a ClassLabel, which Hugging Face datasets keep in the schema's metadata."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
-    return [str(one) for one in names] if isinstance(names, list) else None
-
-
-def _label(value: Any, names: list[str] | None) -> str | None:
-    """A label as text; the number of an unknown class, -1 by custom, is none."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool | float | bytes) or not isinstance(value, int):
-        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    if value < 0:
-        return None
-    return names[value] if names and value < len(names) else str(value)
 
 
 def _values(file: pq.ParquetFile, columns: Columns, rows: Sequence[int]) -> Iterator[bytes]:

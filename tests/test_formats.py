@@ -26,7 +26,7 @@ from jobs.__main__ import main
 from jobs.benchmark_head_growth import write_features
 
 LAYER = spec().layers[0]
-HOSTILE = ["plain", "", "two\nlines", "日本語", "<b>\"'&", " blank ", "a" * 200, "\u05d0\u05d1", "emoji \U0001f600"]
+HOSTILE = ["plain", "", "two\nlines", "日本語", "<b>\"'&", "two  blanks", "a" * 200, "\u05d0\u05d1", "emoji \U0001f600"]
 """Names of folders, but for the empty one: its images are in no folder and have no label."""
 KEYS = [f"{name}/{n} {name}.jpg" if name else f"{n}.jpg" for name in HOSTILE for n in range(5)]
 FILES = ["x.h5", "x.npz", "x.npy", "x.tfrecords"]
@@ -82,13 +82,25 @@ def test_hdf5_has_the_tutorials_layout(features: Features, tmp_path: Path) -> No
         assert file["keys"].asstr()[:].tolist() == keys
         assert file.attrs["fingerprint"] == features.spec.fingerprint
         assert file.attrs["layer"] == LAYER
+        assert file.attrs["label_order"] == "text"
+
+
+def test_labels_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
+    numbered = made_up(tmp_path, keys=[f"{label}/{n}.jpg" for label in (9, 10, 100) for n in range(3)])
+    assert export_features(numbered, str(tmp_path / "x.npz"), LAYER)["label_order"] == "number"
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
+        assert file["label_names"].tolist() == ["9", "10", "100"]
+        assert file["label_order"] == "number"
+        names = [key.partition("/")[0] for key in file["keys"]]
+        assert file["label_names"][file["labels"]].tolist() == names
 
 
 def test_npz_is_read_without_pickles(features: Features, tmp_path: Path) -> None:
     facts = export_features(features, str(tmp_path / "x.npz"), "fc2")
     features_ND, codes_N, names, keys = expected(features, "fc2:none")
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
-        assert set(file) == {"features", "labels", "label_names", "keys"}
+        assert set(file) == {"features", "labels", "label_names", "label_order", "keys"}
+        assert file["label_order"] == "text"
         assert file["features"].dtype == features.spec.dtype
         assert np.array_equal(file["features"], features_ND)
         assert np.array_equal(file["labels"], codes_N)

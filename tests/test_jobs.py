@@ -17,7 +17,7 @@ from jobs.__main__ import JOBS, main, options
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
 LIMITS = ["max_bytes", "max_pixels", "tiff"]
-READING = ["labels", "source_format", "image_column", "label_column", "roots"]
+READING = ["labels", "source_format", "image_column", "label_column", "label_names", "roots"]
 OPTIONS = {
     "extract": [
         *[

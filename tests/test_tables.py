@@ -46,9 +46,9 @@ def hugging_face(path: Path, numbers: range, **others: Any) -> None:
     write_table(path, rows, schema)
 
 
-def found(source: Path, **reading: str) -> tuple[list[Image], Counter[str]]:
+def found(source: Path, **reading: Any) -> tuple[list[Image], Counter[str]]:
     skipped: Counter[str] = Counter()
-    asked = Reading(**reading)  # type: ignore[arg-type]
+    asked = Reading(**reading)
     return list(open_source(str(source), resolve_reading(str(source), asked)).images(skipped)), skipped
 
 
@@ -87,9 +87,30 @@ def test_plain_columns_of_bytes_and_labels(
 
 def test_numbers_without_names_and_the_unlabelled(tmp_path: Path) -> None:
     schema = pa.schema([pa.field("image", pa.binary()), pa.field("label", pa.int64())], metadata=HUGGING_FACE)
-    write_table(tmp_path / "a.parquet", [{"image": b"x", "label": n} for n in (-1, 0, 2, 9, None)], schema)
-    assert [image.label for image in found(tmp_path)[0]] == [None, "bluebell", "tulip", "9", None]
+    write_table(tmp_path / "a.parquet", [{"image": b"x", "label": n} for n in (-1, 0, 2, None)], schema)
+    assert [image.label for image in found(tmp_path)[0]] == [None, "bluebell", "tulip", None]
     assert {image.label for image in found(tmp_path, labels="none")[0]} == {None}
+    named = found(tmp_path, label_names=("a", "b", "c"))[0]
+    assert [image.label for image in named] == [None, "a", "c", None]
+
+
+def test_a_label_that_cannot_be_used_names_its_row(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("image", pa.binary()), pa.field("label", pa.int64())], metadata=HUGGING_FACE)
+    write_table(tmp_path / "a.parquet", [{"image": b"x", "label": n} for n in (0, 1, 2, 0, 9)], schema)
+    with pytest.raises(UsageError, match=r"a\.parquet, row 4: label 9 has no name: there are 3"):
+        found(tmp_path)
+    lists_of_labels = pa.schema([pa.field("image", pa.binary()), pa.field("label", pa.list_(pa.int64()))])
+    write_table(tmp_path / "a.parquet", [{"image": b"x", "label": [1, 2]}], lists_of_labels)
+    with pytest.raises(UsageError, match=r"labels of type list<.*one label an image"):
+        found(tmp_path)
+    assert found(tmp_path, labels="none")[0][0].label is None
+
+
+def test_floats_of_pandas_are_the_numbers_they_were(tmp_path: Path) -> None:
+    """A column of whole numbers with gaps becomes floats and NaN."""
+    schema = pa.schema([pa.field("image", pa.binary()), pa.field("Label", pa.float64())])
+    write_table(tmp_path / "a.parquet", [{"image": b"x", "Label": n} for n in (1.0, float("nan"), 10.0)], schema)
+    assert [image.label for image in found(tmp_path)[0]] == ["1", None, "10"]
 
 
 def test_columns_are_named_where_they_cannot_be_told(tmp_path: Path) -> None:
@@ -99,7 +120,7 @@ def test_columns_are_named_where_they_cannot_be_told(tmp_path: Path) -> None:
         found(tmp_path)
     with pytest.raises(UsageError, match="Received: kind"):
         found(tmp_path, image_column="kind")
-    with pytest.raises(UsageError, match="no column of labels called class"):
+    with pytest.raises(UsageError, match="no column 'class'"):
         found(tmp_path, image_column="left", label_column="class")
     images, _ = found(tmp_path, image_column="right", label_column="kind")
     reading = Reading(source_format="parquet", image_column="right")

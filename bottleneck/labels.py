@@ -1,0 +1,210 @@
+"""What a label is: one notion for folders, tables, lists and the files beside images in a tar.
+
+A label is text. A missing, blank, NaN or negative value is no label; a whole number is written without a fraction;
+class names replace numbers where the data or `--label-names` have them. Whatever else is found is an error.
+"""
+
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from bottleneck.errors import UsageError
+
+NUM_SHOWN = 5
+"""Groups of labels that look alike a warning shows."""
+LIKELY_COLUMNS = (
+    *("class", "classes", "labels", "class_name", "class_id", "label_name", "label_id", "fine_label", "coarse_label"),
+    *("breed", "species", "category", "target"),
+)
+"""Columns that are suggested, never taken, where none is named and none is called `label`."""
+_WHOLE = re.compile(r"(0|[1-9][0-9]*)\.0+")
+_NEGATIVE = re.compile(r"-[0-9]*[1-9][0-9]*(\.[0-9]+)?|-0*\.[0-9]*[1-9][0-9]*")
+
+
+class LabelError(ValueError):
+    """A value that is there and cannot be a label; the message does not say where it stands."""
+
+
+def as_label(value: Any, names: Sequence[str] = ()) -> str | None:
+    """The label that a value of a folder, column or file means.
+
+    Args:
+        value: text, UTF-8 bytes, a number, a truth value or None, as a reader found it.
+        names: of the classes, in the order of their numbers, which begin at 0; empty where labels stay as they are.
+
+    Returns:
+        The label, without blanks at its ends; None for no value, a blank one, NaN or a negative number.
+
+    Raises:
+        LabelError: for a value of another kind, or one that the names do not have.
+    """
+    text = _text(value)
+    if text is None or not names:
+        return text
+    if text.isascii() and text.isdigit():
+        if int(text) < len(names):
+            return names[int(text)]
+        raise LabelError(f"label {text} has no name: there are {len(names):,}, for the numbers 0 to {len(names) - 1:,}")
+    if text not in _known(tuple(names)):
+        raise LabelError(f"label {_shown(text)} is neither a number nor one of the {len(names):,} class names")
+    return text
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise LabelError(f"label {_shown(value)} is not UTF-8") from None
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise LabelError(f"label {_shown(text)} is not Unicode text") from None
+        # A list in CSV writes numbers as text: they mean what the same numbers in Parquet mean. 007 is a name.
+        if text in ("", "nan", "NaN") or _NEGATIVE.fullmatch(text):
+            return None
+        whole = _WHOLE.fullmatch(text)
+        return whole[1] if whole else text
+    if value is None or isinstance(value, bool):
+        return None if value is None else str(value)
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        if math.isnan(value):
+            return None
+        raise LabelError(f"label {_shown(value)} is not a finite number")
+    if isinstance(value, int | float | Decimal):
+        if value < 0:
+            return None
+        return str(int(value)) if value == int(value) else str(value)
+    raise LabelError(f"label {_shown(value)} is of type {type(value).__name__}; expected text or a number")
+
+
+@lru_cache(maxsize=4)
+def _known(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(names)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_label_names(path: str) -> tuple[str, ...]:
+    """Read class names, a line each, the first for label 0.
+
+    Raises:
+        UsageError: for a file that cannot be read, or names that `check_label_names` refuses.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--label-names {path} cannot be read: {error}. Expected a UTF-8 text file with a class name a line, the "
+            "first for label 0."
+        ) from None
+    names = check_label_names(text.rstrip().splitlines(), path)
+    if len(names) < 2:
+        raise UsageError(f"--label-names {path} holds {len(names)} class names. Expected two at least, a line each.")
+    return names
+
+
+def check_label_names(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """The names of classes without blanks at their ends. Raises UsageError for a blank or repeated name.
+
+    Args:
+        where: the file or field that the names are from.
+    """
+    stripped = tuple(name.strip() for name in names)
+    places: dict[str, int] = {}
+    for number, name in enumerate(stripped):
+        if not name or places.setdefault(name, number) != number:
+            what = "no name" if not name else f"the name {name!r}, as class {places[name]} has"
+            raise UsageError(
+                f"Class {number} has {what}, in {where}. Expected a name of its own for every class, the first for "
+                "label 0."
+            )
+    return stripped
+
+
+def resolve_label_names(names: Sequence[str]) -> tuple[str, ...]:
+    """What `--label-names` means: the names in a file where it has one value, else the names themselves."""
+    if len(names) == 1:
+        return read_label_names(os.path.expanduser(names[0]))
+    return check_label_names(names, "--label-names") if names else ()
+
+
+def find_label_column(columns: Sequence[str], asked: str | None, where: str) -> str | None:
+    """The column of labels: the one that is asked for, else the one called `label` in any case, else None.
+
+    Raises:
+        UsageError: if the column that is asked for is not there.
+    """
+    if asked is None:
+        return next((one for one in columns if one.lower() == "label"), None)
+    if asked not in columns:
+        raise UsageError(
+            f"{where} has no column {asked!r}. Expected --label-column to name one of: {_listed(columns)}."
+        )
+    return asked
+
+
+def likely_columns(columns: Sequence[str]) -> list[str]:
+    """Columns that may well hold labels, to suggest them."""
+    return [one for one in columns if one.lower() in LIKELY_COLUMNS]
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(map(repr, columns[:50])) + (", ..." if len(columns) > 50 else "")
+
+
+def unusable(where: str, error: LabelError) -> UsageError:
+    """The error of a label that is there and cannot be used.
+
+    Args:
+        where: names file and row.
+    """
+    return UsageError(f"{where}: {error}. Correct it, give another --label-column or --label-names, or --labels none.")
+
+
+def numbered(labels: Iterable[str]) -> list[str]:
+    """Labels in the order of their codes: by number where all are numbers, else by their text."""
+    ordered = sorted(labels)
+    return sorted(ordered, key=int) if are_numbers(ordered) else ordered
+
+
+def are_numbers(labels: Iterable[str]) -> bool:
+    """Whether all labels are whole numbers, so that 10 follows 9."""
+    return all(label.isascii() and label.isdigit() for label in labels)
+
+
+def look_alikes(labels: Iterable[str]) -> list[list[str]]:
+    """Labels that differ only in case, blanks or Unicode form, together; each group and their order sorted."""
+    groups: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
+        # Format characters (zero-width spaces, marks of direction) print as nothing.
+        kept = "".join(one for one in folded if not one.isspace() and unicodedata.category(one) != "Cf")
+        groups.setdefault(kept, []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def look_alike_warning(label_counts: Mapping[str, int]) -> str:
+    """What to tell of labels that look alike; empty where there are none."""
+    groups = look_alikes(label_counts)
+    if not groups:
+        return ""
+    shown = "; ".join(
+        " and ".join(f"{label!a} ({label_counts[label]:,})" for label in group) for group in groups[:NUM_SHOWN]
+    )
+    return (
+        f"Labels that differ only in case, blanks or Unicode form are different classes: {shown}"
+        f"{'; ...' if len(groups) > NUM_SHOWN else ''}. If they are meant to be one, rename them in the source and "
+        "plan a new output."
+    )
