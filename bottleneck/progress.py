@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bottleneck.text import printable
+
 PLAIN_SECONDS = 10.0
 """Between plain lines, which end up in log files."""
 RATE_SECONDS = 30.0
@@ -90,14 +92,14 @@ class Display:
 
     def _print(self, progress: Progress) -> None:
         self._printed_at = time.monotonic()
-        print(f"{self.title}: {self.line(progress)}", file=sys.stderr, flush=True)
+        print(f"{self.title}: {printable(self.line(progress))}", file=sys.stderr, flush=True)
 
     def _tell(self, line: str) -> None:
         """A line that stays, above the live one."""
         if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False)
+            self._live.console.print(printable(line), markup=False, highlight=False)
         else:
-            print(f"{self.title}: {line}", file=sys.stderr, flush=True)
+            print(f"{self.title}: {printable(line)}", file=sys.stderr, flush=True)
 
     def _drawn(self, progress: Progress) -> Any:
         from rich.progress_bar import ProgressBar
@@ -112,14 +114,18 @@ class Display:
         return grid
 
 
-def start_live() -> Any:
-    """Rich's live display on stderr, started; None where stderr is no terminal."""
+def start_live(*, transient: bool = False) -> Any:
+    """Rich's live display on stderr, started; None where stderr is no terminal.
+
+    Args:
+        transient: whether it goes when it is stopped, as what it showed is then shown elsewhere.
+    """
     if not sys.stderr.isatty():
         return None
     from rich.console import Console
     from rich.live import Live
 
-    live = Live(console=Console(stderr=True), auto_refresh=False)
+    live = Live(console=Console(stderr=True), auto_refresh=False, transient=transient)
     live.start()
     return live
 
@@ -131,11 +137,6 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole} s" if minutes else f"{whole} s"
-
-
-def printable(text: str) -> str:
-    """A key or label as it is, or quoted where it holds what would upset a terminal."""
-    return text if text.isprintable() else repr(text)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,15 @@
 """`python -m jobs NAME ...`; the installed command `bottleneck NAME ...` is the same table."""
 
+import contextlib
 import dataclasses
+import difflib
 import gc
 import importlib
+import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import typing
@@ -32,12 +36,16 @@ JOBS = (
     "benchmark",
     "submit",
 )
+JSON = "--json"
 EXPECT_VERSION = "--expect-version"
 """Before a job's name: what `submit` sends, so that a job is not run by another version than it was checked by."""
 
 NOTE = """exit codes: 0 done, 1 corrupt or different, 2 usage, 3 incomplete, 4 other fingerprint, 5 environment, 6 too
-many rejected
-the last line on stdout is one JSON object; progress and logs go to stderr"""
+many rejected, 70 a defect of bottleneck itself
+results go to stdout, progress and logs to stderr; with --json stdout has one JSON object, however the job ends, and
+stderr the rest"""
+UNEXPECTED = 70
+"""The exit code of an exception that no job expects: `EX_SOFTWARE` of sysexits.h."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,11 +55,42 @@ def main(arguments: list[str] | None = None) -> int:
         50_000, 20, 50
     )  # by default a fifth of the time of importing goes into collections that find nothing
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the processes started: they cannot act on them
-    if clash := _pydata_bottleneck():
-        print(clash, file=sys.stderr)
+    as_json, arguments = split_json(arguments)
+    if clash := _pydata_bottleneck():  # before anything of ours is imported, which then may be something of theirs
+        print(f"error: {clash}", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": "BottleneckError", "message": clash, "exit_code": 5}))
         return 5
     from bottleneck import __version__
-    from bottleneck.errors import BottleneckError, ClusterError
+    from bottleneck.errors import BottleneckError
+    from jobs import results
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(results.LineFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("bottleneck").setLevel(logging.INFO)
+    logging.getLogger("jobs").setLevel(logging.INFO)
+    with results.answering(as_json=as_json):
+        try:
+            return _run(arguments)
+        except BottleneckError as error:
+            return results.fail(type(error).__name__, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            print("interrupted: what is done is kept; run the same command again to go on.", file=sys.stderr)
+            results.answer({"error": "Interrupted", "message": "interrupted", "exit_code": 3})
+            results.flush()
+            # Without Python's own end: threads of Ray and pyarrow that were cut short can abort it, with another code.
+            os._exit(3)
+        except Exception as error:
+            logging.getLogger(__name__).exception("This is not expected to happen:")
+            what = f"{type(error).__name__}: {error}".rstrip(".")
+            remedy = f"This is a defect of bottleneck {__version__}: please report it with the lines above."
+            return results.fail(type(error).__name__, f"{what}. {remedy}", UNEXPECTED)
+
+
+def _run(arguments: list[str]) -> int:
+    from bottleneck import __version__
+    from bottleneck.errors import ClusterError, UsageError
 
     if arguments[:1] in (["--version"], ["-V"]):
         print(__version__)
@@ -59,48 +98,78 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == [EXPECT_VERSION]:
         expected, arguments = "".join(arguments[1:2]), arguments[2:]
         if expected != __version__:
-            return _failed(
-                ClusterError(
-                    f"This cluster has version {__version__} of bottleneck, the job was sent by {expected}. Expected "
-                    "the same one, which checked the job's arguments. Renew the cluster's image, or send the code "
-                    "along: bottleneck submit --with-code."
-                )
+            raise ClusterError(
+                f"This cluster has version {__version__} of bottleneck, the job was sent by {expected}. Expected "
+                "the same one, which checked the job's arguments. Renew the cluster's image, or send the code "
+                "along: bottleneck submit --with-code."
             )
-    if not arguments or arguments[0] not in JOBS:
-        _overview(sys.stdout if arguments[:1] in (["--help"], ["-h"]) else sys.stderr)
-        return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("bottleneck").setLevel(logging.INFO)
-    logging.getLogger("jobs").setLevel(logging.INFO)
+    if arguments[:1] in (["--help"], ["-h"]):
+        _overview(sys.stdout)
+        return 0
+    if not arguments:
+        _overview(sys.stderr)
+        raise UsageError("Expected the name of a job. Received: nothing.")
+    check_name(arguments[0], JOBS)
     # A scheduler's "please end" is treated as a person's Ctrl-C: stop in order, say how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        job = importlib.import_module(f"jobs.{arguments[0]}")
-        return int(job.main(parse(job, arguments[1:])))
-    except BottleneckError as error:
-        return _failed(error)
-    except KeyboardInterrupt:
-        print("interrupted: what is done is kept; run the same command again to go on.", file=sys.stderr)
-        print(json.dumps({"error": "Interrupted", "message": "interrupted", "exit_code": 3}))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Without Python's own end: threads of Ray and pyarrow that were cut short can abort it, with another exit code.
-        os._exit(3)
+    job = importlib.import_module(f"jobs.{arguments[0]}")
+    config = parse(job, arguments[1:])
+    with contextlib.redirect_stdout(sys.stderr):  # Keras prints while it downloads; `results` keeps the real one
+        return int(job.main(config))
+
+
+def split_json(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether `--json` is among a job's arguments, and the others. What follows `--` is of another job."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    own = [argument for argument in arguments[:end] if argument != JSON]
+    return len(own) < end, own + arguments[end:]
+
+
+def check_name(name: str, jobs: typing.Sequence[str]) -> None:
+    """Raise UsageError for what is no job, with the names that it may be meant for."""
+    from bottleneck.errors import UsageError
+
+    if name in jobs:
+        return
+    if name.startswith("-"):
+        raise UsageError(f"Expected the name of a job before its options. Received: {name}.")
+    near = difflib.get_close_matches(name, jobs, 3)
+    meant = f", did you mean {' or '.join(near)}?" if near else "."
+    raise UsageError(f"unknown job '{name}'{meant} The jobs are {', '.join(jobs)}.")
 
 
 def parse(job: ModuleType, arguments: list[str]) -> Any:
     """A job's Config from its command line, which is derived from the Config's fields and their docstrings."""
     import tyro
 
+    from bottleneck.errors import UsageError
+
     if hasattr(job, "check_arguments"):
         job.check_arguments(arguments)
-    return tyro.cli(
-        job.Config,
-        prog=f"bottleneck {job.__name__.removeprefix('jobs.')}",
-        description=f"{job.__doc__}\n{NOTE}",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    name = f"bottleneck {job.__name__.removeprefix('jobs.')}"
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                job.Config,
+                prog=name,
+                description=f"{job.__doc__}\n{NOTE}",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UsageError(f"{_unboxed(told.getvalue())} See {name} --help.") from None
+
+
+def _unboxed(box: str) -> str:
+    """The sentences of tyro's complaint, which comes in a box with a title, a frame and colours that terminals vary."""
+    plain = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│]", "", box)
+    told = " ".join(line.strip() for line in plain.strip().splitlines()[1:])  # without the title
+    parts = [part.strip() for part in re.split(r"[─-]{10,}", told)]
+    said = [part for part in parts if part and not part.startswith("For full helptext")]
+    return " ".join(part if part.endswith((".", ")")) else f"{part}." for part in said)
 
 
 def options(config: type) -> list[str]:
@@ -111,12 +180,6 @@ def options(config: type) -> list[str]:
         kind = hints[field.name]
         names += options(kind) if dataclasses.is_dataclass(kind) else [field.name]  # type: ignore[arg-type]
     return names
-
-
-def _failed(error: Any) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
-    return int(error.exit_code)
 
 
 def _overview(stream: Any) -> None:
@@ -134,7 +197,7 @@ def _pydata_bottleneck() -> str:
     except PackageNotFoundError:
         return ""
     return (
-        f"error: pydata's package Bottleneck {found} is installed in this environment and is imported by the same name "
+        f"pydata's package Bottleneck {found} is installed in this environment and is imported by the same name "
         "as this one. Expected an environment without it. `pip uninstall Bottleneck` and install this project again, "
         "or use another environment; pandas works without it."
     )

@@ -1,6 +1,5 @@
 """`bottleneck benchmark SOURCE`: the command `bottleneck extract` beside the tutorials' loop, and under its ceiling."""
 
-import json
 import logging
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from bottleneck.weights import load_network
 from jobs.benchmark import Config
 from jobs.benchmark_network import is_gpu, measure_network, network_line
 from jobs.benchmark_process import Figures, apart, describe_hardware, medians, run_job, tell, watched
+from jobs.results import answer
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def main(config: Config) -> int:
     steady_seconds = num_images / result["job"]["images_per_second"]
     if steady_seconds < STEADY_SECONDS:
         log.warning("The job ran for %.1f s after its start-up, too short: give more --num-images.", steady_seconds)
-    print(json.dumps(result))
+    answer(result)
     return 0
 
 

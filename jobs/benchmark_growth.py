@@ -4,7 +4,6 @@ The network is the base `stub`, which costs nothing, so that what is measured is
 process of its own. Times contain its start; what a further image costs, between two numbers of images, does not.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from bottleneck.session import local_store_bytes
 from jobs.benchmark import Config
 from jobs.benchmark_process import Figures, describe_hardware, medians, run_job, tell, watched
 from jobs.benchmark_tars import check_room, write_source
+from jobs.results import answer
 
 NUM_IMAGES = 1_000_000
 FIRST_SIZE = 1000
@@ -40,7 +40,7 @@ def main(config: Config) -> int:
                 figures.update(measure(source, os.path.join(folder, "output"), size))
     result = {"what": config.what, "images": sizes[-1], **summarize(rounds, sizes)}
     tell(result, rounds, hardware, table)
-    print(json.dumps(result))
+    answer(result)
     return 0
 
 

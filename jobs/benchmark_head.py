@@ -7,7 +7,6 @@ scikit-learn run until it is as near to the optimum, one fold of each value of C
 What all of them minimise is C * sum of losses + |w|^2 / 2. How far above the optimum they end says what they found.
 """
 
-import json
 import math
 import tempfile
 import time
@@ -21,6 +20,7 @@ from bottleneck.team import HeadRequest, LocalTeam
 from jobs.benchmark import Config
 from jobs.benchmark_process import Figures, apart, describe_hardware, medians, run_job, tell, watched
 from jobs.benchmark_sklearn import REQUEST, THREADS, TOLERANCE, C, load, measure_converged, measure_grid_search
+from jobs.results import answer
 
 
 def main(config: Config) -> int:
@@ -38,7 +38,7 @@ def main(config: Config) -> int:
         **summarize(rounds),
     }
     tell(result, rounds, hardware, table)
-    print(json.dumps(result))
+    answer(result)
     return 0
 
 

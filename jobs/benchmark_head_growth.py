@@ -7,7 +7,6 @@ Legend: N rows of a shard, D features, K classes.
 """
 
 import hashlib
-import json
 import os
 import tempfile
 from collections import Counter
@@ -26,6 +25,7 @@ from bottleneck.store import open_store
 from jobs.benchmark import Config
 from jobs.benchmark_head import measure_fit
 from jobs.benchmark_process import Figures, apart, describe_hardware, medians, tell, watched
+from jobs.results import answer
 
 NUM_IMAGES = 200_000
 FEW_IMAGES = 10_000
@@ -62,7 +62,7 @@ def main(config: Config) -> int:
         **summarize(rounds),
     }
     tell(result, rounds, hardware, table)
-    print(json.dumps(result))
+    answer(result)
     return 0
 
 

@@ -5,7 +5,6 @@ documentation writes it, and PyTorch. A peer whose package is not installed, or 
 """
 
 import importlib.util
-import json
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ from bottleneck.spec import FeatureSpec
 from jobs.benchmark import Config
 from jobs.benchmark_extract import NUM_IMAGES, choose_shard_size, copy_images, measure_job
 from jobs.benchmark_process import Figures, apart, describe_hardware, medians, run_program, tell, watched
+from jobs.results import answer
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def main(config: Config) -> int:
         **medians(rounds),
     }
     tell(result, rounds, hardware, table)
-    print(json.dumps(result))
+    answer(result)
     return 0
 
 

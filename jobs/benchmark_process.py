@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 from bottleneck.errors import BottleneckError
+from jobs.__main__ import JSON
+from jobs.results import show
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,7 +60,7 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
 
 def run_job(arguments: list[str]) -> tuple[Figures, Figures]:
     """Run a job in a process of its own: its JSON line, and what it took."""
-    return run_program(f"bottleneck {arguments[0]}", ["jobs", *arguments])
+    return run_program(f"bottleneck {arguments[0]}", ["jobs", *arguments, JSON])
 
 
 def run_program(title: str, module: list[str]) -> tuple[Figures, Figures]:
@@ -163,7 +165,7 @@ def tell(result: Figures, rounds: list[Figures], hardware: Figures, table: Calla
     date = datetime.now(UTC).isoformat(timespec="seconds")
     result.update(rounds=rounds, hardware=hardware, versions=versions(), date=date)
     for line in table(result):
-        log.info("%s", line)
+        show(line)
     others = max(part["others_cpu_share"] for figures in rounds for part in figures.values())
     if others > 0.1:
         log.warning(

@@ -4,7 +4,6 @@ The images are put below the prefix given, in a folder of this run's own, and th
 bucket is follows from the environment (AWS_ENDPOINT_URL and the rest), as for `extract` itself.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from bottleneck.store import open_store
 from jobs.benchmark import Config
 from jobs.benchmark_extract import NUM_IMAGES, choose_shard_size, copy_images, measure_job
 from jobs.benchmark_process import Figures, apart, describe_hardware, medians, tell, watched
+from jobs.results import answer
 
 
 def main(config: Config) -> int:
@@ -50,7 +50,7 @@ def main(config: Config) -> int:
         "s3_to_disk": figures["s3"]["images_per_second"] / figures["disk"]["images_per_second"],
     }
     tell(result, rounds, hardware, table)
-    print(json.dumps(result))
+    answer(result)
     return 0
 
 

@@ -4,7 +4,6 @@ The features are those of `benchmark_head_growth`, without values below 0, in da
 just been written, so that they are read from memory; the image asked about is one of them, so no network is started.
 """
 
-import json
 import os
 import tempfile
 
@@ -12,6 +11,7 @@ from bottleneck.plan import SHARD_SIZE
 from jobs.benchmark import Config
 from jobs.benchmark_head_growth import image_of, write_features
 from jobs.benchmark_process import Figures, apart, describe_hardware, medians, run_job, tell, watched
+from jobs.results import answer
 
 NUM_IMAGES = 1_000_000
 
@@ -35,7 +35,7 @@ def main(config: Config) -> int:
         **medians(rounds),
     }
     tell(result, rounds, hardware, table)
-    print(json.dumps(result))
+    answer(result)
     return 0
 
 

@@ -8,7 +8,6 @@ About ten seconds, most of them Keras' start. An image that cannot be used gets 
 classified all the same, and the exit code is 6.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +25,8 @@ from bottleneck.names import class_names
 from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.spec import FeatureRequest, Limits
 from bottleneck.store import place_of
+from bottleneck.text import printable
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def main(config: Config) -> int:
             results.append(result)
     num_rejected = sum("reason" in result for result in results)
     exit_code = TooManyRejectedError.exit_code if num_rejected else 0
-    print(json.dumps({"images": results, "rejected": num_rejected, "exit_code": exit_code}, ensure_ascii=False))
+    answer({"images": results, "rejected": num_rejected, "exit_code": exit_code})
     return exit_code
 
 
@@ -141,8 +142,10 @@ def _batch_size(config: Config) -> int:
 
 def _tell(result: dict[str, Any]) -> None:
     if "reason" in result:
-        log.error("%s: %s", result["image"], result["reason"])
+        show(f"{result['image']}: {result['reason']}")
         return
-    width = max(len(line["class"]) for line in result["classes"])
-    lines = (f"  {line['class']:{width}}  {line['probability']:8.2%}" for line in result["classes"])
-    log.info("%s\n%s", result["image"], "\n".join(lines))
+    show(result["image"])
+    labels = [printable(one["class"]) for one in result["classes"]]
+    width = max(map(len, labels))
+    for label, one in zip(labels, result["classes"], strict=True):
+        show(f"  {label:{width}}  {one['probability']:8.2%}")

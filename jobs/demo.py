@@ -7,7 +7,6 @@ writes its report. ImageNet weights if they are cached or can be downloaded, els
 on two cores; the second time it takes seconds, as everything is done already.
 """
 
-import json
 import logging
 import os
 import socket
@@ -20,8 +19,10 @@ from bottleneck.errors import WeightsError
 from bottleneck.spec import FeatureRequest
 from bottleneck.tally import Summary
 from bottleneck.team import HeadRequest
+from bottleneck.text import counted
 from bottleneck.verify import verify
 from jobs import extract, fit
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,14 @@ def main(config: Config) -> int:
     summary = extract_with_any_weights(images, folder)
     extract.report(summary, summary.seconds)
     report = verify(summary.output, full=True)
-    log.info("3/4 verify: %s images, %s ok, %s", report.planned, report.ok, "good" if report.exit_code == 0 else "BAD")
+    good = "good" if report.exit_code == 0 else "BAD"
+    show(f"3/4 verify: {counted(report.planned, 'image')}, {report.ok:,} ok, {good}")
     log.info("4/4 fit: logistic regression on 3/4 of them, judged on the other 1/4")
     head = summary.output.replace("features", "head")
     fitted = fit.fit(fit.Config(features=summary.output, head=head, request=HeadRequest(c=(0.01, 0.1, 1.0))))
-    log.info("open %s/report.html; features are in %s", head, summary.output)
+    show(f"open {head}/report.html; features are in {summary.output}")
     result = {"accuracy": fitted["accuracy"], "images": summary.images, "features": summary.output}
-    print(json.dumps({**result, "head": head, "source": str(images)}))
+    answer({**result, "head": head, "source": str(images)})
     return report.exit_code
 
 

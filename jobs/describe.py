@@ -5,10 +5,9 @@
     bottleneck describe mobilenet_0.5 --plot mobilenet.svg
 
 Without BASE it lists the names there are, in a second. With one it builds that network without weights, so nothing is
-downloaded: ten seconds. The table goes to stderr, the JSON line has the same lines.
+downloaded: ten seconds.
 """
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import tyro
 from bottleneck.describe import bases, describe, draw_network, table, table_of_bases
 from bottleneck.errors import UsageError
 from bottleneck.store import place_of
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +38,19 @@ def main(config: Config) -> int:
     if config.base is None:
         if config.plot:
             raise UsageError("--plot draws one network: give its BASE. `bottleneck describe` lists them.")
-        log.info("%s", table_of_bases())
-        print(json.dumps({"bases": bases()}))
+        for line in table_of_bases().split("\n"):
+            show(line)
+        answer({"bases": bases()})
         return 0
     if config.plot:
         place_of(config.plot)[0].try_writing()
     description = describe(config.base)
-    log.info("%s", table(description))
+    for line in table(description).split("\n"):
+        show(line)
     if config.plot:
         store, name = place_of(config.plot)
         store.replace(name, draw_network(description, file_format))
-        log.info("plot: %s", config.plot)
+        show(f"plot: {config.plot}")
     layers = [
         {
             "name": layer.name,
@@ -70,5 +72,5 @@ def main(config: Config) -> int:
         "plot": config.plot,
         "layers": layers,
     }
-    print(json.dumps(result))
+    answer(result)
     return 0

@@ -10,7 +10,6 @@ that both have are apart, with the worst images. Exit code 0 if all images in bo
 cosine of at least `--min-cosine`, else 1.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -20,8 +19,10 @@ import tyro
 from bottleneck.diff import Diff, Group, diff_features
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.features import open_features
-from bottleneck.progress import Display, Progress, printable
+from bottleneck.progress import Display, Progress
 from bottleneck.recompute import MIN_COSINE
+from bottleneck.text import printable
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ def main(config: Config) -> int:
             a, b, config.top, config.min_cosine, lambda images: display.show(Progress(images, planned, 0, ""))
         )
     for line in told(found):
-        log.info("%s", line)
+        show(line)
     exit_code = 0 if found.is_same else CorruptError.exit_code
-    print(json.dumps({**found.to_json(), "exit_code": exit_code}, ensure_ascii=False))
+    answer({**found.to_json(), "exit_code": exit_code})
     return exit_code
 
 

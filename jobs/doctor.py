@@ -8,10 +8,7 @@ Takes about 10 s, with a cluster some more; nothing can keep it waiting for ever
 or a failure with what to do. Exit code 0 if nothing failed, else 5; the JSON line has every check.
 """
 
-import json
-import logging
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -22,10 +19,8 @@ from bottleneck.doctor import Check, Finding, examine, is_examining
 from bottleneck.errors import BottleneckError
 from bottleneck.machine import checks_of_machine
 from bottleneck.nodes import checks_of_cluster
-from bottleneck.progress import printable
 from bottleneck.session import cluster_address
-
-log = logging.getLogger(__name__)
+from jobs.results import answer, flush, has_terminal, show
 
 WORDS = {"ok": ("ok  ", "32"), "warning": ("warn", "33"), "failure": ("FAIL", "31")}
 """What a line begins with, and its colour on a terminal."""
@@ -46,14 +41,13 @@ def main(config: Config) -> int:
     for check in checks_of(config):
         for finding in examine(check):
             findings.append(finding)
-            print(line(finding), file=sys.stderr, flush=True)
+            show(f"  {finding.name}: {finding.message}", lead=lead(finding))
     counts = {state: sum(finding.state == state for finding in findings) for state in WORDS}
     exit_code = BottleneckError.exit_code if counts["failure"] else 0
-    log.info("ok: %d, warnings: %d, failures: %d", counts["ok"], counts["warning"], counts["failure"])
-    print(json.dumps({"checks": [asdict(finding) for finding in findings], **counts, "exit_code": exit_code}))
+    show(f"ok: {counts['ok']}, warnings: {counts['warning']}, failures: {counts['failure']}")
+    answer({"checks": [asdict(finding) for finding in findings], **counts, "exit_code": exit_code})
     if is_examining():  # a check that hangs in threads that Python's own end would wait for
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         os._exit(exit_code)
     return exit_code
 
@@ -80,9 +74,7 @@ def _try_output(uri: str) -> Iterator[Finding]:
     return try_output(uri)
 
 
-def line(finding: Finding) -> str:
-    """What a person sees of a finding."""
+def lead(finding: Finding) -> str:
+    """The word that a finding's line begins with."""
     word, colour = WORDS[finding.state]
-    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
-        word = f"\033[{colour}m{word}\033[0m"
-    return f"{word}  {finding.name}: {printable(finding.message)}"
+    return f"\033[{colour}m{word}\033[0m" if has_terminal() and "NO_COLOR" not in os.environ else word

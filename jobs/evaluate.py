@@ -3,13 +3,12 @@
     bottleneck evaluate head/ features/
     bottleneck evaluate head/ s3://bucket/features --report report/
 
-Streams the features' shards; seconds for 100,000 images. The classification report goes to stderr, the JSON line is the
-summary; `--report` writes report.html, confusion.png and evaluation.json (every count) to a folder or s3:// prefix.
+Streams the features' shards; seconds for 100,000 images. Shows the classification report;
+`--report` writes report.html, confusion.png and evaluation.json (every count) to a folder or s3:// prefix.
 Features made otherwise than the head's are refused with exit code 4. On the features the head was fitted on the
 numbers are no estimate for new images, and the job says so.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from bottleneck.features import Features, open_features
 from bottleneck.head import Head
 from bottleneck.report import report_of_features, write_report
 from bottleneck.store import check_output_uri, open_store
+from bottleneck.text import counted
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def main(config: Config) -> int:
         check_output_uri(config.report)
         open_store(config.report).try_writing()
     evaluation = evaluate(head, features)
-    log.info("%s", classification_report(evaluation))
+    for line in classification_report(evaluation).split("\n"):
+        show(line)
     was_fitted_on = head.origin_.plan_sha256 == features.plan.sha256
     _tell(evaluation, was_fitted_on=was_fitted_on)
     result: dict[str, Any] = {**evaluation.summary(), "fitted_on_these": was_fitted_on}
@@ -59,8 +61,8 @@ def main(config: Config) -> int:
         notes = [FITTED_ON_THESE] if was_fitted_on else []
         write_report(config.report, title, evaluation, **report_of_features(features, head, evaluation), notes=notes)
         result["report"] = f"{config.report.rstrip('/')}/report.html"
-        log.info("report: %s", result["report"])
-    print(json.dumps(result))
+        show(f"report: {result['report']}")
+    answer(result)
     return 0
 
 
@@ -83,28 +85,24 @@ def _shards(features: Features, layer: str) -> Iterator[tuple[list[str], list[st
 
 def _tell(evaluation: Evaluation, *, was_fitted_on: bool) -> None:
     low, high = evaluation.accuracy_interval
-    log.info(
-        "accuracy %.2f %% (95 %% interval %.2f to %.2f), top-5 %.2f %%, calibration error %.3f, %s images",
-        100 * evaluation.accuracy,
-        100 * low,
-        100 * high,
-        100 * evaluation.top5_accuracy,
-        evaluation.calibration_error,
-        f"{evaluation.num_images:,}",
+    show(
+        f"accuracy {100 * evaluation.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}), "
+        f"top-5 {100 * evaluation.top5_accuracy:.2f} %, calibration error {evaluation.calibration_error:.3f}, "
+        f"{counted(evaluation.num_images, 'image')}"
     )
     for pair in evaluation.confused[:3]:
-        log.info("most confused: %s taken for %s, %s x", pair.label, pair.predicted, f"{pair.images:,}")
+        show(f"most confused: {pair.label} taken for {pair.predicted}, {pair.images:,} x")
     if evaluation.unknown_labels:
         named = ", ".join(f"{label} ({count:,})" for label, count in list(evaluation.unknown_labels.items())[:5])
         num_labels, num_images = len(evaluation.unknown_labels), sum(evaluation.unknown_labels.values())
         log.warning(
-            "The head does not know %s of the labels, so %s images count as its errors: %s%s",
-            num_labels,
-            f"{num_images:,}",
+            "The head does not know %s, so %s counted as its errors: %s%s",
+            counted(num_labels, "label"),
+            counted(num_images, "image") + (" is" if num_images == 1 else " are"),
             named,
             ", ..." if num_labels > 5 else "",
         )
     if evaluation.num_unlabelled:
-        log.warning("%s images have no label and are left out.", f"{evaluation.num_unlabelled:,}")
+        log.warning("%s without a label left out", counted(evaluation.num_unlabelled, "image"))
     if was_fitted_on:
         log.warning("%s", FITTED_ON_THESE)

@@ -11,7 +11,6 @@ the classes out, compared with what the head says, with FILE.json beside it; abo
 its name when it is whole, and one that is there is never replaced.
 """
 
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from bottleneck.formats import WRITERS, export_features, suffix_of
 from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import Display, Progress, duration
 from bottleneck.store import open_store, place_of
+from bottleneck.text import counted
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +76,11 @@ def of_features(config: Config) -> int:
             config.layer,
             lambda images: display.show(Progress(images, features.plan.num_images, 0, "")),
         )
-    log.info(
-        "%s: %s images of %s values of %s, %s MB, in %s",
-        config.file,
-        f"{facts['images']:,}",
-        f"{facts['dim']:,}",
-        facts["layer"],
-        f"{facts['bytes'] / 1e6:,.1f}",
-        duration(time.monotonic() - started),
+    show(
+        f"{config.file}: {counted(facts['images'], 'image')} of {counted(facts['dim'], 'value')} of {facts['layer']}, "
+        f"{facts['bytes'] / 1e6:,.1f} MB, in {duration(time.monotonic() - started)}"
     )
-    print(json.dumps({"file": config.file, **facts}, ensure_ascii=False))
+    answer({"file": config.file, **facts})
     return 0
 
 
@@ -108,7 +104,8 @@ def of_head(config: Config) -> int:
         store.replace(f"{name}.json", facts_file(facts))
     if not store.create(name, data):
         raise UsageError(f"Another job wrote {config.file} at the same time. Give another name.")
-    log.info("%s: %s MB, %s classes, as %s", config.file, f"{len(data) / 1e6:,.1f}", len(facts["classes"]), file_format)
-    log.info("its probabilities differ from the head's by %.1e at most", facts["max_difference"])
-    print(json.dumps({"file": config.file, "bytes": len(data), **facts}, ensure_ascii=False))
+    classes = counted(len(facts["classes"]), "class", "classes")
+    show(f"{config.file}: {len(data) / 1e6:,.1f} MB, {classes}, as {file_format}")
+    show(f"its probabilities differ from the head's by {facts['max_difference']:.1e} at most")
+    answer({"file": config.file, "bytes": len(data), **facts})
     return 0

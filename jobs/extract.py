@@ -7,7 +7,6 @@ Plans if there is no plan, extracts what is missing on Ray, finishes. Kill it an
 images a second on two cores with AVX512-BF16, 60 with AMX. The JSON line says what was done and what there is.
 """
 
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field
@@ -22,8 +21,10 @@ from bottleneck.progress import Display, duration
 from bottleneck.session import cluster_address, workers_have_bfloat16
 from bottleneck.store import check_output_uri
 from bottleneck.tally import Summary, Tally, summarize
+from bottleneck.text import counted
 from bottleneck.weights import check_weights
 from jobs import plan as plan_job
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def main(config: Config) -> int:
         log.warning("The weights are %s, not trained ones: right for tests and timing, not for accuracy.", weights)
     summary = extract(config)
     report(summary, time.monotonic() - started)
-    print(json.dumps(asdict(summary)))
+    answer(asdict(summary))
     return 0
 
 
@@ -93,9 +94,9 @@ def extract(config: Config) -> Summary:
 def tell_plan(plan: Plan) -> None:
     spec = plan.spec
     log.info(
-        "%s images in %s shards -> %s: %s, weights %s, %s, %s%s",
-        f"{plan.num_images:,}",
-        f"{plan.num_shards:,}",
+        "%s in %s -> %s: %s, weights %s, %s, %s%s",
+        counted(plan.num_images, "image"),
+        counted(plan.num_shards, "shard"),
         plan.output,
         spec.base,
         spec.weights,
@@ -106,47 +107,34 @@ def tell_plan(plan: Plan) -> None:
 
 
 def tell_extended(extended: Extended) -> None:
-    log.info("extended by %s images", f"{extended.added:,}")
+    log.info("extended by %s", counted(extended.added, "image"))
     for count, keys, what in (
         (
             extended.changed,
             extended.changed_keys,
-            "planned images have changed since (their rows stay as they are until `bottleneck requeue --changed`)",
+            "changed since (rows stay as they are until `bottleneck requeue --changed`)",
         ),
-        (
-            extended.gone,
-            extended.gone_keys,
-            "planned images are gone from the source (their rows stay as they are)",
-        ),
+        (extended.gone, extended.gone_keys, "gone from the source (rows stay as they are)"),
     ):
         if count:
             more = ", ..." if count > len(keys) else ""
-            log.warning("%s %s: %s%s", f"{count:,}", what, ", ".join(keys), more)
+            log.warning("%s %s: %s%s", counted(count, "planned image"), what, ", ".join(keys), more)
 
 
 def report(summary: Summary, seconds: float) -> None:
-    """What a person wants to know at the end, on stderr."""
+    """Show what a person wants to know at the end."""
     rejected = sum(summary.rejected.values())
-    log.info(
-        "%s: %s images, %s ok, %s rejected; %s of %s shards done by this run in %s",
-        summary.output,
-        f"{summary.images:,}",
-        f"{summary.ok:,}",
-        f"{rejected:,}",
-        summary.done_now,
-        summary.shards,
-        duration(seconds),
+    show(
+        f"{summary.output}: {counted(summary.images, 'image')}, {summary.ok:,} ok, {rejected:,} rejected; "
+        f"{summary.done_now:,} of {counted(summary.shards, 'shard')} done by this run in {duration(seconds)}"
     )
     if "predicted_seconds" in summary.details:
         one = summary.details
-        log.info(
-            "predicted after %s images: %.1f images/s, was %.1f (%.2f); %s for the rest, took %s",
-            f"{one['predicted_after_images']:,}",
-            one["predicted_images_per_second"],
-            one["actual_images_per_second"],
-            one["predicted_seconds"] / max(0.01, one["actual_seconds"]),
-            duration(one["predicted_seconds"]),
-            duration(one["actual_seconds"]),
+        show(
+            f"predicted after {counted(one['predicted_after_images'], 'image')}: "
+            f"{one['predicted_images_per_second']:.1f} images/s, was {one['actual_images_per_second']:.1f} "
+            f"({one['predicted_seconds'] / max(0.01, one['actual_seconds']):.2f}); "
+            f"{duration(one['predicted_seconds'])} for the rest, took {duration(one['actual_seconds'])}"
         )
     for reason, count in sorted(summary.rejected.items(), key=lambda pair: -pair[1]):
-        log.info("  rejected: %s x %s", f"{count:,}", reason)
+        show(f"  rejected: {count:,} x {reason}")

@@ -8,7 +8,6 @@ the number of workers. 1,360 images of 25,088 dimensions with six values of C ta
 Ray's start. HEAD gets head.safetensors and head.json, report.html and confusion.png. The JSON line has the figures.
 """
 
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,9 @@ from bottleneck.progress import PLAIN_SECONDS, duration, start_live
 from bottleneck.report import REPORT_HTML, report_of_features, write_report
 from bottleneck.store import check_output_uri, open_store
 from bottleneck.team import HeadRequest
+from bottleneck.text import counted
 from bottleneck.trainer import fit_head
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Config:
 
 
 def main(config: Config) -> int:
-    print(json.dumps(fit(config)))
+    answer(fit(config))
     return 0
 
 
@@ -64,7 +65,7 @@ def fit(config: Config) -> dict[str, Any]:
     if store.exists(HEAD_JSON):
         head = Head.load(config.head)
         _check_same(head, features, config.request, layer, config.head)
-        log.info("%s is fitted already", config.head)
+        show(f"{config.head} is fitted already")
         return _result(config.head, head, has_report=store.exists(REPORT_HTML))
     store.try_writing()  # before the work, which would be lost
     check_labels(features.plan.label_counts, config.features)
@@ -86,37 +87,32 @@ def fit(config: Config) -> dict[str, Any]:
     tell(fitted, evaluation, time.monotonic() - started)
     # After the head: a source that has gone or a disk that is full must not cost the fit.
     has_report = evaluation is not None and try_report(config.head, fitted, features, evaluation)
-    log.info("head: %s%s", config.head, ", with report.html" if has_report else "")
+    show(f"head: {config.head}{', with report.html' if has_report else ''}")
     return _result(config.head, Head.load(config.head), has_report=has_report)
 
 
 def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
-    """Log the figures of a fit.
+    """Show the figures of a fit.
 
     Args:
         evaluation: None where no image was held out.
         seconds: what the whole job took.
     """
     details = fitted.details
-    log.info(
-        "fitted on %s images of %s classes, C = %s, in %s (the fit itself %s)",
-        f"{details['fitted_on']:,}",
-        len(fitted.head.classes_),
-        f"{details['c']:g}",
-        duration(seconds),
-        duration(details["seconds"]),
+    classes = counted(len(fitted.head.classes_), "class", "classes")
+    show(
+        f"fitted on {counted(details['fitted_on'], 'image')} of {classes}, C = {details['c']:g}, "
+        f"in {duration(seconds)} (the fit itself {duration(details['seconds'])})"
     )
     if details["unlabelled"]:
-        log.warning("%s images have no label and were left out", f"{details['unlabelled']:,}")
+        log.warning("%s without a label left out", counted(details["unlabelled"], "image"))
     if evaluation is not None:
         low, high = evaluation.accuracy_interval
-        log.info("%s", classification_report(evaluation))
-        log.info(
-            "accuracy %.2f %% on %s held-out images (95 %% interval %.2f to %.2f)",
-            100 * evaluation.accuracy,
-            f"{details['held_out']:,}",
-            100 * low,
-            100 * high,
+        for line in classification_report(evaluation).split("\n"):
+            show(line)
+        show(
+            f"accuracy {100 * evaluation.accuracy:.2f} % on {counted(details['held_out'], 'held-out image')} "
+            f"(95 % interval {100 * low:.2f} to {100 * high:.2f})"
         )
 
 
@@ -137,7 +133,7 @@ def write_head_report(head: str, fitted: Fitted, features: Features, evaluation:
         {"C": row["c"], "folds": row["accuracies"], "mean": row["mean"], "std": row["std"], "seconds": row["seconds"]}
         for row in fitted.details["grid"]
     ]
-    title = f"A {fitted.head.kind} head of {len(fitted.head.classes_)} classes"
+    title = f"Head ({fitted.head.kind}) of {counted(len(fitted.head.classes_), 'class', 'classes')}"
     material = report_of_features(features, fitted.head, evaluation)
     weights = features.spec.weights
     notes = [RANDOM_WEIGHTS % weights] if weights.startswith("random:") else []
@@ -176,7 +172,7 @@ def _result(uri: str, head: Head, *, has_report: bool) -> dict[str, Any]:
 
 
 class Table:
-    """The grid as it fills: a live table on a terminal, a line a fit anywhere else. All on stderr."""
+    """The grid as it fills: on a terminal a live table while it does; when it is full, lines of the result."""
 
     def __init__(self, request: HeadRequest) -> None:
         self.request = request
@@ -186,14 +182,14 @@ class Table:
         self._told = time.monotonic()
 
     def __enter__(self) -> "Table":
-        self._live = start_live()
+        self._live = start_live(transient=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
-        for line in [] if self._live is not None else self.lines():
-            log.info("%s", line)
+        for line in self.lines():
+            show(line)
 
     def show(self, event: dict[str, Any]) -> None:
         if "accuracy" in event:

@@ -7,8 +7,6 @@ images in 10 to 20 s. Seconds for a few thousand images; an S3 listing reads som
 read once to index them. `bottleneck extract` with the same options goes on from there.
 """
 
-import json
-import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -23,8 +21,7 @@ from bottleneck.measure import measure_sample
 from bottleneck.plan import Plan
 from bottleneck.session import cluster_address, workers_have_bfloat16
 from bottleneck.spec import FeatureRequest, Limits, Reading
-
-log = logging.getLogger(__name__)
+from jobs.results import answer, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +59,20 @@ def main(config: Config) -> int:
         has_bfloat16=partial(workers_have_bfloat16, config.use_gpu),
     )
     for line in describe(plan):
-        log.info("%s", line)
+        show(line)
     estimate = None if config.no_estimate else estimated(plan)
-    print(
-        json.dumps(
-            {
-                "output": plan.output,
-                "images": plan.num_images,
-                "bytes": plan.num_bytes,
-                "labels": len(plan.label_counts),
-                "shards": plan.num_shards,
-                "done": len(plan.committed()),
-                "expected_output_bytes": expected_bytes(plan),
-                "estimate": estimate.to_json() if estimate else None,
-                "fingerprint": plan.spec.fingerprint,
-            }
-        )
+    answer(
+        {
+            "output": plan.output,
+            "images": plan.num_images,
+            "bytes": plan.num_bytes,
+            "labels": len(plan.label_counts),
+            "shards": plan.num_shards,
+            "done": len(plan.committed()),
+            "expected_output_bytes": expected_bytes(plan),
+            "estimate": estimate.to_json() if estimate else None,
+            "fingerprint": plan.spec.fingerprint,
+        }
     )
     return 0
 
@@ -87,14 +82,12 @@ def estimated(plan: Plan) -> Estimate | None:
     try:
         estimate = measure_sample(plan)
     except BottleneckError as error:  # the plan is made, whatever this machine can do with it
-        log.warning("estimate     none: %s", error)
+        show(f"estimate     none: {error}")
         return None
     if estimate:
-        log.info("estimate     %s", estimate.line())
+        show(f"estimate     {estimate.line()}")
         if cluster_address():
-            log.info(
-                "             measured here, not on the cluster of RAY_ADDRESS: it holds for one machine like this"
-            )
+            show("             measured here, not on the cluster of RAY_ADDRESS: it holds for one machine like this")
     return estimate
 
 

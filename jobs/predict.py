@@ -8,7 +8,6 @@ take as long as `extract` does. Plans if there is no plan, predicts what is miss
 it again. The JSON line says what was done and what there is.
 """
 
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,7 @@ from bottleneck.store import check_output_uri
 from bottleneck.tally import Summary, Tally, summarize
 from bottleneck.weights import check_weights
 from jobs.extract import report, tell_extended, tell_plan
+from jobs.results import answer
 
 if TYPE_CHECKING:
     from bottleneck.head import Head
@@ -65,7 +65,7 @@ def main(config: Config) -> int:
     started = time.monotonic()
     summary = predict(config)
     report(summary, time.monotonic() - started)
-    print(json.dumps(asdict(summary)))
+    answer(asdict(summary))
     return 0
 
 

@@ -6,10 +6,9 @@
 
 Only plans, which takes as long as listing the source; `bottleneck extract` (or `predict`) then does those images again
 and replaces the files of their shards whole, each in one write. All other rows of these files stay as they are. The
-last line on stderr is the command to run.
+last line is the command to run.
 """
 
-import json
 import logging
 import shlex
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +21,8 @@ from bottleneck.errors import UsageError
 from bottleneck.plan import Plan, load_plan
 from bottleneck.requeue import Requeued, requeue_plan
 from bottleneck.spec import FeatureRequest, Limits, Reading
+from bottleneck.text import counted
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def main(config: Config) -> int:
     plan, requeued = requeue_plan(plan, config.reason, changed=config.changed, limits=limits)
     again = command(plan) if requeued.shards else None
     tell(requeued, again)
-    print(json.dumps({"output": plan.output, **asdict(requeued), "command": again}))
+    answer({"output": plan.output, **asdict(requeued), "command": again})
     return 0
 
 
@@ -62,17 +63,17 @@ def tell(requeued: Requeued, again: str | None) -> None:
     if requeued.gone:
         more = ", ..." if requeued.gone > len(requeued.gone_keys) else ""
         keys = ", ".join(requeued.gone_keys)
-        log.warning("%s planned images are gone from the source: %s%s", f"{requeued.gone:,}", keys, more)
+        log.warning("%s gone from the source: %s%s", counted(requeued.gone, "planned image"), keys, more)
     if again is None:
-        log.info("nothing to requeue")
+        show("nothing to requeue")
         return
-    log.info("%s images in %s shards are to be done again", f"{requeued.images:,}", f"{requeued.shards:,}")
+    show(f"to be done again: {counted(requeued.images, 'image')} in {counted(requeued.shards, 'shard')}")
     for reason, count in sorted(requeued.rejected.items(), key=lambda pair: -pair[1]):
-        log.info("  rejected: %s x %s", f"{count:,}", reason)
+        show(f"  rejected: {count:,} x {reason}")
     if requeued.changed:
         more = ", ..." if requeued.changed > len(requeued.changed_keys) else ""
-        log.info("  changed: %s: %s%s", f"{requeued.changed:,}", ", ".join(requeued.changed_keys), more)
-    log.info("now run: %s", again)
+        show(f"  changed: {requeued.changed:,}: {', '.join(requeued.changed_keys)}{more}")
+    show(f"now run: {again}")
 
 
 def command(plan: Plan) -> str:

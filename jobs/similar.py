@@ -5,11 +5,10 @@
 
 Exact: every stored row is compared, a million of 512 values in about three seconds on two cores. IMAGE is a file or
 s3:// URI, whose features are extracted as the dataset's were (about ten seconds, most of them Keras' start); or, where
-there is no such file, the key of an image of the dataset, whose stored features are taken. The table goes to stderr,
-the JSON line has the same rows; `--sheet` writes a page with thumbnails from the source.
+there is no such file, the key of an image of the dataset, whose stored features are taken. `--sheet`
+writes a page with thumbnails from the source.
 """
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -23,9 +22,11 @@ from bottleneck.decode import Rejected, decode
 from bottleneck.errors import UsageError
 from bottleneck.features import Features, open_features
 from bottleneck.objects import ObjectGoneError, Wanted
-from bottleneck.progress import Display, Progress, printable
+from bottleneck.progress import Display, Progress
 from bottleneck.similar import Neighbour, features_of, nearest
 from bottleneck.store import place_of
+from bottleneck.text import counted, printable
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,10 @@ def main(config: Config) -> int:
     found, num_images = search(features, query_D, config.top, layer)
     seconds = time.monotonic() - started
     for line in table(found):
-        log.info("%s", line)
+        show(line)
     if not query_D.any():
         log.warning("The features of %s are all zeros, so no image is more like it than another.", config.image)
-    log.info("%s images compared in %.1f s", f"{num_images:,}", seconds)
+    log.info("%s compared in %.1f s", counted(num_images, "image"), seconds)
     result: dict[str, Any] = {
         "image": config.image,
         "is_key": data is None,
@@ -81,8 +82,8 @@ def main(config: Config) -> int:
     }
     if config.sheet:
         write_sheet(config.sheet, config.image, data, features, found, {"layer": layer, "images": f"{num_images:,}"})
-        log.info("sheet: %s", config.sheet)
-    print(json.dumps(result, ensure_ascii=False))
+        show(f"sheet: {config.sheet}")
+    answer(result)
     return 0
 
 

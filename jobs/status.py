@@ -7,7 +7,6 @@ Takes seconds and no Ray: one listing, and the footers of 64 data files at most.
 3 if not; the JSON line says what is done, how fast, how long it will take, and what was rejected.
 """
 
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.progress import duration, start_live
 from bottleneck.status import Status, look
 from bottleneck.store import check_output_uri
+from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def main(config: Config) -> int:
     check_output_uri(config.output)
     status = watch(config) if config.watch else look(config.output)
     for line in lines(status):
-        log.info("%s", line)
+        show(line)
     exit_code = 0 if status.state == "finished" else IncompleteError.exit_code
-    print(json.dumps({**asdict(status), "exit_code": exit_code}))
+    answer({**asdict(status), "exit_code": exit_code})
     return exit_code
 
 

@@ -4,19 +4,17 @@
     bottleneck submit --address https://ray.example.com --wait -- verify s3://bucket/features --full
 
 What comes after `--` is any other job with its arguments, which are checked here first. Takes about five seconds; with
---wait as long as the job, whose log, JSON line and exit code become this one's. Ctrl-C ends the waiting, not the job.
+--wait as long as the job, whose log, JSON object and exit code become this one's. Ctrl-C ends the waiting, not the job.
 """
 
 import contextlib
-import json
 import logging
 import secrets
 import shlex
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +27,8 @@ from bottleneck import __version__
 from bottleneck.dashboard import Dashboard, LostError, check_address, connect
 from bottleneck.errors import ClusterError, IncompleteError, UsageError
 from bottleneck.joblog import Transcript, follow
-from jobs.__main__ import EXPECT_VERSION
+from jobs.__main__ import EXPECT_VERSION, JSON
+from jobs.results import answer, show
 from jobs.submit_checks import check_job
 
 log = logging.getLogger(__name__)
@@ -63,9 +62,10 @@ class Sent:
     stop: str
     """The line for a shell that ends it."""
 
-    def tell(self) -> None:
-        log.info("its log:     %s", self.logs)
-        log.info("to stop it:  %s", self.stop)
+    def tell(self, show: Callable[[str], None]) -> None:
+        show(f"sent: {self.submission_id}")
+        show(f"its log:     {self.logs}")
+        show(f"to stop it:  {self.stop}")
 
     def to_json(self) -> dict[str, str]:
         return {"submission_id": self.submission_id, "job": self.name, "logs": self.logs, "stop": self.stop}
@@ -91,11 +91,11 @@ def main(config: Config) -> int:
     check_job(config.job, dashboard.is_loopback)
     client = connect(dashboard)
     sent = send(client, dashboard, config)
-    log.info("sent: %s", sent.submission_id)
-    sent.tell()
     if config.wait:
+        sent.tell(log.info)
         return wait(client, sent)
-    print(json.dumps(sent.to_json()))
+    sent.tell(show)
+    answer(sent.to_json())
     return 0
 
 
@@ -131,7 +131,7 @@ def entrypoint(words: tuple[str, ...], *, with_code: bool) -> str:
     """The line that the cluster's head gives to a shell."""
     # With the code sent along, the image need not have the command at all.
     start = ("python", "-m", "jobs") if with_code else ("bottleneck",)
-    return shlex.join([*start, EXPECT_VERSION, __version__, *words])
+    return shlex.join([*start, EXPECT_VERSION, __version__, JSON, *words])
 
 
 @contextlib.contextmanager
@@ -150,26 +150,26 @@ def code_folder() -> Iterator[Path]:
 
 
 def wait(client: Any, sent: Sent) -> int:
-    """Show the log on stderr, the job's JSON line on stdout, and return its exit code."""
-    transcript = Transcript(lambda line: print(line, file=sys.stderr, flush=True))
+    """Show the job's log, which holds its result, pass its JSON object on, and return its exit code."""
+    transcript = Transcript(show)
     try:
         ended = follow(client, sent.submission_id, transcript)
     except KeyboardInterrupt:
         log.warning("no longer waiting: %s goes on.", sent.submission_id)
-        sent.tell()
+        sent.tell(log.info)
         told = {"error": "Interrupted", "message": "no longer waiting; the job goes on", "exit_code": 3}
-        print(json.dumps(told | sent.to_json()))
+        answer(told | sent.to_json())
         return 3
     except ClusterError as error:
         raise ClusterError(f"{error} See: {sent.logs}") from None
     exit_code, problem = outcome(ended, transcript.result)
     if problem:
         log.error("%s", problem)
-    if transcript.result_line:
-        print(transcript.result_line)
+    if transcript.result is not None:
+        answer(transcript.result)
     else:
         told = {"error": "JobFailed", "message": problem} if problem or exit_code else {}
-        print(json.dumps(told | sent.to_json() | {"exit_code": exit_code}))
+        answer(told | sent.to_json() | {"exit_code": exit_code})
     return exit_code
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bottleneck.errors import UsageError
-from jobs.__main__ import JOBS, parse
+from jobs.__main__ import JOBS, check_name, parse, split_json
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ def check_job(words: tuple[str, ...], is_loopback: bool) -> None:
     Raises:
         UsageError: unknown job, credentials in an argument, a folder that the cluster's machines do not see.
     """
-    if not words or words[0] not in JOBS or words[0] == "submit":
-        known = ", ".join(job for job in JOBS if job != "submit")
-        raise UsageError(f"Expected a job after `--`, one of {known}. Received: {words[0] if words else 'nothing'}.")
+    if not words:
+        raise UsageError("Expected a job after `--`. Received: nothing.")
+    check_name(words[0], [job for job in JOBS if job != "submit"])
     for word in words:
         _check_secrets(word)
-    config = parse(importlib.import_module(f"jobs.{words[0]}"), list(words[1:]))
+    config = parse(importlib.import_module(f"jobs.{words[0]}"), split_json(list(words[1:]))[1])
     for option, place in _places(config):
         _check_place(option, place, is_loopback)
 

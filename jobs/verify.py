@@ -8,8 +8,6 @@ code 0 if all is well, 3 if shards are missing, 1 if anything is corrupt or fore
 """
 
 import contextlib
-import json
-import logging
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,9 +15,9 @@ import tyro
 
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.recompute import check_recomputable, recompute
+from bottleneck.text import counted
 from bottleneck.verify import verify
-
-log = logging.getLogger(__name__)
+from jobs.results import answer, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +40,30 @@ def main(config: Config) -> int:
     result = report.to_json()
     exit_code = report.exit_code
     for name, problem in report.corrupt:
-        log.error("corrupt: %s: %s", name, problem)
+        show(f"corrupt: {name}: {problem}")
     for name in report.foreign:
-        log.error("foreign: %s does not belong here", name)
+        show(f"foreign: {name} does not belong here")
     if report.missing:
-        log.warning("missing: %s images, whose shards are not done; run the same extract command again", report.missing)
+        show(f"missing: {counted(report.missing, 'image')} of shards not done; run the same extract command again")
     if config.recompute and exit_code != CorruptError.exit_code:
         compared = recompute(config.output, config.recompute)
         result["recomputed"] = compared.num_images
         result["recompute_min_cosine"] = compared.min_cosine
         for key, cosine in compared.different:
-            log.error("different: %s has a cosine of %.6f to its features computed again", key, cosine)
+            show(f"different: {key} has a cosine of {cosine:.6f} to its features computed again")
         for key in compared.unreadable:
-            log.warning("not compared: %s has changed or gone in the source", key)
+            show(f"not compared: {key} has changed or gone in the source")
         if compared.different:
             exit_code = CorruptError.exit_code
-    log.info("%s", {0: "good", 1: "CORRUPT", 3: "incomplete"}[exit_code])
-    print(json.dumps({**result, "exit_code": exit_code}))
+    if report.unfinished:
+        show(f"unfinished: {report.unfinished}")
+    for reason, count in sorted(report.rejected.items(), key=lambda pair: -pair[1]):
+        show(f"rejected: {count:,} x {reason}")
+    verdict = {0: "good", 1: "CORRUPT", 3: "incomplete"}[exit_code]
+    rejected = sum(report.rejected.values())
+    show(
+        f"{config.output}: {counted(report.planned, 'image')}, {report.ok:,} ok, {rejected:,} rejected, "
+        f"{report.missing:,} missing: {verdict}"
+    )
+    answer({**result, "exit_code": exit_code})
     return exit_code

@@ -215,7 +215,7 @@ def _remove_namespace() -> None:
 def job_of(cluster: RayCluster, *arguments: str | Path) -> tuple[int, dict[str, Any], str]:
     """A job of ours on the cluster, from a driver on this machine: exit code, the JSON of its last line, stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", *map(str, arguments)],
+        [sys.executable, "-m", "jobs", "--json", *map(str, arguments)],
         env=cluster.environment | {"RAY_ADDRESS": cluster.address},
         capture_output=True,
         text=True,

@@ -241,7 +241,7 @@ def test_mobilenet_v2_with_its_trained_weights_gives_the_features_keras_gives() 
 
 
 def test_describe_without_a_base_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["describe"]) == 0
+    assert main(["--json", "describe"]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["bases"]
     assert [row["base"] for row in rows] == base_names()
     assert [line.split()[0] for line in table_of_bases().splitlines()[1:]] == base_names()

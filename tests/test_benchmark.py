@@ -19,7 +19,7 @@ from jobs.__main__ import main
 def test_all_four_are_measured_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = tiny.photos(tmp_path / "photos", 40)
     (photos / "cats" / "broken.jpg").write_bytes(b"not a picture")
-    assert main(["benchmark", str(photos), "--num-images", "64", "--base", "mobilenet_0.25"]) == 0
+    assert main(["--json", "benchmark", str(photos), "--num-images", "64", "--base", "mobilenet_0.25"]) == 0
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert (result["images"], result["rejected_and_left_out"]) == (64, 1)
@@ -109,7 +109,7 @@ def test_a_job_that_lost_count_of_its_first_batch_leaves_a_gap() -> None:
 def test_fits_are_measured_beside_scikit_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = str(tmp_path / "features")
     benchmark_head_growth.write_features(features, 90, 6, 3)
-    assert main(["benchmark", features, "--what", "head"]) == 0
+    assert main(["--json", "benchmark", features, "--what", "head"]) == 0
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert (result["images"], result["classes"], result["dim"]) == (90, 3, 6)
@@ -156,7 +156,7 @@ def test_growth_is_measured_on_made_up_features(
 ) -> None:
     monkeypatch.setattr(benchmark_head_growth, "FEW_IMAGES", 60)
     size = ["--num-images", "300", "--dim", "8", "--classes", "3"]
-    assert main(["benchmark", "--what", "head-growth", *size]) == 0
+    assert main(["--json", "benchmark", "--what", "head-growth", *size]) == 0
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert (result["few"]["images"], result["many"]["images"], result["images_ratio"]) == (60, 300, 5)

@@ -57,7 +57,7 @@ def test_images_that_do_not_fit_on_the_disk_are_not_begun(tmp_path: Path, monkey
 
 
 def test_the_commands_around_extraction_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", "--what", "growth", "--num-images", "40"]) == 0
+    assert main(["--json", "benchmark", "--what", "growth", "--num-images", "40"]) == 0
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     [row] = result["sizes"]

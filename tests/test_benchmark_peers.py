@@ -20,7 +20,10 @@ from jobs.benchmark_process import run_program
 
 def test_programs_are_measured_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = tiny.photos(tmp_path / "photos", 5)
-    assert main(["benchmark", str(photos), "--what", "peers", "--num-images", "40", "--base", "mobilenet_0.25"]) == 0
+    assert (
+        main(["--json", "benchmark", str(photos), "--what", "peers", "--num-images", "40", "--base", "mobilenet_0.25"])
+        == 0
+    )
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert set(result["left_out"]) == {"torch"}

@@ -19,7 +19,7 @@ def test_disk_and_bucket_are_measured_and_the_bucket_left_as_it_was(
     photos, prefix = tiny.photos(tmp_path / "photos", 5), f"s3://{bucket}/here"
     open_store(prefix).create("mine.txt", b"stays")
     options = ["--what", "s3", "--bucket", f"{prefix}/", "--num-images", "40", "--base", "stub"]
-    assert main(["benchmark", str(photos), *options]) == 0
+    assert main(["--json", "benchmark", str(photos), *options]) == 0
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     for where in ("disk", "s3"):

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
-    code = main(["classify", *arguments])
+    code = main(["--json", "classify", *arguments])
     shown = capsys.readouterr()
     return code, json.loads(shown.out.splitlines()[-1]), shown.err
 

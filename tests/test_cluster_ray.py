@@ -231,7 +231,7 @@ def test_the_cluster_of_the_file_grows_from_none_for_a_run(tmp_path: Path) -> No
     with started(json.dumps(config | play | rest | {"file_mounts_sync_continuously": False})) as head:
         words = "--base mobilenet_0.25 --weights random:0 --shard-size 4 --use-gpu --num-actors 1 2"
         done = subprocess.run(
-            [sys.executable, "-m", "jobs", "extract", "photos", "features", *words.split()],
+            [sys.executable, "-m", "jobs", "--json", "extract", "photos", "features", *words.split()],
             cwd=tmp_path,
             env=head.environment | {"RAY_ADDRESS": head.address, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)},
             capture_output=True,

@@ -46,7 +46,7 @@ def test_vgg16_is_the_one_of_the_paper() -> None:
 @pytest.mark.parametrize("file_format", ["png", "svg"])
 def test_the_job_draws_the_network(file_format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / f"net.{file_format}"
-    assert main(["describe", "mobilenet_0.25", "--plot", str(path)]) == 0
+    assert main(["--json", "describe", "mobilenet_0.25", "--plot", str(path)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["parameters"] == 475_544
     assert result["default_layer"] == "conv_pw_13_relu:avg"

@@ -77,7 +77,7 @@ def output(
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
-    code = main(["diff", *arguments])
+    code = main(["--json", "diff", *arguments])
     shown = capsys.readouterr()
     return code, json.loads(shown.out.splitlines()[-1]), shown.err
 

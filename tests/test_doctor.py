@@ -53,7 +53,7 @@ def examined(look: Any, seconds: float = 30.0) -> list[Finding]:
 
 def doctor(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", "doctor", *arguments],
+        [sys.executable, "-m", "jobs", "--json", "doctor", *arguments],
         capture_output=True,
         text=True,
         timeout=200,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -100,14 +99,13 @@ def test_nothing_to_measure_is_said(tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_gone_costs_the_estimate_and_not_the_plan(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan_of_photos = photos(tmp_path / "photos", 4)
     plan = plan_of(tmp_path, shard_size=4)
     shutil.rmtree(plan_of_photos)
-    with caplog.at_level(logging.WARNING, logger="jobs.plan"):
-        assert estimated(plan) is None
-    assert caplog.messages == ["estimate     none: None of the 4 images sampled can be decoded: 4 x missing."]
+    assert estimated(plan) is None
+    assert capsys.readouterr().out == "estimate     none: None of the 4 images sampled can be decoded: 4 x missing.\n"
 
 
 SPENT = {
@@ -167,13 +165,12 @@ def test_a_prediction_is_compared_with_what_came() -> None:
 
 
 @pytest.mark.parametrize("is_predicted", [True, False])
-def test_the_comparison_is_told_at_the_end(is_predicted: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_comparison_is_told_at_the_end(is_predicted: bool, capsys: pytest.CaptureFixture[str]) -> None:
     made = Prediction(at=1000.0, done=1100, left=400, images_per_second=10.0, limiting="network")
     details = made.compared(1500, 1050.0) if is_predicted else {}
-    with caplog.at_level(logging.INFO, logger="jobs.extract"):
-        report(Summary("out", 1500, 1500, {}, 3, 0, 3, 60.0, "f" * 64, details=details), 60.0)
+    report(Summary("out", 1500, 1500, {}, 3, 0, 3, 60.0, "f" * 64, details=details), 60.0)
     line = "predicted after 1,100 images: 10.0 images/s, was 8.0 (0.80); 40 s for the rest, took 50 s"
-    assert caplog.messages[1:] == ([line] if is_predicted else [])
+    assert capsys.readouterr().out.splitlines()[1:] == ([line] if is_predicted else [])
 
 
 def test_the_display_tells_an_expectation_once(capsys: pytest.CaptureFixture[str]) -> None:

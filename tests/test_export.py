@@ -136,7 +136,7 @@ def test_the_job_writes_model_and_facts(tmp_path: Path, capsys: pytest.CaptureFi
     features_ND = Base(real_spec(), 8)(pixels(real_spec()))[0]
     saved_head(tmp_path / "head", features_ND, np.array(["cat", "dog"] * 3, object), real_spec())
     file = tmp_path / "model.keras"
-    assert main(["export", str(tmp_path / "head"), str(file)]) == 0
+    assert main(["--json", "export", str(tmp_path / "head"), str(file)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     facts = json.loads((tmp_path / "model.keras.json").read_text())
     assert facts["classes"] == result["classes"] == ["cat", "dog"]

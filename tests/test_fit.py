@@ -126,7 +126,7 @@ def started(output: str, head: Path, num_workers: int) -> tuple[subprocess.Popen
     with told.open("w") as log:
         options = ["--c", "0.1", "1", "10", "--num-workers", str(num_workers)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", "fit", output, str(head), *options],
+            [sys.executable, "-m", "jobs", "--json", "fit", output, str(head), *options],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

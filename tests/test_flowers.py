@@ -38,7 +38,7 @@ def test_flowers_through_s3_are_the_flowers_of_the_folder(
     from_folder: str, s3_server: S3Server, bucket: str, s3_environment: dict[str, str]
 ) -> None:
     assert s3_server.upload_folder(asset("flowers17"), bucket, "photos/") >= 1360
-    job = [sys.executable, "-m", "jobs", "extract", f"s3://{bucket}/photos", f"s3://{bucket}/features"]
+    job = [sys.executable, "-m", "jobs", "--json", "extract", f"s3://{bucket}/photos", f"s3://{bucket}/features"]
     options = ["--base", "mobilenet_0.75", "--weights", str(asset(WEIGHTS))]
     done = subprocess.run([*job, *options], capture_output=True, text=True, env=os.environ | s3_environment)
     assert done.returncode == 0, done.stderr

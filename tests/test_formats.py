@@ -65,7 +65,7 @@ def expected(features: Features, layer: str = LAYER) -> tuple[np.ndarray, np.nda
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
-    code = main(["export", *arguments])
+    code = main(["--json", "export", *arguments])
     shown = capsys.readouterr()
     return code, json.loads(shown.out.splitlines()[-1]), shown.err
 
@@ -241,7 +241,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("file", ["x.h5", "x.npz", "x.tfrecord"])
 def test_a_kill_leaves_no_half_file(file: str, number: signal.Signals, large: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jobs", "export", large, str(tmp_path / file)]
+    command = [sys.executable, "-m", "jobs", "--json", "export", large, str(tmp_path / file)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not any(path.stat().st_size > 1_000_000 for path in tmp_path.glob(".bottleneck-export-*/*")):
             assert process.poll() is None, "it ended before it could be killed"

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "progress", "metrics", "pages", "hdf5", "parquet", "heap"},
-    {"choices", "labels"},
+    {"errors", "text", "metrics", "pages", "hdf5", "parquet", "heap"},
+    {"progress", "choices", "labels"},
     {"spec", "bases", "objects", "estimate", "live", "dashboard", "doctor"},
     {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},

@@ -76,7 +76,7 @@ OPTIONS = {
 def run(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
     """A job in a process of its own: exit code, the JSON of its last line, stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", *arguments],
+        [sys.executable, "-m", "jobs", "--json", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -241,7 +241,7 @@ def test_wrong_arguments_have_one_clear_error(
         (tmp_path / name).mkdir()
     (tmp_path / "texts" / "a.txt").write_text("text")
     (tmp_path / "photos" / "a.jpg").write_bytes(b"an image, by its name")
-    assert main([argument.format(**places) for argument in arguments]) == code
+    assert main(["--json", *[argument.format(**places) for argument in arguments]]) == code
     shown = capsys.readouterr()
     assert words in shown.err
     assert "Traceback" not in shown.err

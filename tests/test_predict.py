@@ -87,7 +87,7 @@ def do(capsys: pytest.CaptureFixture[str]) -> Iterator[Do]:
     """Run a job in this process: exit code and JSON line."""
 
     def job(*arguments: object) -> Answer:
-        code = main([str(argument) for argument in arguments])
+        code = main(["--json", *[str(argument) for argument in arguments]])
         return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return job

@@ -82,14 +82,14 @@ def head(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Head:
 
 
 def test_the_job_prints_the_report_and_writes_the_page(
-    features: Features, head: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    features: Features, head: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level("INFO")
-    assert main(["evaluate", head.uri, features.plan.output, "--report", str(tmp_path / "report")]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(["--json", "evaluate", head.uri, features.plan.output, "--report", str(tmp_path / "report")]) == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
     assert result["images"] == 57
     assert result["fitted_on_these"] is False
-    assert "macro avg" in caplog.text
+    assert "macro avg" in shown.err
     text = (tmp_path / "report/report.html").read_text()
     assert result["report"] == str(tmp_path / "report/report.html")
     assert f"{result['accuracy']:.2%}" in text
@@ -125,7 +125,7 @@ def test_unfinished_features_are_taken_only_where_allowed(
     shutil.copytree(features.plan.output, tmp_path / "features")
     next((tmp_path / "features/data").iterdir()).unlink()
     assert main(["evaluate", head.uri, str(tmp_path / "features")]) == 3
-    assert main(["evaluate", head.uri, str(tmp_path / "features"), "--allow-incomplete"]) == 0
+    assert main(["--json", "evaluate", head.uri, str(tmp_path / "features"), "--allow-incomplete"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] < 57
 
 

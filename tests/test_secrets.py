@@ -90,7 +90,11 @@ def run_all(world: Path, environment: dict[str, str], **places: str) -> None:
 
     def run(number: int, arguments: list[str], exit_codes: tuple[int, ...]) -> None:
         done = subprocess.run(
-            [sys.executable, "-m", "jobs", *arguments], env=environment, cwd=world, capture_output=True, timeout=300
+            [sys.executable, "-m", "jobs", "--json", *arguments],
+            env=environment,
+            cwd=world,
+            capture_output=True,
+            timeout=300,
         )
         (world / f"{number:02d}-{arguments[0]}.out").write_bytes(done.stdout)
         (world / f"{number:02d}-{arguments[0]}.err").write_bytes(done.stderr)

@@ -60,7 +60,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
-    code = main(["similar", *arguments])
+    code = main(["--json", "similar", *arguments])
     shown = capsys.readouterr()
     return code, json.loads(shown.out.splitlines()[-1]), shown.err
 
@@ -231,7 +231,9 @@ def test_what_is_wrong_is_said(
 
 
 def test_the_search_is_measured_on_made_up_features(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", "--what", "similar", "--num-images", "2000", "--dim", "8", "--classes", "3"]) == 0
+    assert (
+        main(["--json", "benchmark", "--what", "similar", "--num-images", "2000", "--dim", "8", "--classes", "3"]) == 0
+    )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["similar"]["images"] == result["images"] == 2000
     assert 0 < result["similar"]["search_seconds"] < result["similar"]["seconds"]

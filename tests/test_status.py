@@ -58,7 +58,7 @@ def date(plan: Plan, ages_seconds: dict[int, float], now: float | None = None) -
 
 def status(output: str, *options: str) -> tuple[int, dict[str, Any], str]:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", "status", output, *options], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "jobs", "--json", "status", output, *options], capture_output=True, text=True, timeout=60
     )
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -172,7 +172,7 @@ def test_requeued_and_added_shards_are_not_done(tmp_path: Path) -> None:
 def test_a_real_run_is_watched_to_its_end(tmp_path: Path) -> None:
     source, output = tiny.photos(tmp_path / "photos", 12), str(tmp_path / "out")
     make_plan(str(source), output, tiny.real_spec(), shard_size=2)
-    command = [sys.executable, "-m", "jobs", "status", output, "--watch", "0.1"]
+    command = [sys.executable, "-m", "jobs", "--json", "status", output, "--watch", "0.1"]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         extract_local(str(source), output, tiny.REQUEST)
@@ -188,7 +188,7 @@ def test_a_real_run_is_watched_to_its_end(tmp_path: Path) -> None:
 def test_ctrl_c_ends_watching_with_what_was_seen(tmp_path: Path) -> None:
     plan = planned(tmp_path, str(tmp_path / "out"))
     write(plan, range(2))
-    command = [sys.executable, "-m", "jobs", "status", plan.output, "--watch", "0.05"]
+    command = [sys.executable, "-m", "jobs", "--json", "status", plan.output, "--watch", "0.05"]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert watching.stderr is not None
@@ -242,7 +242,17 @@ def test_predictions_have_a_status_as_well(tmp_path: Path) -> None:
         np.array(["cats", "dogs"] * 10),
         plan.spec,
     )
-    command = [sys.executable, "-m", "jobs", "predict", output, str(tmp_path / "head"), str(tmp_path / "predictions")]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "--json",
+        "--json",
+        "predict",
+        output,
+        str(tmp_path / "head"),
+        str(tmp_path / "predictions"),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     seen = look(str(tmp_path / "predictions"))
     assert (seen.holds, seen.state, seen.images_done) == ("predictions", "finished", 8)

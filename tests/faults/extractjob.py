@@ -89,7 +89,7 @@ class AnyJob:
         self._stdout, self._stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *map(str, arguments)],
+            [sys.executable, "-m", "jobs", "--json", *map(str, arguments)],
             cwd=REPOSITORY,
             env=clean_environment() | dict(environment or {}),
             stdin=subprocess.DEVNULL,

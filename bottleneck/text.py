@@ -1,0 +1,23 @@
+"""Text for a person to read: names that cannot upset a terminal, and counts with their nouns."""
+
+
+def printable(text: str) -> str:
+    r"""Escape what a terminal would obey instead of show, as `repr` does: `\x1b`, `\n`, marks of writing direction.
+
+    Text that is escaped already stays as it is, so that both a table, which needs the widths of its cells, and the
+    place where the table is printed can call this.
+
+    Args:
+        text: an image's key, a label, a message with any of these in it.
+
+    Returns:
+        One line, of which every character is printable (`str.isprintable`).
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """1, image -> `1 image`; 1200, image -> `1,200 images`; 2, class, classes -> `2 classes`."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

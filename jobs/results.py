@@ -1,0 +1,92 @@
+"""What a job answers: its result on stdout for a person to read, or with `--json` one JSON object there.
+
+Progress and logs go to stderr, with `--json` the readable result as well. Whatever a job shows passes through here or
+through `LineFormatter`, and is escaped: keys, labels and the answers of servers can hold what a terminal would obey.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from bottleneck.text import printable
+
+
+class _Streams:
+    """Where results go, as `begin` was told."""
+
+    as_json = False
+    stdout: TextIO | None = None
+
+
+@contextlib.contextmanager
+def answering(*, as_json: bool) -> Iterator[None]:
+    """Have jobs answer on what stdout is now, whatever is redirected meanwhile."""
+    before = _Streams.as_json, _Streams.stdout
+    _Streams.as_json, _Streams.stdout = as_json, sys.stdout
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # where a terminal has no letters but ASCII's
+    try:
+        yield
+    finally:
+        _Streams.as_json, _Streams.stdout = before
+
+
+def show(line: str, lead: str = "") -> None:
+    """Print a line of the result.
+
+    Args:
+        lead: our own, and printed as it is: a coloured word, say.
+    """
+    _print(lead + printable(line), _shown())
+
+
+def answer(result: dict[str, Any]) -> None:
+    """Give the job's result as JSON, if that was asked for. Called once, at the end."""
+    if _Streams.as_json:
+        _print(json.dumps(result), _Streams.stdout or sys.stdout)
+
+
+def fail(error: str, message: str, exit_code: int) -> int:
+    """Tell in one line why there is no result, and as JSON; returns the exit code."""
+    _print(f"error: {printable(message)}", sys.stderr)
+    answer({"error": error, "message": message, "exit_code": exit_code})
+    return exit_code
+
+
+def has_terminal() -> bool:
+    """Whether `show` writes to a terminal."""
+    return _shown().isatty()
+
+
+def flush() -> None:
+    """Before `os._exit`, which flushes nothing."""
+    for stream in (_Streams.stdout or sys.stdout, sys.stderr):
+        stream.flush()
+
+
+def _shown() -> TextIO:
+    return sys.stderr if _Streams.as_json else _Streams.stdout or sys.stdout
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:  # whoever reads, `head` say, has read enough; the job has not done enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class LineFormatter(logging.Formatter):
+    """One record, one line; a traceback's lines are indented below it, so that none looks like a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [printable(record.getMessage())]
+        if record.exc_info and record.exc_info[1]:
+            for part in traceback.format_exception(record.exc_info[1]):
+                lines += [f"  {printable(line)}" for line in part.rstrip("\n").split("\n")]
+        return "\n".join(lines)
