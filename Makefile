@@ -32,14 +32,19 @@ $(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.lock
 demo: setup
 	@$(BIN)/bottleneck demo
 
+# What a change needs at once, in about ten minutes on two cores.
 test: setup-tests
 	@$(BIN)/python tests/side_by_side.py
+
+# The tests that start clusters, kill processes, build every kind of network or run whole jobs, too.
+test-all: test
+	@$(BIN)/python tests/side_by_side.py --rest
 
 # The whole fault matrix, which takes hours, as a table; BOTTLENECK_FAULTS=0.1 asks for a tenth of its long amounts.
 faults: setup-tests
 	$(BIN)/python tests/matrix.py
 
-# The tests of `make test` one after the other, with the lines no test meets.
+# The tests of `make test-all` one after the other, with the lines no test meets.
 coverage: setup-tests
 	$(BIN)/python -m pytest --cov=bottleneck --cov=jobs --cov-report=term
 

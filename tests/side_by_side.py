@@ -1,46 +1,78 @@
-"""Run all tests as two pytest processes: faults and clusters, which mostly wait for Ray or a process's end; all others.
+"""Run tests as two pytest processes at once, as much of a test is waiting for Ray or for a process's end.
 
-    python tests/side_by_side.py
+    python tests/side_by_side.py          what a change needs at once
+    python tests/side_by_side.py --rest   what that leaves out: clusters, kills, whole jobs, every base
 
-Shows the others as they run, then the waiting ones' own lines; the last line is the closing line of the others. Exits
+Shows the first process as it runs, then the second one's lines, then a closing line with the counts of both. Exits
 with 0 if both passed.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest"]
-WAITING = ["tests/faults"]
-WAITING += [
-    f"tests/test_{name}.py" for name in ("submit", "doctor", "status", "metrics", "cluster_ray", "cluster_rights")
-]
+
+# Of the files of the rest, the second process takes those that mostly wait; a file that neither names is a quick one.
+REST = (
+    ["base", "bases", "benchmark", "benchmark_growth", "benchmark_peers", "benchmark_s3", "export", "fit", "flowers"],
+    ["cluster_image", "cluster_ray", "cluster_rights", "doctor", "metrics", "predict", "requeue", "secrets", "session"],
+)
+QUICK_SECOND = ["decode", "diff", "features", "formats", "head", "leader", "verify"]
 
 
-def main() -> int:
+def paths(names: list[str]) -> list[str]:
+    return [f"tests/test_{name}.py" for name in names]
+
+
+def groups(*, rest: bool) -> tuple[list[str], list[str]]:
+    """The files of the two processes."""
+    if rest:
+        return paths(REST[0]), ["tests/faults", *paths(REST[1])]
+    second = paths(QUICK_SECOND)
+    elsewhere = {*second, *paths(REST[0]), *paths(REST[1])}
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
+    return [path for path in files if path not in elsewhere], second
+
+
+def closing_line(*outputs: str) -> str:
+    """One line like pytest's last one, with the counts of several of these."""
+    counts: Counter[str] = Counter()
+    for output in outputs:
+        last = [line for line in output.splitlines() if re.fullmatch(r"=+ .*\d+ \w+.* in [\d.]+s.*", line)]
+        for number, what in re.findall(r"(\d+) (failed|passed|skipped|error)s?\b", last[-1] if last else ""):
+            counts[what] += int(number)
+    return f"{counts['passed']} passed, {counts['failed'] + counts['error']} failed, {counts['skipped']} skipped"
+
+
+def main(arguments: list[str]) -> int:
+    first, second = groups(rest=arguments == ["--rest"])
     with tempfile.TemporaryFile("w+") as told:
-        waiting = subprocess.Popen([*PYTEST, *WAITING], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
-        ignored = [f"--ignore={path}" for path in WAITING]
-        last = ""
+        other = subprocess.Popen([*PYTEST, *second], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
+        lines = []
         with subprocess.Popen(
-            [*PYTEST, *ignored], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as others:
-            assert others.stdout is not None
-            for line in others.stdout:
+            [*PYTEST, *first], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as shown:
+            assert shown.stdout is not None
+            for line in shown.stdout:
                 print(line, end="", flush=True)
-                last = line if line.startswith("=") else last
-        waiting.wait()
+                lines.append(line)
+        other.wait()
         told.seek(0)
-        print(f"\n{told.read()}\n{last}", end="", flush=True)
-    return others.returncode or waiting.returncode
+        print(f"\n{told.read()}")
+        told.seek(0)
+        print(closing_line("".join(lines), told.read()), flush=True)
+    return shown.returncode or other.returncode
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:  # which both of them got as well
         sys.exit(130)
