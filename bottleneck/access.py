@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from bottleneck.decode import Rejected, decode
 from bottleneck.doctor import Finding
 from bottleneck.folder import FolderStore
-from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store, Wanted
+from bottleneck.objects import ObjectError, Store, Wanted
 from bottleneck.plan import check_output, load_plan
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureSpec, Limits, Reading
@@ -52,8 +52,8 @@ def try_source(uri: str) -> Iterator[Finding]:
         return
     yield Finding("source", "ok", f"{name} can be listed ({reading.source_format})")
     [data] = source.read([image])
-    if isinstance(data, ObjectGoneError | ObjectChangedError):
-        told = f"{image.key!r} has gone or changed since it was listed: is the source being written?"
+    if isinstance(data, ObjectError):
+        told = f"{image.key!r} would be rejected as {data.reason}: is the source being written, or moved to an archive?"
         yield Finding("image", "warning", told)
         return
     decoded = decode(data, _SPEC, Limits())

@@ -33,6 +33,7 @@ REASONS = frozenset(
         "decode_timeout",
         "missing",
         "changed",
+        "archived",
     )
 )
 """Why an image may be rejected."""

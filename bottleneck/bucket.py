@@ -1,30 +1,30 @@
-"""A prefix of an S3 bucket as a store, through s3fs' client; retries are ours, in one place."""
+"""A prefix of an S3 bucket as a store, through s3fs' client; what is tried again is ours to say, in `retry`."""
 
 import asyncio
 import functools
 import hashlib
 import logging
 import os
-import random
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from bottleneck.answers import meaning_of
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.objects import (
-    FIRST_PATIENCE_SECONDS,
     IN_FLIGHT,
-    PATIENCE_SECONDS,
     Entry,
     ObjectChangedError,
+    ObjectError,
     ObjectGoneError,
     Wanted,
     whole,
     windowed,
 )
 from bottleneck.pages import list_pages
+from bottleneck.retry import GaveUpError, PassingError, Patience, is_network_error
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,7 +34,7 @@ NO_OBJECT = ".write-test"
 
 
 class BucketStore:
-    """A prefix of an S3 bucket, through s3fs' client; retries are ours, so that one place decides what is transient."""
+    """A prefix of an S3 bucket, through s3fs' client."""
 
     def __init__(self, uri: str) -> None:
         import s3fs
@@ -52,7 +52,7 @@ class BucketStore:
             },
         )
         self.fs.retries = 1
-        self._answered = False
+        self._patience = Patience()
         self._if_match: tuple[str, ...] = ('"{}"', "{}")
         """Forms of a condition that the store may understand: the standard's, and without quotes as Ceph wants it."""
 
@@ -79,8 +79,8 @@ class BucketStore:
     def get(self, wanted: Wanted) -> bytes:
         return self._run(self._get(wanted)).result()
 
-    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
-        def submit(one: Wanted) -> Future[bytes | ObjectGoneError | ObjectChangedError]:
+    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
+        def submit(one: Wanted) -> Future[bytes | ObjectError]:
             return self._run(_outcome_async(self._get(one)))
 
         yield from windowed(wanted, submit)
@@ -176,71 +176,69 @@ class BucketStore:
 
     async def _patiently(self, doing: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Try again while the trouble is a passing one. Raises what the trouble means otherwise."""
-        started = time.monotonic()
-        tries = 0
-        while True:
+
+        async def call() -> T:
             try:
-                result = await attempt()
-            except (ObjectGoneError, ObjectChangedError):
+                client = await self.fs.set_session()
+                client.meta.events.register("before-call.s3.HeadBucket", _no_head, unique_id="bottleneck")
+                return await attempt()
+            except ObjectError:
                 raise
             except Exception as error:
                 trouble = _trouble(error, doing)
-                if trouble is not None:
-                    raise trouble from error
-                patience = PATIENCE_SECONDS if self._answered else FIRST_PATIENCE_SECONDS
-                if time.monotonic() - started > patience:
-                    raise StoreError(
-                        f"No luck for {patience:.0f} s with {doing}: {_words(error)}. Look at the network and at "
-                        f"AWS_ENDPOINT_URL ({os.environ.get('AWS_ENDPOINT_URL', 'not set: Amazon S3')}), then run "
-                        "the same command again; nothing is lost."
-                    ) from error
-                log.debug("trying again after %s: %s", _words(error), doing)
-                await asyncio.sleep(min(0.1 * 2**tries, 5.0) * (0.5 + random.random()))  # noqa: S311  # a pause, no secret
-                tries += 1
-            else:
-                self._answered = True
-                return result
+                if trouble is error:
+                    raise
+                if isinstance(trouble, PassingError):
+                    log.debug("trying again after %s: %s", trouble, doing)
+                raise trouble from error
+
+        try:
+            return await self._patience.call_async(call)
+        except GaveUpError as error:
+            raise StoreError(
+                f"No luck for {error.seconds:.0f} s with {doing}: {error.words}. Look at the network and at "
+                f"AWS_ENDPOINT_URL ({os.environ.get('AWS_ENDPOINT_URL', 'not set: Amazon S3')}), then run "
+                "the same command again; nothing is lost."
+            ) from error.__cause__
 
 
-def _trouble(error: Exception, doing: str) -> Exception | None:
-    """What an S3 error means: an exception to raise, or None when it passes."""
+def _no_head(**_: Any) -> tuple[Any, dict[str, Any]]:
+    """Answer botocore's HEAD of the bucket, by which it looks for the region of one whose store told none.
+
+    A store that redirects this request as well would be asked for ever; we never send it ourselves.
+    """
+    return SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": {}}}
+
+
+def _trouble(error: Exception, doing: str) -> Exception:
+    """What an error means: the exception to raise, a PassingError where trying again may help."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    if response is None:
-        name = type(error).__name__
-        if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"):
-            return StoreError(
-                f"No usable credentials for {doing}: {error}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or run where a role is attached."
-            )
-        if name in ("ParamValidationError", "InvalidRegionError") or isinstance(error, ValueError):
-            return UsageError(f"S3 takes no such name while {doing}: {error}.")
-        return None
-    code = str(response.get("Error", {}).get("Code", ""))
-    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code == "NoSuchBucket":
-        return StoreError(f"No such bucket, while {doing}. Look at its name and at AWS_ENDPOINT_URL.")
-    if status == 404:
-        return ObjectGoneError(doing)
-    if status == 416:
-        return ObjectChangedError(doing)  # shorter than the slice that was asked for
-    if code in ("PreconditionFailed", "412") or status == 412:
-        return FileExistsError(doing)
-    if status >= 500 or status in (408, 409, 429) or code in ("SlowDown", "RequestTimeout", "IncompleteBody"):
-        return None
-    if status in (401, 403):
+    if response is not None:
+        return meaning_of(response, doing)
+    if is_network_error(error):
+        return PassingError(_words(error))
+    name = type(error).__name__
+    if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"):
         return StoreError(
-            f"The store refused ({code or status}) {doing}. Look at the credentials and at the rights of this user: "
-            "reading and listing the source, creating and listing the output."
+            f"No usable credentials for {doing}: {error}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or run where a role is attached."
         )
-    return StoreError(f"The store answered {code or status} while {doing}: {_words(error)}.")
+    if name in ("ParamValidationError", "InvalidRegionError") or isinstance(error, ValueError):
+        return UsageError(f"S3 takes no such name while {doing}: {error}.")
+    if isinstance(error, OSError) or type(error).__module__ == "botocore.exceptions":
+        return StoreError(
+            f"{name} while {doing}: {_words(error)}. Check the AWS configuration, the network and this machine's "
+            "limits, then run the same command again; nothing is lost."
+        )
+    return error  # a mistake of ours or of the client's
 
 
 def _words(error: Exception) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
 
 
-async def _outcome_async(work: Coroutine[Any, Any, bytes]) -> bytes | ObjectGoneError | ObjectChangedError:
+async def _outcome_async(work: Coroutine[Any, Any, bytes]) -> bytes | ObjectError:
     try:
         return await work
-    except (ObjectGoneError, ObjectChangedError) as outcome:
+    except ObjectError as outcome:
         return outcome

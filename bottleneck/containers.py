@@ -10,7 +10,7 @@ from typing import TypeVar
 from bottleneck.errors import StoreError
 from bottleneck.folder import FolderStore
 from bottleneck.images import NO_UTF8, no_image
-from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store, Wanted
+from bottleneck.objects import Entry, ObjectError, ObjectGoneError, Store, Wanted
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class ContainerFile(io.RawIOBase):
     """An object as a file that can be read and sought in, a block at a time.
 
     Raises:
-        ObjectGoneError, ObjectChangedError: on reading, if it is not (any more) what was listed.
+        ObjectError: on reading, if it is not (any more) what was listed, or is archived.
         StoreError: on reading, once `stop` is set.
     """
 
@@ -109,8 +109,10 @@ class ContainerFile(io.RawIOBase):
         return len(data)
 
 
-def while_planning(store: Store, entry: Entry, error: ObjectGoneError | ObjectChangedError) -> StoreError:
-    """What it means that a container is no longer what was listed a moment ago."""
+def while_planning(store: Store, entry: Entry, error: ObjectError) -> StoreError:
+    """What it means that a container cannot be read as it was listed a moment ago."""
+    if isinstance(error, StoreError):  # archived
+        return error
     what = "is gone" if isinstance(error, ObjectGoneError) else "has changed"
     return StoreError(
         f"{store.uri}/{entry.key} {what} since it was listed, a moment ago. Plan when nothing writes there any more."

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from bottleneck.images import Image, folder_label, no_image
-from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store
+from bottleneck.objects import ObjectError, Store
 from bottleneck.spec import Reading
 
 
@@ -26,5 +26,5 @@ class Files:
     def first(self, skipped: Counter[str]) -> Image | None:
         return next(self.images(skipped), None)
 
-    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
         return self.store.get_many([image.wanted() for image in images])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bottleneck.errors import StoreError, UsageError
-from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Wanted, outcome, whole, windowed
+from bottleneck.objects import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Wanted, outcome, whole, windowed
 
 
 class FolderStore:
@@ -69,7 +69,7 @@ class FolderStore:
                     raise
                 raise ObjectGoneError(wanted.key) from None
 
-    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
         # A few threads: on a local disk one is enough, a network file system answers in milliseconds.
         with ThreadPoolExecutor(4) as pool:
             yield from windowed(wanted, lambda one: pool.submit(outcome, self.get, one))

@@ -21,7 +21,7 @@ import pyarrow as pa
 from bottleneck.containers import ContainerFile, while_planning
 from bottleneck.errors import UsageError
 from bottleneck.images import Image, folder_label
-from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store
+from bottleneck.objects import ObjectError, Store
 from bottleneck.parquet import open_parquet
 from bottleneck.spec import Reading
 from bottleneck.store import normal_uri, open_store
@@ -64,7 +64,7 @@ class UriList:
     def first(self, skipped: Counter[str]) -> Image | None:
         return next(map(self._look, self._lines(skipped)), None)
 
-    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
         places = [self._place(image.key) for image in images]
         wanted: dict[str, list[Any]] = {}
         for image, (root, key) in zip(images, places, strict=True):
@@ -116,7 +116,7 @@ class UriList:
                     raise ValueError(f"a name or label is longer than {MAX_NAME:,} characters")
                 self._place(key)
                 yield key.encode(), (label or None) if self.reading.labels == "folder" else None
-        except (ObjectGoneError, ObjectChangedError) as error:
+        except ObjectError as error:
             raise while_planning(self.store, entry, error) from None
         except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
             raise UsageError(

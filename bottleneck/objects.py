@@ -1,22 +1,19 @@
 """What a store is: objects by their keys, a few verbs, and the three kinds of trouble they can have.
 
 Keys are opaque names below the store's root. A store tells three kinds of trouble apart: what the object itself is
-(gone, changed: the caller makes it a row), what passes (5xx, timeouts, resets, cut bodies: tried again in the store,
-with back-off, for `PATIENCE_SECONDS`), and what only a person can mend (rights, credentials, disk: `StoreError`, which
-stops the run).
+(gone, changed, archived: the caller makes it a row), what passes (5xx, timeouts, resets, cut bodies: tried again in the
+store, see `retry`), and what only a person can mend (rights, credentials, disk: `StoreError`, which stops the run).
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
+
+from bottleneck.errors import StoreError
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 90.0
-"""How long a request that fails in passing is tried again: longer than S3 throttles, shorter than a person waits."""
-FIRST_PATIENCE_SECONDS = 8.0
-"""The same until a store has answered once: a wrong endpoint should be told in seconds."""
 IN_FLIGHT = 32
 """Reads under way at once, a process. One S3 connection gives about 30 to 60 small objects a second."""
 IN_FLIGHT_BYTES = 64_000_000
@@ -41,12 +38,32 @@ class Wanted(NamedTuple):
     length: int | None = None
 
 
-class ObjectGoneError(Exception):
+class ObjectError(Exception):
+    """An object cannot be read because of what it is; trying again would not help."""
+
+    reason: ClassVar[Literal["missing", "changed", "archived"]]
+    """Why its image is rejected."""
+
+
+class ObjectGoneError(ObjectError):
     """The object of this key is not there (any more)."""
 
+    reason = "missing"
 
-class ObjectChangedError(Exception):
+
+class ObjectChangedError(ObjectError):
     """The object of this key is not the one that was listed."""
+
+    reason = "changed"
+
+
+class ObjectArchivedError(ObjectError, StoreError):
+    """The object of this key is in an archive, from which it has to be restored before it can be read.
+
+    Rejects an image; for an object that a run cannot do without it is a StoreError.
+    """
+
+    reason = "archived"
 
 
 class Store(Protocol):
@@ -71,6 +88,7 @@ class Store(Protocol):
         Raises:
             ObjectGoneError: if there is none.
             ObjectChangedError: if `wanted.etag` is neither empty nor the object's, or the slice is not all there.
+            ObjectArchivedError: if it has to be restored from an archive first.
         """
 
     def stat(self, key: str) -> Entry | None:
@@ -101,7 +119,7 @@ class Store(Protocol):
             False where another object was found, which stays.
         """
 
-    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
         """Read many objects, in order, with several requests in flight."""
 
 
@@ -111,10 +129,10 @@ def whole(wanted: Wanted, data: bytes) -> bytes:
     return data
 
 
-def outcome(get: Callable[[Wanted], bytes], one: Wanted) -> bytes | ObjectGoneError | ObjectChangedError:
+def outcome(get: Callable[[Wanted], bytes], one: Wanted) -> bytes | ObjectError:
     try:
         return get(one)
-    except (ObjectGoneError, ObjectChangedError) as outcome:
+    except ObjectError as outcome:
         return outcome
 
 

@@ -19,7 +19,7 @@ from bottleneck.features import read_table
 from bottleneck.footer import revision_in
 from bottleneck.images import Image
 from bottleneck.listing import Shard, read_images
-from bottleneck.objects import ObjectChangedError, ObjectGoneError
+from bottleneck.objects import ObjectError
 from bottleneck.plan import Plan, data_name
 from bottleneck.rows import IMAGE_FIELDS
 from bottleneck.sources import open_source
@@ -214,12 +214,7 @@ def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Reje
             yield image, Rejected("too_many_bytes")
             continue
         data = next(fetched)
-        if isinstance(data, ObjectGoneError):
-            yield image, Rejected("missing")
-        elif isinstance(data, ObjectChangedError):
-            yield image, Rejected("changed")
-        else:
-            yield image, data
+        yield image, Rejected(data.reason) if isinstance(data, ObjectError) else data
 
 
 def _fits(image: Image, work: Work) -> bool:

@@ -1,12 +1,9 @@
 """Any file system fsspec knows (gs, az, http, ...) as a store that is only read: for sources."""
 
-import asyncio
 import html
 import logging
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -14,17 +11,17 @@ from typing import Any, TypeVar
 
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.objects import (
-    FIRST_PATIENCE_SECONDS,
     IN_FLIGHT,
-    PATIENCE_SECONDS,
     Entry,
     ObjectChangedError,
+    ObjectError,
     ObjectGoneError,
     Wanted,
     outcome,
     whole,
     windowed,
 )
+from bottleneck.retry import GaveUpError, PassingError, Patience, is_network_error
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,7 +52,7 @@ class RemoteStore:
                 f"Expected a folder, s3://bucket/prefix or a URI fsspec knows. Received: {uri}."
             ) from error
         self.root = root.rstrip("/")
-        self._answered = False
+        self._patience = Patience()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]
@@ -136,7 +133,7 @@ class RemoteStore:
             )
         return whole(wanted, data)
 
-    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             yield from windowed(wanted, lambda one: pool.submit(outcome, self.get, one))
 
@@ -163,27 +160,33 @@ class RemoteStore:
 
     def _patiently(self, doing: str, attempt: Callable[[], T]) -> T:
         """Try again while the trouble may pass. Raises what it means otherwise."""
-        started = time.monotonic()
-        tries = 0
-        while True:
+
+        def call() -> T:
             try:
-                result = attempt()
+                return attempt()
             except Exception as caught:
                 error = _behind(caught)
                 if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
                     raise ObjectGoneError(doing) from None
-                patience = PATIENCE_SECONDS if self._answered else FIRST_PATIENCE_SECONDS
-                if not _passes(error) or time.monotonic() - started > patience:
-                    words = str(error).strip() or type(error).__name__
-                    raise StoreError(
-                        f"{type(error).__name__} while {doing}: {words}. Look at the name, the network and the rights, "
-                        "then run the same command again; nothing is lost."
-                    ) from error
-                time.sleep(min(0.1 * 2**tries, 5.0) * (0.5 + random.random()))  # noqa: S311  # a pause, no secret
-                tries += 1
-            else:
-                self._answered = True
-                return result
+                if _passes(error):
+                    raise PassingError(_words(error)) from error
+                raise _told(doing, _words(error)) from error
+
+        try:
+            return self._patience.call(call)
+        except GaveUpError as error:
+            raise _told(doing, error.words) from error.__cause__
+
+
+def _told(doing: str, words: str) -> StoreError:
+    return StoreError(
+        f"{words} while {doing}. Look at the name, the network and the rights, then run the same command again; "
+        "nothing is lost."
+    )
+
+
+def _words(error: Exception) -> str:
+    return ": ".join(filter(None, (type(error).__name__, str(error).strip())))
 
 
 def _etag(info: dict[str, Any]) -> str:
@@ -216,10 +219,7 @@ def _status(error: Exception) -> int:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether trying again may help: not where rights, names or packages are the trouble."""
-    if isinstance(error, PermissionError | ImportError | TypeError | AttributeError | NotImplementedError):
-        return False
+    """Whether trying again may help: after what a server answers when it is in trouble, or a network error."""
     if status := _status(error):
         return status >= 500 or status in (408, 429)
-    is_network = isinstance(error, OSError | TimeoutError | asyncio.TimeoutError)
-    return is_network or type(error).__module__.split(".")[0] in ("aiohttp", "gcsfs", "azure", "requests")
+    return is_network_error(error)

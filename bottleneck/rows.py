@@ -18,6 +18,7 @@ Reason = Literal[
     "decode_timeout",
     "missing",
     "changed",
+    "archived",
 ]
 
 IMAGE_FIELDS = [

@@ -11,7 +11,7 @@ from bottleneck import lists, tables, webdataset
 from bottleneck.errors import UsageError
 from bottleneck.files import Files
 from bottleneck.images import IMAGE_SUFFIXES, Image
-from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store
+from bottleneck.objects import ObjectError, Store
 from bottleneck.spec import Reading, SourceFormat
 from bottleneck.store import normal_uri, open_store
 
@@ -28,7 +28,7 @@ class Source(Protocol):
     def first(self, skipped: Counter[str]) -> Image | None:
         """Some image, at little cost; None where there is none."""
 
-    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
         """Read images, which are in the plan's order, with several requests in flight."""
 
 

@@ -17,7 +17,7 @@ from bottleneck.containers import ContainerFile, containers, look_into, while_pl
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.images import Image
 from bottleneck.labels import LabelError, as_label, check_label_names, find_label_column, unusable
-from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
+from bottleneck.objects import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Store
 from bottleneck.parquet import class_names, is_plain, is_text, open_parquet
 from bottleneck.spec import Reading
 
@@ -63,15 +63,13 @@ class Table:
                 return images[0]
         return None
 
-    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
         """Each image's bytes, in order; an image that is null has none."""
         for (name, etag), group in itertools.groupby(images, key=lambda image: (image.object or "", image.etag)):
             rows = [image.offset or 0 for image in group]
             yield from self._read_rows(name, etag, rows)
 
-    def _read_rows(
-        self, name: str, etag: str, rows: Sequence[int]
-    ) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def _read_rows(self, name: str, etag: str, rows: Sequence[int]) -> Iterator[bytes | ObjectError]:
         done = 0
         try:
             entry = self.store.stat(name)
@@ -89,7 +87,7 @@ class Table:
                 f"{self.store.uri}/{name} is damaged from row {rows[done]} on: {error}. Mend it and run the same "
                 "command again, or plan without it."
             ) from error
-        except (ObjectGoneError, ObjectChangedError) as error:
+        except ObjectError as error:
             for _ in range(len(rows) - done):
                 yield error
 
@@ -108,7 +106,7 @@ class Table:
         try:
             with self._open(file) as table:
                 return list(self._rows(table, file.entry))
-        except (ObjectGoneError, ObjectChangedError) as error:
+        except ObjectError as error:
             raise while_planning(self.store, file.entry, error) from None
         except UNREADABLE as error:
             raise self._unreadable(file.entry, error) from error

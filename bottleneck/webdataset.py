@@ -14,7 +14,7 @@ from typing import Any
 from bottleneck.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.errors import UsageError
 from bottleneck.images import Image, folder_label, no_image
-from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store, Wanted
+from bottleneck.objects import ObjectError, Store, Wanted
 from bottleneck.spec import Reading
 
 SUFFIXES = (".tar",)
@@ -52,13 +52,13 @@ class WebDataset:
                 return images[0]
         return None
 
-    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectGoneError | ObjectChangedError]:
+    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
         """Each image's bytes, in order: the members of one tar by as few ranges as there can be."""
         windows = [images[start : start + WINDOW] for start in range(0, len(images), WINDOW)]
         divided = [_ranges(window) for window in windows]
         fetched = self.store.get_many([one for ranges in divided for one, _ in ranges])
         for window, ranges in zip(windows, divided, strict=True):
-            held: dict[int, bytes | ObjectGoneError | ObjectChangedError] = {}
+            held: dict[int, bytes | ObjectError] = {}
             waiting = iter(ranges)
             for number, image in enumerate(window):
                 while number not in held and image.length:
@@ -72,7 +72,7 @@ class WebDataset:
         """The images of one tar in key order, and its other members by suffix."""
         try:
             return self._read_index(file)
-        except (ObjectGoneError, ObjectChangedError) as error:
+        except ObjectError as error:
             raise while_planning(self.store, file.entry, error) from None
 
     def _read_index(self, file: ContainerFile) -> tuple[list[Image], Counter[str]]:
@@ -229,9 +229,7 @@ def _ranges(images: Sequence[Image]) -> list[tuple[Wanted, list[int]]]:
     return sorted(ranges, key=lambda one: min(one[1]))
 
 
-def _slice(
-    data: bytes | ObjectGoneError | ObjectChangedError, asked: Wanted, image: Image
-) -> bytes | ObjectGoneError | ObjectChangedError:
+def _slice(data: bytes | ObjectError, asked: Wanted, image: Image) -> bytes | ObjectError:
     if not isinstance(data, bytes):
         return data
     start = (image.offset or 0) - (asked.offset or 0)

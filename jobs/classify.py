@@ -22,7 +22,7 @@ from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import TooManyRejectedError, UsageError
 from bottleneck.head import Head
 from bottleneck.names import class_names
-from bottleneck.objects import ObjectGoneError, Wanted
+from bottleneck.objects import ObjectError, Wanted
 from bottleneck.spec import FeatureRequest, Limits
 from bottleneck.store import place_of
 from bottleneck.text import printable
@@ -131,8 +131,8 @@ def _decoded(image: str, base: Base) -> Decoded | Rejected:
     store, name = place_of(image)
     try:
         data = store.get(Wanted(name, 0, ""))
-    except ObjectGoneError:
-        return Rejected("missing")
+    except ObjectError as error:
+        return Rejected(error.reason)
     return decode(data, base.spec, Limits())
 
 

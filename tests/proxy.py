@@ -79,6 +79,10 @@ class Fault:
     status: int = field(default=503, kw_only=True)
     code: str = field(default="SlowDown", kw_only=True)
     """S3's error code, for answer and answer_after."""
+    details: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
+    """More elements of that answer's body, by name: <Endpoint> and the like."""
+    headers: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
+    """More headers of that answer."""
     seconds: float = field(default=1.0, kw_only=True)
     """How long stall and stall_body wait."""
     call: Callable[[Request], object] | None = field(default=None, kw_only=True)
@@ -310,9 +314,11 @@ class _Conversation:
         if self._fault is None:
             raise AssertionError("without a fault nothing is refused")
         status, code = self._fault.status, self._fault.code
-        message = f"<Error><Code>{code}</Code><Message>Injected by the test.</Message></Error>"
+        details = "".join(f"<{name}>{value}</{name}>" for name, value in self._fault.details)
+        message = f"<Error><Code>{code}</Code><Message>Injected by the test.</Message>{details}</Error>"
         body = b"" if self._request.method == "HEAD" else f'<?xml version="1.0" encoding="UTF-8"?>{message}'.encode()
         lines = [f"HTTP/1.1 {status} {code}", "Content-Type: application/xml", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in self._fault.headers]
         if close:
             lines.append("Connection: close")
         await self._client.send("\r\n".join([*lines, "", ""]).encode() + body)

@@ -11,9 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "text", "metrics", "pages", "hdf5", "parquet", "heap"},
+    {"errors", "text", "metrics", "pages", "hdf5", "parquet", "heap", "retry"},
     {"progress", "choices", "labels"},
     {"spec", "bases", "objects", "estimate", "live", "dashboard", "doctor"},
+    {"answers"},
     {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},
     {"webdataset", "tables", "lists", "decode", "weights", "audit_rows", "audit_revisions", "names", "describe"},

@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from fixtures_s3 import use_environment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from proxy import Fault, FaultProxy
 from servers import S3Server
 
 from bottleneck.diff import diff_features
@@ -600,6 +602,27 @@ def test_two_runs_replace_a_shard_of_a_bucket_once(
         created = list(pool.map(lambda _: extract(plan, 0, MeanBase(SPEC)), range(8)))
     assert sum(created) == 1
     assert plan.committed().keys() == {0}
+    opened.cache_clear()
+
+
+def test_an_archived_image_is_rejected_alone_and_done_again_once_restored(
+    s3_server: S3Server, s3_environment: dict[str, str], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archived = Fault("answer", methods="GET", path="photos/01.jpg$", status=403, code="InvalidObjectState")
+    with FaultProxy(s3_server.endpoint_url, [archived]) as proxy:
+        use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": proxy.endpoint_url})
+        opened.cache_clear()
+        s3_server.upload(bucket, {f"photos/{key}": data for key, data in pictures(4).items()})
+        output = f"s3://{bucket}/features"
+        plan = make_plan(f"s3://{bucket}/photos", output, SPEC, shard_size=4)
+        assert extract(plan, 0, MeanBase(SPEC))
+        assert finish(plan)["rejected"] == {"archived": 1}
+        assert verify(output, full=True).rejected == {"archived": 1}
+        proxy.inject()
+        plan, requeued = requeue_plan(plan, ["archived"])
+        assert requeued.rejected == {"archived": 1}
+        assert extract(plan, 0, MeanBase(SPEC))
+        assert finish(plan)["rejected"] == {}
     opened.cache_clear()
 
 

@@ -227,7 +227,7 @@ def test_what_is_no_output_has_one_clear_error(
     code, told, _ = status(str(tmp_path))
     assert (code, told["exit_code"]) == (2, 2)
     assert status("http://127.0.0.1:1/x")[0] == 2
-    with pytest.raises(StoreError, match="No such bucket"):
+    with pytest.raises(StoreError, match="no such bucket"):
         look("s3://there-is-no-such-bucket/out")
 
 

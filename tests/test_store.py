@@ -22,7 +22,15 @@ from servers import CephServer, S3Server, free_port
 from bottleneck.bucket import BucketStore
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.folder import FolderStore
-from bottleneck.objects import IN_FLIGHT, IN_FLIGHT_BYTES, ObjectChangedError, ObjectGoneError, Store, Wanted
+from bottleneck.objects import (
+    IN_FLIGHT,
+    IN_FLIGHT_BYTES,
+    ObjectArchivedError,
+    ObjectChangedError,
+    ObjectGoneError,
+    Store,
+    Wanted,
+)
 from bottleneck.sources import open_source
 from bottleneck.spec import Reading
 from bottleneck.store import normal_uri, open_store
@@ -574,6 +582,56 @@ def test_a_listing_of_several_pages_is_whole_with_faults_in_each(
     assert proxy.injected == {"cut_body": 1, "answer": 1, "reset": 1}
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "headers", "words"),
+    [
+        (301, "PermanentRedirect", (), "another region or at another endpoint.*s3.eu.example"),
+        (307, "TemporaryRedirect", (("x-amz-bucket-region", "eu-west-1"),), "AWS_DEFAULT_REGION=eu-west-1"),
+        (400, "ExpiredToken", (), "credentials have expired"),
+        (403, "RequestTimeTooSkewed", (), "clock"),
+    ],
+)
+def test_what_only_a_person_can_mend_is_asked_once(
+    proxied: BucketStore, proxy: FaultProxy, status: int, code: str, headers: tuple[tuple[str, str], ...], words: str
+) -> None:
+    assert list(proxied.list()) == []  # so that the store has answered before
+    details = (("Endpoint", "s3.eu.example"),)
+    proxy.inject(Fault("answer", status=status, code=code, headers=headers, details=details))
+    for ask in (lambda: list(proxied.list()), lambda: proxied.create("k", b""), lambda: whole(proxied, "k")):
+        proxy.requests.clear()
+        with pytest.raises(StoreError, match=words):
+            ask()
+        assert len(proxy.requests) <= 2  # the client's own follows a region that the store names
+    with pytest.raises(StoreError, match="another region" if status < 400 else "credentials"):  # a HEAD has no code
+        proxied.exists("k")
+
+
+def test_an_archived_object_is_told_from_a_refused_one(proxied: BucketStore, proxy: FaultProxy) -> None:
+    for key in ("a", "b", "c"):
+        proxied.create(key, key.encode())
+    proxy.inject(Fault("answer", methods="GET", path="/b$", status=403, code="InvalidObjectState"))
+    outcomes = list(proxied.get_many([Wanted(key, 1, "") for key in ("a", "b", "c")]))
+    assert [type(one) for one in outcomes] == [bytes, ObjectArchivedError, bytes]
+    assert proxy.count("GET", "/b$") == 1
+    with pytest.raises(StoreError, match=r"archived.*Restore it"):
+        whole(proxied, "b")
+
+
+def test_a_mistake_of_the_client_is_not_tried_again(
+    proxied: BucketStore, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    async def mistake(*_: object, **__: object) -> None:
+        calls.append(1)
+        raise RecursionError
+
+    monkeypatch.setattr(proxied.fs, "_call_s3", mistake)
+    with pytest.raises(RecursionError):
+        proxied.exists("k")
+    assert len(calls) == 1
+
+
 def test_a_wrong_endpoint_is_told_in_seconds(
     s3_environment: dict[str, str], bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -605,11 +663,11 @@ def test_wrong_credentials_stop_the_run_at_once(
         use_environment(monkeypatch, ceph_server.environment | wrong)
         store = BucketStore(f"s3://{bucket}")
         started = time.monotonic()
-        with pytest.raises(StoreError, match=r"refused.*credentials"):
+        with pytest.raises(StoreError, match=r"AWS_PROFILE or AWS_ACCESS_KEY_ID"):
             list(store.list())
-        with pytest.raises(StoreError, match=r"refused.*credentials"):
+        with pytest.raises(StoreError, match=r"AWS_PROFILE or AWS_ACCESS_KEY_ID"):
             store.create("k", b"data")
-        with pytest.raises(StoreError, match=r"refused.*credentials"):
+        with pytest.raises(StoreError, match=r"AWS_PROFILE or AWS_ACCESS_KEY_ID"):
             list(store.get_many([Wanted("k", 1, "")]))
         assert time.monotonic() - started < 5
 
@@ -631,11 +689,11 @@ def test_a_reader_may_not_write(ceph_server: CephServer, bucket: str, monkeypatc
 @pytest.mark.matrix(13)
 def test_a_missing_bucket_is_named(s3_environment: dict[str, str]) -> None:
     store = BucketStore("s3://no-such-bucket-here/prefix")
-    with pytest.raises(StoreError, match=r"No such bucket.*no-such-bucket-here"):
+    with pytest.raises(StoreError, match=r"no-such-bucket-here.*no such bucket"):
         list(store.list())
-    with pytest.raises(StoreError, match="No such bucket"):
+    with pytest.raises(StoreError, match="no such bucket"):
         store.create("k", b"data")
-    with pytest.raises(StoreError, match="No such bucket"):
+    with pytest.raises(StoreError, match="no such bucket"):
         whole(store, "k")
 
 

@@ -249,7 +249,7 @@ def test_a_bucket_that_is_not_there_is_refused(
 ) -> None:
     environment = s3_server.environment | no_ray
     missing = "s3://no-such-bucket-here/photos"
-    words = ("No such bucket", "no-such-bucket-here")
+    words = ("no such bucket", "no-such-bucket-here")
     refused(5, "StoreError", *words, arguments=(missing, output), environment=environment)
     refused(5, "StoreError", *words, arguments=(photos.folder, missing), environment=environment)
 
@@ -285,7 +285,9 @@ def test_an_endpoint_where_nothing_listens_is_refused(
 def test_an_output_this_user_may_not_write_is_refused(photos_in_bucket: str, ceph_server: CephServer) -> None:
     environment = ceph_server.read_only_environment(photos_in_bucket)
     arguments = (f"s3://{photos_in_bucket}/photos", f"s3://{photos_in_bucket}/features")
-    refused(5, "StoreError", "refused", "rights", arguments=arguments, environment=environment, seconds=STARTED_SECONDS)
+    refused(
+        5, "StoreError", "refused", "permissions", arguments=arguments, environment=environment, seconds=STARTED_SECONDS
+    )
     assert not ceph_server.keys(photos_in_bucket, "features/")
 
 
