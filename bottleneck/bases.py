@@ -1,7 +1,9 @@
 """The table of bases: every network of keras.applications by its name here."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from typing import Literal
 
 from bottleneck.errors import UsageError
@@ -98,22 +100,41 @@ def base_names() -> list[str]:
     return [name for family, row in NETWORKS.items() for name in ([f"{family}_{w}" for w in row.widths] or [family])]
 
 
+def base_named(name: str) -> str:
+    """Give a base's name here for it, or for what Keras calls it: `ResNet50V2` and `resnet50v2` are `resnet50_v2`.
+
+    A family that comes in widths means the width that is Keras' default, 1.0: `MobileNet` is `mobilenet_1.0`.
+
+    Raises:
+        UsageError: if there is none of that name; it has the nearest three.
+    """
+    wanted = _squeezed(name)
+    for base in (*base_names(), "stub"):
+        if wanted in (_squeezed(base), _squeezed(base.removesuffix("_1.0"))):
+            return base
+    names = {_squeezed(base): base for base in base_names()}
+    near = get_close_matches(wanted, names, 3, cutoff=0.0)
+    raise UsageError(
+        f"Unknown base. Expected {', '.join(names[one] for one in near)} or another of the {len(names)} that "
+        f"`bottleneck describe` lists. Received: {name}."
+    )
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower())
+
+
 def find_network(base: str) -> tuple[Network, float | None]:
-    """`mobilenet_0.75` -> (its row, 0.75); `stub` is known too. Raises UsageError with the names there are."""
+    """`mobilenet_0.75` -> (its row, 0.75); `stub` is known too. Raises UsageError as `base_named` does."""
+    base = base_named(base)
     if base == "stub":
         return STUB, None
-    family, underscore, width = base.rpartition("_")
-    if base in NETWORKS and not NETWORKS[base].widths:
+    if base in NETWORKS:
         return NETWORKS[base], None
-    if underscore and family in NETWORKS:
-        for value in NETWORKS[family].widths:
-            if width == str(value):
-                return NETWORKS[family], value
-    raise UsageError(f"Unknown base. Expected one of {nearest_first(base, base_names())}. Received: {base}.")
+    family, _, width = base.rpartition("_")
+    return NETWORKS[family], float(width)
 
 
-def nearest_first(name: str, names: list[str]) -> str:
-    """All names: the five most like the one given, where they are like it at all, then the others in their order."""
-    likeness = {other: SequenceMatcher(None, other, name).ratio() for other in names}
-    near = sorted((other for other in names if likeness[other] >= 0.3), key=lambda other: -likeness[other])[:5]
-    return ", ".join(near + [other for other in names if other not in near])
+def nearest(name: str, names: Sequence[str], count: int = 3) -> str:
+    """The names most like the one given, the most alike first."""
+    return ", ".join(get_close_matches(name, names, count, cutoff=0.0))

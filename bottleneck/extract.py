@@ -16,12 +16,13 @@ from bottleneck.base import Base, choose_precision, requested_layers, resolve_ap
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.features import Receipt, finished, write_shard
 from bottleneck.listing import Shard
-from bottleneck.plan import Plan, data_name, differences, load_plan, make_plan
+from bottleneck.plan import Plan, data_name, differences, load_plan, make_plan, preflight
 from bottleneck.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.store import check_output_uri, normal_uri, open_store
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
+from bottleneck.weights import check_weights
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,8 @@ def open_or_make_plan(
     check_output_uri(output)
     plan = load_plan(output)
     if plan is None:
+        preflight(source, output, reading)  # before the seconds that Keras takes to start
+        check_weights(request.weights)
         spec = resolve_apart(request, choose_precision(request, has_bfloat16))
         return make_plan(source, output, spec, limits=limits, reading=reading, shard_size=shard_size)
     check_request(plan, source, request, limits=limits, reading=reading, shard_size=shard_size)

@@ -294,6 +294,9 @@ def preflight(source: str, output: str, reading: Reading | None = None) -> None:
     """Refuse a source without images and an output that holds anything but a plan and its data. Raises UsageError."""
     check_output(output)
     uri = normal_uri(source)
+    for root in reading.roots if reading else ():
+        if next(iter(open_store(root).list()), None) is None:
+            raise UsageError(f"--roots takes folders or prefixes that hold images. There is nothing in {root}.")
     skipped: Counter[str] = Counter()
     if open_source(source, resolve_reading(source, reading or Reading())).first(skipped) is None:
         if skipped:

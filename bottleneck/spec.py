@@ -10,6 +10,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
+from bottleneck.bases import base_named
 from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.labels import resolve_label_names
@@ -30,7 +31,7 @@ class FeatureRequest:
 
     base: str = "vgg16"
     """The frozen network, any of keras.applications: `vgg16`, `inception_v3`, `resnet50`, `mobilenet_v2_0.35`, ...;
-    `bottleneck describe` lists all names."""
+    `bottleneck describe` lists all names. Keras' own (`VGG16`, `ResNet50V2`) mean the same."""
     weights: str = "imagenet"
     """`imagenet` (Keras' own download or its cache), a file or URI of Keras weights (.h5), or `random:SEED`."""
     layers: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class FeatureRequest:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        object.__setattr__(self, "base", base_named(self.base))
         for layer in self.layers:
             split_layer(layer)
         names = [canonical_layer(layer) for layer in self.layers]

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from bottleneck.bases import nearest_first
+from bottleneck.bases import nearest
 from bottleneck.errors import UsageError, WeightsError
 from bottleneck.hdf5 import check_hdf5
 from bottleneck.networks import build_network, build_trained, cut_top, layer_names, set_weights, settle
@@ -20,6 +20,7 @@ from bottleneck.store import open_store
 
 def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:
     """The network with its weights in float32, with its top only where a layer or the weights' file needs it."""
+    check_weights(weights)
     names = {split_layer(layer)[0] for layer in layers}
     network = build_network(base, with_top=False)
     needs_top = False
@@ -48,7 +49,8 @@ def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:
 def _check_names(base: str, names: set[str], known: list[str]) -> None:
     for name in sorted(names - set(known)):
         raise UsageError(
-            f"{base} has no layer of this name. Expected one of {nearest_first(name, known)}. Received: {name}."
+            f"{base} has no layer of this name. Expected {nearest(name, known)} or another of the {len(known)} that "
+            f"`bottleneck describe {base}` lists. Received: {name}."
         )
 
 
@@ -98,7 +100,12 @@ def check_weights(weights: str) -> None:
         raise WeightsError(
             f"Expected imagenet, random:SEED or a Keras weights file ending in .h5. Received: {weights}."
         )
-    if "://" not in weights and not os.path.isfile(os.path.expanduser(weights)):
+    if "://" in weights:
+        prefix, _, name = weights.rpartition("/")
+        is_there = open_store(prefix).exists(name)
+    else:
+        is_there = os.path.isfile(os.path.expanduser(weights))
+    if not is_there:
         raise WeightsError(f"No such weights. Expected imagenet, random:SEED, a file or URI. Received: {weights}.")
 
 

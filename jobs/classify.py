@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from bottleneck.base import Base
-from bottleneck.bases import find_network
+from bottleneck.bases import base_named, find_network
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import TooManyRejectedError, UsageError
 from bottleneck.head import Head
@@ -90,7 +90,7 @@ class NetworkClassifier:
     """A network with its top."""
 
     def __init__(self, config: Config) -> None:
-        base = config.base or "vgg16"
+        base = base_named(config.base or "vgg16")
         request = FeatureRequest(
             base=base,
             weights=config.weights or "imagenet",

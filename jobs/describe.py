@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from bottleneck.bases import base_named
 from bottleneck.describe import bases, describe, draw_network, table, table_of_bases
 from bottleneck.errors import UsageError
 from bottleneck.store import place_of
@@ -44,7 +45,8 @@ def main(config: Config) -> int:
         return 0
     if config.plot:
         place_of(config.plot)[0].try_writing()
-    description = describe(config.base)
+    base = base_named(config.base)
+    description = describe(base)
     for line in table(description).split("\n"):
         show(line)
     if config.plot:
@@ -64,7 +66,7 @@ def main(config: Config) -> int:
         for layer in description.layers
     ]
     result = {
-        "base": config.base,
+        "base": base,
         "input_shape": list(description.input_shape),
         "parameters": description.num_parameters,
         "parameters_without_top": description.num_body_parameters,

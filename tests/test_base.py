@@ -18,6 +18,7 @@ import tiny
 from assets import asset
 
 from bottleneck.base import Base, choose_precision, requested_layers, resolve
+from bottleneck.bases import NETWORKS, base_named
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
 from bottleneck.networks import build_network, import_keras, to_bfloat16
@@ -207,11 +208,19 @@ def test_the_default_layer_is_the_last_before_the_top_averaged(base: str, layer:
 
 @pytest.mark.parametrize(
     ("base", "nearest"),
-    [("vgg61", "vgg16"), ("mobilenet", "mobilenet_"), ("mobilenet_0.7", "mobilenet_0.75"), ("VGG16", "vgg16")],
+    [("vgg61", "vgg19"), ("mobilenet_0.7", "mobilenet_0.75"), ("InceptionV4", "inception_v3")],
 )
 def test_an_unknown_base_is_refused_with_the_nearest_first(base: str, nearest: str) -> None:
-    with pytest.raises(UsageError, match=f"Unknown base. Expected one of {nearest}.*Received: {base}"):
-        requested_layers(request(base=base))
+    with pytest.raises(UsageError, match=f"Unknown base. Expected {nearest}, .*another of the 50 .*Received: {base}"):
+        request(base=base)
+
+
+def test_a_base_has_keras_name_too() -> None:
+    for family, row in NETWORKS.items():
+        base = f"{family}_1.0" if row.widths else family
+        assert {base_named(name) for name in (base, row.constructor, row.constructor.lower())} == {base}
+    assert FeatureRequest(base="ResNet50V2") == FeatureRequest(base="resnet50_v2")
+    assert base_named("MobileNetV2_0.35") == "mobilenet_v2_0.35"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +229,7 @@ def test_an_unknown_base_is_refused_with_the_nearest_first(base: str, nearest: s
 )
 def test_an_unknown_layer_is_refused_with_the_nearest_first(layer: str, nearest: str) -> None:
     name = layer.partition(":")[0]
-    with pytest.raises(UsageError, match=f"no layer of this name. Expected one of {nearest}.*Received: {name}"):
+    with pytest.raises(UsageError, match=f"no layer of this name. Expected {nearest}.*Received: {name}"):
         resolve(request(layers=(layer,)), "float32")
 
 

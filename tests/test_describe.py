@@ -61,6 +61,6 @@ def test_the_job_draws_the_network(file_format: str, tmp_path: Path, capsys: pyt
 
 def test_wrong_names_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", "vgg17"]) == 2
-    assert "Expected one of vgg16" in capsys.readouterr().err
+    assert "Expected vgg19, vgg16, " in capsys.readouterr().err
     assert main(["describe", "vgg16", "--plot", "net.pdf"]) == 2
     assert ".png or .svg" in capsys.readouterr().err

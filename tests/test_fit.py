@@ -224,7 +224,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_judged_where_nothing_is_held_out(
     forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", forest.plan.output, str(tmp_path / "head"), "--test-fraction", "0"]) == 0
+    assert main(["--json", "fit", forest.plan.output, str(tmp_path / "head"), "--test-fraction", "0"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["fitted_on"], result["held_out"], result["accuracy"], result["report"]) == (200, 0, None, None)
     assert sorted(path.name for path in (tmp_path / "head").iterdir()) == ["head.json", "head.safetensors"]
@@ -242,7 +242,7 @@ def test_a_report_that_cannot_be_made_costs_no_head(
     else:
         monkeypatch.setattr("bottleneck.report.draw_confusion", lambda *_: 1 / 0)
     head = tmp_path / "head"
-    assert main(["fit", features.plan.output, str(head)]) == 0
+    assert main(["--json", "fit", features.plan.output, str(head)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert Head.load(str(head)).sha256_ == result["sha256"]
     if harm == "source":

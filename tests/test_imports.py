@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "text", "metrics", "pages", "hdf5", "parquet", "heap", "retry"},
-    {"progress", "choices", "labels"},
-    {"spec", "bases", "objects", "estimate", "live", "dashboard", "doctor"},
+    {"progress", "choices", "labels", "bases"},
+    {"spec", "objects", "estimate", "live", "dashboard", "doctor"},
     {"answers"},
     {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},

@@ -217,7 +217,7 @@ def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
         (["extract", "{missing}", "{out}"], 2, "is empty or does not exist"),
         (["extract", "{texts}", "{out}"], 2, "only other files: 1 x .txt"),
         (["extract", "{photos}", "{texts}"], 2, "holds something else: a.txt"),
-        (["extract", "{photos}", "{out}", "--base", "vgg17"], 2, "Expected one of vgg16"),
+        (["extract", "{photos}", "{out}", "--base", "vgg17"], 2, "Expected vgg19, vgg16, "),
         (["extract", "{photos}", "{out}", "--layers", "a:b"], 2, "avg, max or none"),
         (["extract", "{photos}", "{out}", "--num-actors", "0"], 2, "from 1 up"),
         (["extract", "{photos}", "gs://bucket/x"], 2, "Expected a folder"),
@@ -256,3 +256,21 @@ def test_pydatas_package_of_the_same_name_is_named(tmp_path: Path) -> None:
     code, _, told = run("verify", "anywhere", PYTHONPATH=str(tmp_path))
     assert code == 5
     assert "pip uninstall Bottleneck" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--weights", "{folder}/none.h5"], 5, "No such weights"),
+        (["--roots", "{folder}/none"], 2, "There is nothing in"),
+        (["--base", "ResNet60"], 2, "Expected resnet50, "),
+    ],
+)
+def test_what_keras_is_not_needed_for_is_refused_before_it_starts(
+    options: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write_files(tmp_path / "photos", {"a.jpg": jpeg(1)})
+    monkeypatch.setattr("bottleneck.extract.resolve_apart", lambda *_: pytest.fail("Keras was started"))
+    given = [option.format(folder=tmp_path) for option in options]
+    assert main(["plan", str(tmp_path / "photos"), str(tmp_path / "out"), "--precision", "float32", *given]) == code
+    assert words in capsys.readouterr().err
