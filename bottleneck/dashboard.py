@@ -20,6 +20,10 @@ class LostError(ClusterError):
     """No answer, this time."""
 
 
+class NoAgentError(LostError):
+    """The dashboard sent the job to nobody: the agents that start jobs come a while after it."""
+
+
 @dataclass(frozen=True)
 class Dashboard:
     """Where a cluster's dashboard is: a URL that `check_address` let pass."""
@@ -133,14 +137,20 @@ def connect(dashboard: Dashboard) -> Any:
             except AuthenticationError as error:
                 raise ClusterError(_refused(dashboard.url, error)) from None
             except requests.RequestException as error:
+                if said := _no_http(error):
+                    raise ClusterError(f"{_who(dashboard.url)}, speaks no HTTP: {said}. {EXPECTED}") from None
                 raise LostError(f"No Ray dashboard answers at {dashboard.url}: {_reason(error)}.") from None
-            if response.status_code >= 500:
+            if endpoint == "/api/version":
+                _check_version(dashboard.url, response)
+            elif response.status_code >= 500:
                 self._raise_error(response)
             return response
 
         def _raise_error(self, response: Any) -> None:
             kind = LostError if response.status_code >= 500 else ClusterError
             text = response.text.strip()[-500:]
+            if text.startswith("No available agent"):
+                kind = NoAgentError
             raise kind(f"The dashboard at {dashboard.url} answered with {response.status_code}: {text}")
 
     kept = {name: os.environ.pop(name) for name in OVERRIDES if name in os.environ}
@@ -154,6 +164,43 @@ def connect(dashboard: Dashboard) -> Any:
         raise ClusterError(f"No Ray dashboard answers at {dashboard.url}: {_reason(error)}.") from error
     finally:
         os.environ.update(kept)
+
+
+EXPECTED = "Expected the address of a Ray cluster's dashboard, which has port 8265 unless it was given another."
+
+
+def _who(url: str) -> str:
+    return f"What listens at {url}"
+
+
+def _check_version(url: str, response: Any) -> None:
+    """Raise unless a server answers as Ray's dashboard does when it is asked for its version."""
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    if response.status_code == 200 and isinstance(found, dict) and "ray_version" in found:
+        return
+    kind = response.headers.get("Content-Type", "").partition(";")[0] or "no type"
+    server = response.headers.get("Server")
+    raise (LostError if response.status_code >= 500 else ClusterError)(
+        f"{_who(url)} is no Ray dashboard: asked for Ray's version it answered with {response.status_code}, {kind}"
+        f"{f', as {server}' if server else ''}. {EXPECTED}"
+    )
+
+
+def _no_http(error: BaseException) -> str:
+    """What a server that speaks something else said, if that is why a request failed."""
+    from http.client import HTTPException, RemoteDisconnected
+
+    found: BaseException | None = error
+    while found is not None and not (isinstance(found, HTTPException) and not isinstance(found, RemoteDisconnected)):
+        inner = [one for one in (*found.args, getattr(found, "reason", None)) if isinstance(one, BaseException)]
+        found = inner[0] if inner else None
+    if found is None:
+        return ""
+    said = str(found.args[0] if found.args else found).strip()[:80]
+    return f"it answered {said!r}" if said else type(found).__name__
 
 
 def _refused(url: str, error: Exception) -> str:

@@ -18,6 +18,8 @@ SILENT_SECONDS = 60
 PATIENCE_SECONDS = 300
 """Without any answer, until nobody waits any longer: a head that is started anew is there again by then."""
 LONGEST_PAUSE_SECONDS = 30
+STATE_DUMP = "[state-dump]"
+"""In the hundreds of lines by which Ray's core tells what it counts, at times into the log of a job."""
 
 
 class Transcript:
@@ -50,6 +52,8 @@ class Transcript:
             self._rest = ""
 
     def _line(self, line: str) -> None:
+        if STATE_DUMP in line:
+            return
         if (found := _json_object(line)) is None:
             self._show(line)
             return

@@ -41,7 +41,8 @@ class Status:
     holds: str
     """`features` or `predictions`."""
     state: State
-    """`planned`: nothing is done yet. `standing still`: nothing was done lately."""
+    """`planned`: nothing is done yet, or nothing since the plan was extended or images requeued. `standing still`:
+    nothing was done lately."""
     images: int
     """Planned."""
     images_done: int
@@ -51,7 +52,7 @@ class Status:
     shards_again: int
     """Of those that are not done, how many have a file that `requeue` has planned again."""
     idle_seconds: float
-    """Since the newest data file was written; since the plan was where there is none."""
+    """Since the newest data file was written; since the last planning where there is none from after it."""
     images_per_second: float | None
     """Of the last ten minutes before the newest data file; None where that cannot be told yet."""
     images_per_second_overall: float | None
@@ -95,16 +96,19 @@ def look(output: str) -> Status:
     else:
         rejected, sampled = _rejected(store, files)
 
-    newest = times[-1][0] if times else _planned_at(store)
+    newest = times[-1][0] if times else 0.0
+    planned = 0.0 if times and len(plan.listings) == 1 else _planned_at(store, is_new=not times)
+    is_waiting = planned > newest  # what was done before says nothing of whether anybody is at it now
+    newest = max(newest, planned)
     idle = max(0.0, store.clock() - newest)  # below 0 where gateway and storage have clocks of their own
     patience = _patience([when for when, _ in times])
     recent = _rate(times, newest - RECENT_SECONDS, patience) or _rate(times, 0.0, patience)
     left = plan.num_images - sum(done.values())
-    is_running = document is None and bool(times) and idle <= patience
+    is_running = document is None and not is_waiting and idle <= patience
     return Status(
         output=plan.output,
         holds="predictions" if plan.predictions else "features",
-        state="finished" if document else "running" if is_running else "standing still" if times else "planned",
+        state="finished" if document else "running" if is_running else "planned" if is_waiting else "standing still",
         images=plan.num_images,
         images_done=sum(done.values()),
         shards=plan.num_shards,
@@ -158,8 +162,13 @@ def _statuses(store: Store, entry: Entry) -> tuple[tuple[str, int], ...]:
     return tuple(statuses.items())
 
 
-def _planned_at(store: Store) -> float:
-    return next((when for entry, when in store.list_dated("plan.json") if entry.key == "plan.json"), store.clock())
+def _planned_at(store: Store, *, is_new: bool) -> float:
+    """When the plan was made, or its latest extension or revision where something is done; 0 where there is none."""
+    if is_new:
+        dates = [when for entry, when in store.list_dated("plan.json") if entry.key == "plan.json"]
+    else:
+        dates = [when for _, when in store.list_dated("plan/extension-")]
+    return max(dates, default=store.clock() if is_new else 0.0)
 
 
 def _rounded(rate: float | None) -> float | None:

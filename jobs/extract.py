@@ -104,6 +104,8 @@ def tell_plan(plan: Plan) -> None:
         spec.precision,
         f"; predictions of {plan.predictions.head}" if plan.predictions else "",
     )
+    if skipped := plan_job.skipped(plan):
+        log.info("not images: %s", skipped)
 
 
 def tell_extended(extended: Extended) -> None:

@@ -96,18 +96,22 @@ def describe(plan: Plan) -> list[str]:
     spec = plan.spec
     labels = list(plan.label_counts.items())
     shown = ", ".join(f"{label} ({count:,})" for label, count in labels[:8]) + (", ..." if len(labels) > 8 else "")
-    skipped = plan.grown[-1].skipped
     columns = ", ".join(f"{layer} ({dim:,})" for layer, dim in zip(spec.layers, spec.dims, strict=True))
     return [
         f"source       {plan.source} ({plan.reading.source_format})",
         f"images       {plan.num_images:,} ({plan.num_bytes / 1e6:,.1f} MB)",
         f"labels       {len(labels):,}: {shown}" if labels else "labels       none",
-        f"not images   {', '.join(f'{count:,} x {suffix}' for suffix, count in skipped.items()) or 'none'}",
+        f"not images   {skipped(plan) or 'none'}",
         f"shards       {plan.num_shards:,} of up to {plan.shard_size:,} images, {len(plan.committed()):,} done",
         f"features     {spec.base}, weights {spec.weights}: {columns}; {spec.precision}, stored as {spec.dtype}",
         f"output       {plan.output}, at most about {expected_bytes(plan) / 1e6:,.1f} MB",
         f"fingerprint  {spec.fingerprint}",
     ]
+
+
+def skipped(plan: Plan) -> str:
+    """What the source holds besides images, as of the last look at it."""
+    return ", ".join(f"{count:,} x {suffix}" for suffix, count in plan.grown[-1].skipped.items())
 
 
 def expected_bytes(plan: Plan) -> int:

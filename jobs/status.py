@@ -18,6 +18,7 @@ from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.progress import duration, start_live
 from bottleneck.status import Status, look
 from bottleneck.store import check_output_uri
+from bottleneck.text import counted
 from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
@@ -68,14 +69,13 @@ def lines(status: Status) -> list[str]:
     """What a person wants to know, the most important first."""
     told = [f"{status.output}: {line(status)}"]
     if status.shards_again:
-        told.append(f"  {status.shards_again:,} of the shards that are left have been requeued, some images of each")
+        told.append(f"  requeued for some of their images: {counted(status.shards_again, 'shard')}")
     for reason, count in sorted(status.rejected.items(), key=lambda pair: -pair[1]):
         told.append(f"  rejected: {'about ' if status.rejected_are_estimated else ''}{count:,} x {reason}")
     if status.rejected_are_estimated:
-        told.append(
-            f"  rejected images are an estimate from {status.sampled_shards} of {status.shards_with_file:,} shards"
-        )
-    if status.state == "standing still":
+        of_shards = f"{status.sampled_shards} of {counted(status.shards_with_file, 'shard')}"
+        told.append(f"  rejected images are an estimate from {of_shards}")
+    if status.state in ("standing still", "planned"):
         told.append("  to go on, run the command that made it again; what is done is kept")
     return told
 
@@ -84,11 +84,12 @@ def line(status: Status) -> str:
     """One line of words and numbers."""
     ago = f"{duration(status.idle_seconds)} ago"
     parts = [
-        {"standing still": f"standing still, last shard {ago}", "planned": f"planned {ago}, nothing is done yet"}.get(
-            status.state, status.state
-        ),
-        f"{status.images_done:,} of {status.images:,} images",
-        f"{status.shards_done:,} of {status.shards:,} shards",
+        {
+            "standing still": f"standing still, last shard {ago}",
+            "planned": f"planned {ago}, nothing done {'since' if status.shards_done else 'yet'}",
+        }.get(status.state, status.state),
+        f"{status.images_done:,} of {counted(status.images, 'image')}",
+        f"{status.shards_done:,} of {counted(status.shards, 'shard')}",
     ]
     recent, overall = status.images_per_second, status.images_per_second_overall
     if recent is not None and status.state == "running":

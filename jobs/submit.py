@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import tenacity
 import tyro
 
 import bottleneck
 import jobs
 from bottleneck import __version__
-from bottleneck.dashboard import Dashboard, LostError, check_address, connect
+from bottleneck.dashboard import Dashboard, LostError, NoAgentError, check_address, connect
 from bottleneck.errors import ClusterError, IncompleteError, UsageError
 from bottleneck.joblog import Transcript, follow
 from jobs.__main__ import EXPECT_VERSION, JSON
@@ -33,6 +34,8 @@ from jobs.submit_checks import check_job
 
 log = logging.getLogger(__name__)
 
+AGENT_SECONDS = 60
+"""A cluster that has just started has a dashboard some seconds before it has agents, which start jobs."""
 NOT_FOUND = 127
 """A shell's exit code where there is no such command."""
 
@@ -111,13 +114,16 @@ def send(client: Any, dashboard: Dashboard, config: Config) -> Sent:
     )
     # Never env_vars: Ray shows a runtime_env to everybody and writes it into logs.
     with code_folder() if config.with_code else contextlib.nullcontext() as folder:
+        submit = patient(client.submit_job)
         try:
-            client.submit_job(
+            submit(
                 entrypoint=entrypoint(config.job, with_code=config.with_code),
                 submission_id=submission_id,
                 runtime_env={"working_dir": str(folder)} if folder else None,
                 metadata={"job_name": submission_id, "bottleneck": __version__},
             )
+        except NoAgentError as error:
+            raise ClusterError(f"{error} For {AGENT_SECONDS} s now; nothing was sent.") from None
         except LostError as error:
             raise ClusterError(f"{error} The job may have been sent all the same; see: {sent.logs}") from None
         except KeyboardInterrupt:
@@ -125,6 +131,22 @@ def send(client: Any, dashboard: Dashboard, config: Config) -> Sent:
                 f"Interrupted while sending; the job may run all the same; see: {sent.logs}"
             ) from None
     return sent
+
+
+def patient(submit: Callable[..., Any], pause_seconds: float = 2.0) -> Callable[..., Any]:
+    """Try again for a minute while no agent is there to start jobs; nothing was sent then."""
+    return tenacity.retry(
+        retry=tenacity.retry_if_exception_type(NoAgentError),
+        stop=tenacity.stop_after_delay(AGENT_SECONDS),
+        wait=tenacity.wait_fixed(pause_seconds),
+        before_sleep=_tell_waiting,
+        reraise=True,
+    )(submit)
+
+
+def _tell_waiting(state: tenacity.RetryCallState) -> None:
+    if state.attempt_number == 1:
+        log.info("the cluster has nothing yet that starts jobs; trying again for up to %d s", AGENT_SECONDS)
 
 
 def entrypoint(words: tuple[str, ...], *, with_code: bool) -> str:

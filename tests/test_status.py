@@ -152,10 +152,13 @@ def test_requeued_and_added_shards_are_not_done(tmp_path: Path) -> None:
     finish(plan)
     requeue_plan(plan, ("truncated",))
     seen = look(output)
-    assert (seen.state, seen.shards_done, seen.shards_again, seen.images_done) == ("running", 4, 1, 8)
+    # The files are new, but nobody has done anything since.
+    assert (seen.state, seen.shards_done, seen.shards_again, seen.images_done) == ("planned", 4, 1, 8)
+    assert seen.eta_seconds is None
     code, _, shown = status(output)
     assert code == 3
-    assert "1 of the shards that are left have been requeued" in shown
+    assert " s ago, nothing done since · 8 of 10 images" in shown
+    assert "requeued for some of their images: 1 shard\n" in shown
     again = load_plan(output)
     assert again is not None
     write(again, range(1, 2))
@@ -166,7 +169,11 @@ def test_requeued_and_added_shards_are_not_done(tmp_path: Path) -> None:
     tiny.photos(source, 4, first=10)
     extend_plan(again)
     seen = look(output)
-    assert (seen.state, seen.images, seen.images_done, seen.shards, seen.shards_done) == ("running", 14, 10, 7, 5)
+    assert (seen.state, seen.images, seen.images_done, seen.shards, seen.shards_done) == ("planned", 14, 10, 7, 5)
+    added = load_plan(output)
+    assert added is not None
+    write(added, range(5, 6))
+    assert (look(output).state, look(output).images_done) == ("running", 12)
 
 
 def test_a_real_run_is_watched_to_its_end(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -30,11 +31,11 @@ import pytest
 from servers import S3Server, free_port
 from tiny import photos
 
-from bottleneck.dashboard import LostError, check_address
+from bottleneck.dashboard import LostError, NoAgentError, check_address
 from bottleneck.errors import ClusterError, UsageError
 from bottleneck.joblog import Transcript, follow
 from jobs.__main__ import JOBS, main, options
-from jobs.submit import entrypoint, outcome
+from jobs.submit import entrypoint, outcome, patient
 from jobs.submit_checks import PLACES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -541,3 +542,62 @@ def test_how_a_job_ended(status: str, driver_exit_code: int | None, result: Any,
     assert found == code
     assert words in problem
     assert bool(words) == bool(problem)
+
+
+class Replies(socketserver.StreamRequestHandler):
+    """Whoever listens and is no dashboard; the server's `reply` is what it says to the first line."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(self.server.reply)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "speaks no HTTP: it answered 'SSH-2.0-OpenSSH_9.2'"),
+        (b"\x00\x00\x06\x04\x00\n", "speaks no HTTP"),
+        (
+            b"HTTP/1.0 404 Not Found\r\nServer: Webserver\x1b[31m\r\nContent-Type: text/html\r\n\r\n<h1>no</h1>",
+            "is no Ray dashboard: asked for Ray's version it answered with 404, text/html, as Webserver\\x1b[31m.",
+        ),
+        (b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\nWelcome", "answered with 200, text/html."),
+        (b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{}", "answered with 200, application/json."),
+        (b"HTTP/1.0 502 Bad Gateway\r\n\r\n", "answered with 502, no type."),
+    ],
+)
+def test_what_is_no_dashboard_is_said_to_be_none(
+    reply: bytes, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socketserver.TCPServer(("127.0.0.1", 0), Replies) as server:
+        server.reply = reply  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        assert main(["submit", "--address", address, "--", "describe"]) == 5
+        server.shutdown()
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert "Expected the address of a Ray cluster's dashboard" in shown
+
+
+def test_a_cluster_whose_agents_are_still_to_come_is_waited_for() -> None:
+    answers = [NoAgentError("No available agent"), NoAgentError("No available agent"), "sent"]
+
+    def submit(**_: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patient(submit, pause_seconds=0.01)(entrypoint="x") == "sent"
+    with pytest.raises(LostError):  # which may have been sent: not again
+        patient(lambda: (_ for _ in ()).throw(LostError("cut")), pause_seconds=0.01)()
+
+
+def test_rays_own_counts_are_no_part_of_a_jobs_log() -> None:
+    shown: list[str] = []
+    transcript = Transcript(shown.append)
+    transcript.add("one\n[2026-11-25 12:00:00,000 I 1 2] (raylet) x.cc:1: [state-dump] Event stats:\n")
+    transcript.add("[state-dump] Global stats: 5 total\n" + '{"a": 1}\n')
+    assert (shown, transcript.result) == (["one"], {"a": 1})
