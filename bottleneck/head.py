@@ -133,7 +133,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # Stable, so that of equal classes the first is best, as argmax has it.
         best_NT = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :count]
         values_NT = np.take_along_axis(probabilities_NK, best_NT, axis=1).astype(np.float32)
-        labels_NT = self.classes_[best_NT].astype(object)
+        labels_NT = self.class_names[best_NT]
         offsets = pa.array(np.arange(0, len(best_NT) * count + 1, count), pa.int32())
         columns = [
             pa.array(labels_NT[:, 0], pa.string()),
@@ -142,6 +142,13 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             pa.ListArray.from_arrays(offsets, pa.array(values_NT.reshape(-1))),
         ]
         return pa.table(columns, schema=pa.schema(PREDICTION_FIELDS))
+
+    @property
+    def class_names(self) -> np.ndarray:
+        """The classes [K] as text, which is what labels are in features, predictions and reports."""
+        names_K = np.empty(len(self.classes_), object)
+        names_K[:] = [str(label) for label in self.classes_]
+        return names_K
 
     def _scores(self, features_ND: np.ndarray) -> np.ndarray:
         scaled_ND = self._scaled(features_ND)
@@ -173,7 +180,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Write `head.safetensors`, then `head.json`, to a folder or s3:// prefix.
 
         Raises:
-            UsageError: if there is a head already, or the classes are no strings.
+            UsageError: if there is a head already, or the classes are neither strings nor integers nor booleans.
         """
         from safetensors.numpy import save
 
@@ -190,8 +197,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "kind": self.kind,
             "C": self.C,
             "scale": self.scale,
-            "class_weight": self.class_weight,
-            "classes": [str(label) for label in self.classes_],
+            "class_weight": _plain_weights(self.class_weight),
+            "classes": _plain_classes(self.classes_),
             "dim": self.n_features_in_,
             "layer": origin.layer,
             "fingerprint": origin.spec.fingerprint,
@@ -221,7 +228,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if head.kind not in get_args(Kind) or head.scale not in get_args(Scale):
                 raise ValueError(f"kind {head.kind}, scale {head.scale}")
             _check_types(document)
-            head.classes_ = np.array(document["classes"], dtype=object)
+            head.classes_ = _class_array(document["classes"])
+            if isinstance(head.class_weight, dict):
+                label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
+                head.class_weight = {label_of.get(name, name): value for name, value in head.class_weight.items()}
             head.n_features_in_ = document["dim"]
             spec = FeatureSpec.from_json(document["spec"])
             names = ("layer", "features", "plan_sha256", "details")
@@ -332,8 +342,41 @@ def _check_types(document: dict[str, Any]) -> None:
         if type(document[name]) is not kind:
             raise ValueError(f"{name} is {type(document[name]).__name__}, expected {kind.__name__}")
     classes = document["classes"]
-    if not all(isinstance(label, str) for label in classes) or len(set(classes)) < max(2, len(classes)):
-        raise ValueError("classes are not two or more different texts")
+    if len(_class_array(classes)) < 2 or len(set(classes)) < len(classes):
+        raise ValueError("classes are not two or more different ones")
+
+
+def _plain_classes(classes_K: np.ndarray) -> list[str] | list[int] | list[bool]:
+    """Classes as JSON keeps them. Raises UsageError for those that it does not."""
+    plain: list[Any] = [label.item() if isinstance(label, np.generic) else label for label in classes_K.tolist()]
+    try:
+        _class_array(plain)
+    except ValueError as error:
+        raise UsageError(
+            f"A head is saved with classes that are all strings, all integers or all booleans. Received: {error}. "
+            "Convert the labels before the fit, for example with y.astype(int) or y.astype(str)."
+        ) from None
+    return plain
+
+
+def _class_array(classes: list[Any]) -> np.ndarray:
+    """Classes [K] such that they equal the labels of the fit. Raises ValueError for those that JSON does not keep."""
+    types = {type(label) for label in classes}
+    odd = [label for label in classes if type(label) not in (str, int, bool)]
+    if odd or len(types) > 1:
+        shown = odd[0] if odd else classes
+        raise ValueError(f"{shown!r} ({', '.join(sorted(kind.__name__ for kind in types))})")
+    classes_K = np.array(classes, dtype=object if types == {str} else None)
+    if types == {int} and classes_K.dtype.kind not in "iu":
+        raise ValueError("integers beyond 64 bits")
+    return classes_K
+
+
+def _plain_weights(class_weight: Any) -> Any:
+    """A class weight as JSON keeps it."""
+    if not isinstance(class_weight, dict):
+        return class_weight
+    return {str(label): float(weight) for label, weight in class_weight.items()}
 
 
 def _tensors(data: bytes, uri: str) -> dict[str, np.ndarray]:

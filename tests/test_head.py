@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load, save
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -57,6 +58,42 @@ def test_what_is_saved_predicts_the_same(tmp_path: Path, parameters: Any, num_cl
     assert loaded.score(features_ND, labels_N) == head.score(features_ND, labels_N) > 0.5
     assert loaded.origin_ == head.origin_
     assert sorted(path.name for path in tmp_path.iterdir()) == [HEAD_JSON, HEAD_TENSORS]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([7, -3, 12]), np.array([3, 200, 9], np.uint8), [True, False], np.array(["b", "a", "c"]), ["b", "a", "é"]],
+    ids=["int64", "uint8", "bool", "text", "object"],
+)
+def test_classes_are_what_they_were_after_saving(tmp_path: Path, labels: Any) -> None:
+    labels = np.array(labels, object) if isinstance(labels, list) and isinstance(labels[0], str) else np.array(labels)
+    features_ND, _ = data(len(labels))
+    labels_N = labels[np.arange(60) % len(labels)]
+    weights = dict.fromkeys(labels.tolist(), 2.0)
+    head = Head(class_weight=weights).fit(features_ND, labels_N)
+    head.save(str(tmp_path), Origin("fc:none", tiny.spec(), "features", "0" * 64))
+    loaded = Head.load(str(tmp_path))
+    assert loaded.classes_.tolist() == head.classes_.tolist()
+    assert {type(label) for label in loaded.classes_.tolist()} == {type(label) for label in labels.tolist()}
+    assert loaded.score(features_ND, labels_N) == head.score(features_ND, labels_N) > 0.5
+    assert loaded.class_weight == weights
+    assert clone(loaded).fit(features_ND, labels_N).score(features_ND, labels_N) > 0.5
+    names = loaded.predictions(features_ND).column("predicted").to_pylist()
+    assert names == [str(label) for label in head.predict(features_ND)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [([1.0, 2.0], r"1\.0 \(float\)"), ([1 << 70, 2], "beyond 64 bits"), ([b"a", b"b"], r"b'a' \(bytes\)")],
+    ids=["float", "large", "bytes"],
+)
+def test_classes_that_cannot_be_kept_are_told(tmp_path: Path, labels: Any, words: str) -> None:
+    features_ND, labels_N = data(2)
+    head = Head().fit(features_ND, labels_N)
+    head.classes_ = np.array(labels, object)
+    with pytest.raises(UsageError, match=f"all strings, all integers or all booleans.*{words}"):
+        head.save(str(tmp_path / "head"), Origin("fc:none", tiny.spec(), "features", "0" * 64))
+    assert not (tmp_path / "head").exists()
 
 
 def test_predictions_are_the_best_classes_in_order() -> None:
@@ -160,11 +197,14 @@ F64 = {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}
         (lambda f: rewritten(f, header(coef={**F64, "dtype": "BF16", "shape": [4]})), "no readable head"),
         (lambda f: rewritten(f, tensors(f, coef=np.full((3, 8), np.inf))), "not all finite"),
         (lambda f: rewritten(f, tensors(f, coef=np.zeros((3, 8), np.int64))), "not all finite float64"),
-        (lambda f: rewritten(f, classes=[1, 2, 3]), "two or more different texts"),
-        (lambda f: rewritten(f, classes=[["ash"], ["beech"], ["cedar"]]), "two or more different texts"),
-        (lambda f: rewritten(f, classes=["ash", "ash", "cedar"]), "two or more different texts"),
-        (lambda f: rewritten(f, classes=["ash"]), "two or more different texts"),
-        (lambda f: rewritten(f, classes=[]), "two or more different texts"),
+        (lambda f: rewritten(f, classes=[1, "2", 3]), r"\(int, str\)"),
+        (lambda f: rewritten(f, classes=[0, 1, True]), r"\(bool, int\)"),
+        (lambda f: rewritten(f, classes=[0.5, 1.5, 2.5]), r"0\.5 \(float\)"),
+        (lambda f: rewritten(f, classes=[1, 2, 1 << 70]), "beyond 64 bits"),
+        (lambda f: rewritten(f, classes=[["ash"], ["beech"], ["cedar"]]), r"\(list\)"),
+        (lambda f: rewritten(f, classes=["ash", "ash", "cedar"]), "two or more different ones"),
+        (lambda f: rewritten(f, classes=["ash"]), "two or more different ones"),
+        (lambda f: rewritten(f, classes=[]), "two or more different ones"),
         (lambda f: rewritten(f, dim=1e308), "dim is float"),
         (lambda f: rewritten(f, dim=float("inf")), "dim is float"),
         (lambda f: rewritten(f, dim=1 << 60), "expected arrays"),
