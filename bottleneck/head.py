@@ -5,15 +5,19 @@ Legend: N images, D features, K classes (one column of scores where there are tw
 
 import hashlib
 import json
+import math
+import numbers
 from dataclasses import dataclass, field
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from bottleneck.choices import check_choice
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.leader import Leader
 from bottleneck.losses import probabilities
@@ -52,7 +56,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             the optimum of LinearSVC) or `mlp` (one hidden layer of 256).
         C: inverse strength of the L2 penalty, above 0; the mlp has none.
         scale: `standard` removes mean and variance, `l2` gives each row length 1.
-        class_weight: `balanced` weighs classes by the inverse of their size; or a weight for each label.
+        class_weight: `balanced` weighs classes by the inverse of their size; or a dict of weights by label, 1 where it
+            has none; `none` or None weighs all images alike.
 
     Attributes:
         classes_: labels [K], sorted.
@@ -83,23 +88,43 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: features [N, D].
             y: labels [N], of two classes at least.
+
+        Raises:
+            UsageError: for a parameter that is none of its valid values.
+            ValueError: for features or labels that cannot be fitted on, as scikit-learn's classifiers do.
         """
+        self._check_parameters()
         features_ND, labels_N = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(labels_N)
         self.classes_, codes_N = np.unique(labels_N, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"Expected at least two classes. Received one class: {self.classes_[0]}.")
         weights_K = None
-        if isinstance(self.class_weight, dict):
-            weights_K = np.array([float(self.class_weight.get(label, 1.0)) for label in self.classes_])
         named: ClassWeight = "balanced" if self.class_weight == "balanced" else "none"
-        request = HeadRequest(kind=self.kind, c=(self.C,), scale=self.scale, class_weight=named)
+        if isinstance(self.class_weight, dict):
+            weights_K = compute_class_weight(self.class_weight, classes=self.classes_, y=labels_N)
+        c = 1.0 if self.kind == "mlp" else float(self.C)
+        request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named)
         member = Member()
         member.hold(features_ND)
         folds_N = np.zeros(len(codes_N), int)
         leader = Leader(LocalTeam(member), [len(codes_N)], codes_N, folds_N, len(self.classes_), request, 1, weights_K)
         self._take(leader.fit(features_ND.shape[1])[0])
         return self
+
+    def _check_parameters(self) -> None:
+        check_choice("kind", self.kind, Kind)
+        check_choice("scale", self.scale, Scale)
+        if isinstance(self.class_weight, dict):
+            for label, weight in self.class_weight.items():
+                if not _is_number(weight) or weight < 0:
+                    raise UsageError(f"class_weight takes numbers from 0 up. Received: {weight!r} for {label!r}.")
+        elif self.class_weight is not None:
+            check_choice("class_weight", self.class_weight, ClassWeight)
+        if not _is_number(self.C) or self.C <= 0:
+            raise UsageError(f"C takes a number above 0. Received: {self.C!r}.")
+        if self.kind == "mlp" and self.C != 1.0:
+            raise UsageError(f"An mlp has no penalty, so it takes no C. Received: {self.C!r}. Leave it out.")
 
     # Predicting
 
@@ -225,20 +250,19 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         document, data = _read(uri)
         try:
             head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
-            if head.kind not in get_args(Kind) or head.scale not in get_args(Scale):
-                raise ValueError(f"kind {head.kind}, scale {head.scale}")
             _check_types(document)
             head.classes_ = _class_array(document["classes"])
             if isinstance(head.class_weight, dict):
                 label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
                 head.class_weight = {label_of.get(name, name): value for name, value in head.class_weight.items()}
+            head._check_parameters()
             head.n_features_in_ = document["dim"]
             spec = FeatureSpec.from_json(document["spec"])
             names = ("layer", "features", "plan_sha256", "details")
             head.origin_ = Origin(spec=spec, **{name: document[name] for name in names})
             head.sha256_ = str(document["sha256"])
             head._take_tensors(_tensors(data, uri))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (UsageError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CorruptError(f"{uri} is no readable head: {error!r}. Restore it, or fit it again.") from error
         return head
 
@@ -291,6 +315,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if name in ("scale", "temperature") and not (value > 0).all():
                 raise ValueError(f"{name} is not all above 0")
         self._take(tensors)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def l2_scaled(features_ND: np.ndarray) -> np.ndarray:

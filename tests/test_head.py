@@ -96,6 +96,35 @@ def test_classes_that_cannot_be_kept_are_told(tmp_path: Path, labels: Any, words
     assert not (tmp_path / "head").exists()
 
 
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"kind": "Logistic"}, r"kind takes logistic, svm or mlp\. Received: 'Logistic'\. Did you mean logistic\?"),
+        ({"scale": "std"}, r"scale takes none, standard or l2\. Received: 'std'"),
+        ({"scale": None}, r"scale takes none, standard or l2\. Received: None"),
+        ({"class_weight": "Balanced"}, r"class_weight takes none or balanced\. Received: 'Balanced'"),
+        ({"class_weight": {"ash": -1.0}}, r"class_weight takes numbers from 0 up\. Received: -1.0 for 'ash'"),
+        ({"class_weight": {"ash": "2"}}, r"class_weight takes numbers from 0 up\. Received: '2' for 'ash'"),
+        ({"C": 0}, r"C takes a number above 0\. Received: 0"),
+        ({"C": float("nan")}, r"C takes a number above 0\. Received: nan"),
+        ({"C": "1"}, r"C takes a number above 0\. Received: '1'"),
+        ({"C": 10.0, "kind": "mlp"}, r"takes no C\. Received: 10.0"),
+    ],
+)
+def test_a_parameter_that_means_nothing_is_told(parameters: dict[str, Any], words: str) -> None:
+    features_ND, labels_N = data()
+    head = Head(**parameters)  # scikit-learn checks in fit: parameters can be set until then
+    with pytest.raises(UsageError, match=words):
+        head.fit(features_ND, labels_N)
+
+
+def test_weights_of_labels_that_are_no_classes_are_told() -> None:
+    features_ND, labels_N = data()
+    with pytest.raises(ValueError, match="are not in class_weight"):
+        Head(class_weight={"ahs": 5.0}).fit(features_ND, labels_N)
+    assert Head(class_weight=None).fit(features_ND, labels_N).score(features_ND, labels_N) > 0.5
+
+
 def test_predictions_are_the_best_classes_in_order() -> None:
     features_ND, labels_N = data()
     head = Head().fit(features_ND, labels_N)
@@ -159,7 +188,10 @@ def tensors(folder: Path, **changes: Any) -> bytes:
         (lambda f: rewritten(f, tensors(f, coef=np.full((3, 8), np.nan))), "not all finite"),
         (lambda f: rewritten(f, tensors(f, coef=np.zeros((3, 8), np.float32))), "not all finite float64"),
         (lambda f: rewritten(f, tensors(f, more=np.zeros(1))), "expected arrays"),
-        (lambda f: rewritten(f, kind="standard"), "kind standard"),
+        (lambda f: rewritten(f, kind="standard"), "kind takes logistic"),
+        (lambda f: rewritten(f, scale="std"), "scale takes none"),
+        (lambda f: rewritten(f, class_weight="Balanced"), "class_weight takes none"),
+        (lambda f: rewritten(f, C=-1.0), "C takes a number above 0"),
         (lambda f: rewritten(f, classes=None), "no readable head"),
         (lambda f: rewritten(f, dim="x"), "no readable head"),
     ],
