@@ -52,6 +52,8 @@ def fit_head(
 ) -> Fitted:
     """Fit a head with a group of Ray Train workers.
 
+    Runs on the Ray of this process and leaves it as it is; without one it starts or joins one, and stops that again.
+
     Args:
         rows_of: ok images of each file, at least.
         on_event: told how the fit goes, in the order it does.
@@ -119,6 +121,8 @@ def fit_head(
         ) from error
     finally:
         _end_training(thread)
+        with contextlib.suppress(Exception):  # it may have died
+            ray.kill(exchange)  # in a Ray that goes on
         stop_ray()
         shutil.rmtree(folder, ignore_errors=True)
 
