@@ -171,6 +171,12 @@ class Plan:
         return [part for document in grown for part in document["parts"]]
 
     @property
+    def skipped(self) -> dict[str, int]:
+        """What the last look at the source found beside images, by suffix."""
+        looks = [document["skipped"] for document in self.documents.values() if "revised" not in document]
+        return looks[-1] if looks else {}
+
+    @property
     def num_shards(self) -> int:
         return sum(part["shards"] for part in self.first_parts)
 

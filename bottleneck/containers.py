@@ -71,6 +71,8 @@ class ContainerFile(io.RawIOBase):
         self.position = 0
         self.longest_bytes: int | None = None
         """More is not read at once, where it is set: what a file says of its parts may be a lie."""
+        self.ran_out = False
+        """Whether more was asked for than there is: how a reader of something that was cut off notices."""
         self.block_start, self.block = 0, b""
 
     def readable(self) -> bool:
@@ -90,6 +92,7 @@ class ContainerFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         end = self.entry.size if size < 0 else min(self.entry.size, self.position + size)
         start = self.position
+        self.ran_out = self.ran_out or start + max(0, size) > self.entry.size
         if start >= end:
             return b""
         if self.longest_bytes and end - start > self.longest_bytes:

@@ -95,6 +95,11 @@ class Plan:
         return dict(sorted((+counts).items()))
 
     @property
+    def skipped(self) -> dict[str, int]:
+        """What the source holds beside images, by suffix, at the last look that found new images."""
+        return self.grown[-1].skipped
+
+    @property
     def sha256(self) -> str:
         """The plan's digest, which `_SUCCESS.json` repeats: it changes with every extension and revision."""
         return sha256_json({"fingerprint": self.holds.fingerprint, "parts": [part.sha256 for part in self.parts]})

@@ -187,6 +187,9 @@ class Reading:
     """Class names where labels are numbers: a text file with a name a line, the first for label 0, or the names."""
     roots: tuple[str, ...] = ()
     """Folders and prefixes whose objects a list may name, beside the one it is in."""
+    accept_cut: bool = False
+    """Take what is there of tars that are cut off, as by a broken download, with a warning each. They stop the plan
+    otherwise."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -205,7 +208,8 @@ class Reading:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(**{**value, **{name: tuple(value[name]) for name in ("label_names", "roots")}})
+        # What a plan does not have was added later than it, and has the default.
+        return cls(**{**value, **{name: tuple(value.get(name, ())) for name in ("label_names", "roots")}})
 
 
 @dataclass(frozen=True, kw_only=True)

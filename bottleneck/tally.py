@@ -27,6 +27,8 @@ class Summary:
     done_now: int
     seconds: float
     fingerprint: str
+    skipped: dict[str, int] = field(default_factory=dict)
+    """What the source holds beside images, by suffix; `(cut)` are tars that were cut off."""
     extended: Extended | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -93,6 +95,7 @@ def summarize(
         done_now=sum(receipt.created for receipt in tally.receipts.values()),
         seconds=round(time.monotonic() - started, 2),
         fingerprint=plan.holds.fingerprint,
+        skipped=plan.skipped,
         extended=extended,
         details=details or {},
     )

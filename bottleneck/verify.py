@@ -54,6 +54,9 @@ class Report:
     ok: int
     rejected: dict[str, int]
     """Images by reason."""
+    skipped: dict[str, int]
+    """What the plan counts beside images, by suffix; `(cut)` are tars that were cut off, and what they lost with it is
+    not in the plan."""
     missing: int
     """Images of the shards that have no file; running the extraction again makes them. A shard that is to be done again
     counts as its file has it."""
@@ -319,6 +322,7 @@ class _Verification:
             planned=sum(part["images"] for part in plan.first_parts),
             ok=totals["ok"],
             rejected={reason: count for reason, count in sorted(totals.items()) if reason != "ok"},
+            skipped=plan.skipped,
             missing=sum(self.images.get(data[name], 0) for name in missing),
             missing_files=tuple(missing),
             foreign=tuple(foreign),

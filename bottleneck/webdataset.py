@@ -6,18 +6,24 @@ content of one (a pickle, a path that leads out, a link) makes anything else hap
 """
 
 import json
+import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bottleneck.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.errors import UsageError
 from bottleneck.images import Image, folder_label, no_image
 from bottleneck.objects import ObjectError, Store, Wanted
 from bottleneck.spec import Reading
+from bottleneck.text import counted
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".tar",)
+CUT = "(cut)"
+"""What tars that end before their end mark are counted under, beside the suffixes of members that are no images."""
 RANGE_BYTES = 16_000_000
 """Of one read: long enough to be as fast as a store gives, short enough that decoding need not wait for it."""
 GAP_BYTES = 100_000
@@ -32,6 +38,21 @@ LABEL_BYTES = 1_000_000
 """Larger files beside an image are no label."""
 
 
+class _CutError(Exception):
+    """A tar ends before its end mark: what lay behind its last whole header, if anything did, is lost."""
+
+
+class _Index(NamedTuple):
+    """What looking through one tar found."""
+
+    images: list[Image]
+    """In key order."""
+    others: Counter[str]
+    """Members that are no images, by suffix."""
+    cut: str
+    """Where a tar was cut off, what is to be told of it; else empty."""
+
+
 class WebDataset:
     """The images in the tars of a source; a key is TAR/MEMBER."""
 
@@ -40,16 +61,18 @@ class WebDataset:
 
     def images(self, skipped: Counter[str]) -> Iterator[Image]:
         tars = containers(self.store, self.only, SUFFIXES, skipped)
-        for images, others in look_into(self.store, tars, self._index):
-            skipped.update(others)
-            yield from images
+        for index in look_into(self.store, tars, self._index):
+            skipped.update(index.others)
+            if index.cut:
+                log.warning("%s", index.cut)
+            yield from index.images
 
     def first(self, skipped: Counter[str]) -> Image | None:
         for entry in containers(self.store, self.only, SUFFIXES, skipped):
-            images, others = self._index(ContainerFile(self.store, entry))
-            skipped.update(others)
-            if images:
-                return images[0]
+            index = self._index(ContainerFile(self.store, entry))
+            skipped.update(index.others)
+            if index.images:
+                return index.images[0]
         return None
 
     def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
@@ -68,39 +91,50 @@ class WebDataset:
                         held[member] = _slice(data, asked, window[member])
                 yield held.pop(number, b"")
 
-    def _index(self, file: ContainerFile) -> tuple[list[Image], Counter[str]]:
-        """The images of one tar in key order, and its other members by suffix."""
+    def _index(self, file: ContainerFile) -> _Index:
         try:
             return self._read_index(file)
         except ObjectError as error:
             raise while_planning(self.store, file.entry, error) from None
 
-    def _read_index(self, file: ContainerFile) -> tuple[list[Image], Counter[str]]:
+    def _read_index(self, file: ContainerFile) -> _Index:
         entry, where = file.entry, f"{self.store.uri}/{file.entry.key}"
         members: list[tuple[str, int, int]] = []
         others: Counter[str] = Counter()
         labels = _Labels(where)
-        for member in _members(file, where):
-            reason = _no_member(member)
-            if not reason:
-                # A tar that was cut has less of its last member than it says: what is there is judged by the decoder.
-                length = max(0, min(member.size, entry.size - member.offset_data))
-                members.append((member.name, member.offset_data, length))
-                continue
-            others[reason] += 1
-            if self.reading.labels == "folder" and member.isreg():
-                labels.add(member.name, self._label(file, member))
+        cut = ""
+        try:
+            for member in _members(file, where):
+                reason = _no_member(member)
+                is_whole = member.offset_data + member.size <= entry.size
+                if not reason:
+                    # Of the member at the cut there is less than it says: what is there is judged by the decoder.
+                    length = member.size if is_whole else max(0, entry.size - member.offset_data)
+                    members.append((member.name, member.offset_data, length))
+                    continue
+                others[reason] += 1
+                if self.reading.labels == "folder" and member.isreg() and is_whole:
+                    labels.add(member.name, self._label(file, member))
+        except _CutError as error:
+            if not self.reading.accept_cut:
+                raise UsageError(
+                    f"{error} Expected a whole tar. Fetch or write it again, or give --accept-cut to take what is "
+                    "there."
+                ) from None
+            others[CUT] += 1
+            cut = str(error)
         images: dict[str, Image] = {}
+        num_of_name: Counter[str] = Counter()
         for name, offset, length in members:
-            key, again = f"{entry.key}/{name}", 1
+            key = f"{entry.key}/{name}"
             while key in images:
-                again += 1
-                key = f"{entry.key}/{name}#{again}"
+                num_of_name[name] = max(2, num_of_name[name] + 1)
+                key = f"{entry.key}/{name}#{num_of_name[name]}"
             label = labels.of(name)
             if label is None and self.reading.labels == "folder":
                 label = folder_label(name)
             images[key] = Image(key, length, entry.etag, label, offset, length, entry.key)
-        return sorted(images.values(), key=lambda image: image.key.encode()), others
+        return _Index(sorted(images.values(), key=lambda image: image.key.encode()), others, cut)
 
     def _label(self, file: ContainerFile, member: tarfile.TarInfo) -> tuple[int, str] | None:
         """What a file beside an image says of its label, and how much that counts: .cls before .json."""
@@ -132,8 +166,9 @@ class _Labels:
         self.where = where
         self.by_stem: dict[str, tuple[int, str]] = {}
         """By the name up to its last dot, which is the closest."""
-        self.by_sample: dict[str, set[tuple[int, str]]] = {}
-        """By the name up to the first dot of its last part, which is what WebDataset calls a sample."""
+        self.by_sample: dict[str, tuple[int, str | None]] = {}
+        """By the name up to the first dot of its last part, which is what WebDataset calls a sample: what counts most;
+        None in place of several labels that count as much."""
 
     def add(self, name: str, label: tuple[int, str] | None) -> None:
         if label is None:
@@ -146,20 +181,26 @@ class _Labels:
                 "members repeat. Write the tar anew, or plan with --labels none."
             )
         self.by_stem[stem] = max(known, label)
-        self.by_sample.setdefault(_sample(name), set()).add(label)
+        sample = _sample(name)
+        rank, text = self.by_sample.get(sample, label)
+        if label[0] >= rank:
+            self.by_sample[sample] = label if label[0] > rank or label[1] == text else (rank, None)
 
     def of(self, name: str) -> str | None:
         """The label of an image; None where there is none, or none of several is closer than the others."""
         if found := self.by_stem.get(name.rpartition(".")[0]):
             return found[1]
-        found_here = self.by_sample.get(_sample(name), set())
-        best = {label for label in found_here if label[0] == max(found_here)[0]}
-        return best.pop()[1] if len(best) == 1 else None
+        return self.by_sample.get(_sample(name), (0, None))[1]
 
 
 def _members(file: ContainerFile, name: str) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar. Raises UsageError where it is none, or damaged before its end."""
-    end = 0
+    """Yield the members of a tar.
+
+    Raises:
+        UsageError: where it is none, or damaged before its end.
+        _CutError: behind the last member, where there is no end mark.
+    """
+    end = num_members = 0
     file.longest_bytes = HEADER_BYTES
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
@@ -167,24 +208,36 @@ def _members(file: ContainerFile, name: str) -> Iterator[tarfile.TarInfo]:
                 if member.size < 0 or tar.offset <= end:
                     raise _damaged(name, end)  # read on, it would be met for ever
                 end = tar.offset
+                num_members += 1
                 yield member
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        if "truncated header" in str(error) or "unexpected end of data" in str(error):
-            return  # cut inside a header: no member begins there
+        if file.ran_out and num_members:
+            raise _cut_off(file, name, num_members, end) from None
         raise UsageError(
             f"{name} is no tar file that can be read: {error}. Expected an uncompressed tar. Mend or remove it."
         ) from error
     file.seek(end)
     header = file.read(512)
-    if len(header) == 512 and header.strip(b"\0"):
+    if len(header) < 512:
+        raise _cut_off(file, name, num_members, end)
+    if header.strip(b"\0"):
         raise _damaged(name, end)
     if file.read(PADDING_BYTES).strip(b"\0"):
         raise UsageError(
             f"{name} goes on behind its end mark at byte {end}: is it several tars in one file? What follows would not "
             "be counted. Expected one tar a file; unpack and write it anew."
         )
+
+
+def _cut_off(file: ContainerFile, name: str, num_members: int, end: int) -> _CutError:
+    size, members = file.entry.size, counted(num_members, "member")
+    last = f", the last of which says that it reaches to byte {end:,}" if end > size else ""
+    return _CutError(
+        f"{name} is cut off: it ends at byte {size:,} without an end mark, after {members}{last}. What followed, if "
+        "anything did, is lost."
+    )
 
 
 def _damaged(name: str, offset: int) -> UsageError:

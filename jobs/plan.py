@@ -67,6 +67,7 @@ def main(config: Config) -> int:
             "images": plan.num_images,
             "bytes": plan.num_bytes,
             "labels": len(plan.label_counts),
+            "skipped": plan.skipped,
             "shards": plan.num_shards,
             "done": len(plan.committed()),
             "expected_output_bytes": expected_bytes(plan),
@@ -111,7 +112,7 @@ def describe(plan: Plan) -> list[str]:
 
 def skipped(plan: Plan) -> str:
     """What the source holds besides images, as of the last look at it."""
-    return ", ".join(f"{count:,} x {suffix}" for suffix, count in plan.grown[-1].skipped.items())
+    return ", ".join(f"{count:,} x {suffix}" for suffix, count in plan.skipped.items())
 
 
 def expected_bytes(plan: Plan) -> int:

@@ -87,7 +87,7 @@ def _from_features(config: Config, spec: PredictionSpec, head: "Head", plan: Pla
     if (config.reading, config.shard_size, config.limits) != (Reading(), None, Limits()):
         raise UsageError(
             f"{config.source} holds features, whose labels, shards and limits are those of their plan. Leave "
-            "--labels, --source-format, the columns, --roots, --shard-size, --max-bytes, --max-pixels and --tiff out."
+            "out --labels, --shard-size, and all options that say how images are read or which are accepted."
         )
     if plan is not None:
         check_predictions(plan, config.source, spec)

@@ -45,6 +45,8 @@ def main(config: Config) -> int:
         show(f"foreign: {name} does not belong here")
     if report.missing:
         show(f"missing: {counted(report.missing, 'image')} of shards not done; run the same extract command again")
+    if cut := report.skipped.get("(cut)"):
+        show(f"cut: {counted(cut, 'tar')} cut off when planned; images that were lost with it are in no count here")
     if config.recompute and exit_code != CorruptError.exit_code:
         compared = recompute(config.output, config.recompute)
         result["recomputed"] = compared.num_images

@@ -17,7 +17,7 @@ from jobs.__main__ import JOBS, main, options
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
 LIMITS = ["max_bytes", "max_pixels", "tiff"]
-READING = ["labels", "source_format", "image_column", "label_column", "label_names", "roots"]
+READING = ["labels", "source_format", "image_column", "label_column", "label_names", "roots", "accept_cut"]
 OPTIONS = {
     "extract": [
         *[
@@ -116,6 +116,7 @@ def test_plan_extract_verify(tmp_path: Path) -> None:
     code, planned, told = run("plan", source, output, *features, "--shard-size", "16", "--no-estimate")
     assert (code, planned["images"], planned["shards"], planned["labels"]) == (0, 40, 3, 10)
     assert "1 x .txt" in told
+    assert planned["skipped"] == {".txt": 1}
     assert planned["estimate"] is None
     assert "estimate " not in told
 
@@ -131,6 +132,7 @@ def test_plan_extract_verify(tmp_path: Path) -> None:
     code, summary, told = run("extract", source, output, *features)
     assert code == 0, told
     assert (summary["ok"], summary["done_now"], summary["done_before"]) == (40, 3, 0)
+    assert summary["skipped"] == {".txt": 1}
     assert summary["details"]["first_batch_seconds"] > 0
     assert "40 of 40" in told
     sizes = [path.stat().st_size for path in (tmp_path / "features" / "data").iterdir()]

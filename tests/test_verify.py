@@ -325,6 +325,7 @@ def test_a_finished_output_is_good(output: Path, full: bool) -> None:
         planned=14,
         ok=11,
         rejected={"changed": 1, "missing": 1, "truncated": 1},
+        skipped={".txt": 1},
         missing=0,
         missing_files=(),
         foreign=(),
