@@ -9,11 +9,14 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from bottleneck.bases import find_network
+from bottleneck.child import ChildDiedError, answer, ask
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
 from bottleneck.networks import import_keras, preprocess, to_bfloat16
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, canonical_layer, split_layer
@@ -49,19 +52,21 @@ def resolve(request: FeatureRequest, precision: Precision) -> FeatureSpec:
 def resolve_apart(request: FeatureRequest, precision: Precision) -> FeatureSpec:
     """`resolve` in a process of its own, so that the caller stays free of Keras' memory and start-up."""
     find_network(request.base)
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
+    try:
+        return FeatureSpec.from_json(ask(_resolve, {"request": asdict(request), "precision": precision}))
+    except ChildDiedError:
+        raise WeightsError(
+            f"The process that loaded {request.base} with weights {request.weights} died: the file is damaged, or the "
+            "memory is too small for this network."
+        ) from None
 
-    # Keras reports a download on stdout, which belongs to a job's result: in that process it is stderr.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.dup2, (2, 1)) as pool:
-        try:
-            return pool.submit(resolve, request, precision).result()
-        except BrokenProcessPool:
-            raise WeightsError(
-                f"The process that loaded {request.base} with weights {request.weights} died: the file is damaged, "
-                "or the memory is too small for this network."
-            ) from None
+
+def _resolve(pipe: Connection) -> None:
+    def resolved(asked: dict[str, Any]) -> dict[str, Any]:
+        request = asked["request"]
+        return resolve(FeatureRequest(**{**request, "layers": tuple(request["layers"])}), asked["precision"]).to_json()
+
+    answer(pipe, resolved)
 
 
 def choose_precision(request: FeatureRequest, has_bfloat16: Callable[[], bool]) -> Precision:
@@ -314,3 +319,7 @@ def _device(keras: Any) -> str:
     if backend == "openvino":
         return "openvino cpu"
     return f"{backend} {keras.distribution.list_devices()[0]}"
+
+
+if __name__ == "__main__":  # a machine is asked what Keras finds on it
+    print(import_keras().backend.backend(), count_gpus())  # noqa: T201  # the answer

@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from bottleneck.child import as_result
 from bottleneck.errors import BottleneckError
 from bottleneck.listing import Shard
 from bottleneck.placement import Placement
 from bottleneck.plan import load_plan
 from bottleneck.session import RUN
-from bottleneck.stages import WARM_UP, ExtractFeatures, as_result, prepare_stage
+from bottleneck.stages import WARM_UP, ExtractFeatures, prepare_stage
 from bottleneck.tally import pending_shards
 
 MAX_PREPARING = 1000

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from bottleneck.progress import duration
 
@@ -67,6 +67,11 @@ class Estimate:
     """Of a data file, compressed, footer included."""
     output_bytes: int
     """Of all data files in the end, those that are there included."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """What `asdict` made of one."""
+        return cls(**{**value, "costs": Costs(**value["costs"])})
 
     @property
     def seconds(self) -> float:

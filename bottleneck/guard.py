@@ -2,9 +2,12 @@
 
 import contextlib
 import faulthandler
-import multiprocessing
-from typing import Any
+import json
+from multiprocessing.connection import Connection
 
+import numpy as np
+
+from bottleneck.child import Child
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.spec import FeatureSpec, Limits
 
@@ -28,38 +31,57 @@ class GuardedByProcess:
     """
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._child: Any = None
-        self._pipe: Any = None
+        self._child: Child | None = None
 
     def __call__(self, data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
         if self._child is None:
-            self._pipe, far_end = self._context.Pipe()
-            self._child = self._context.Process(target=_decode_for_parent, args=(far_end,), daemon=True)
-            self._child.start()
-            far_end.close()
-            self._pipe.recv()  # ready: importing is not the image's time
+            self._child = Child(_decode_for_parent)
+            try:
+                self._child.pipe.recv_bytes()  # ready: importing is not the image's time
+            except (EOFError, OSError) as error:
+                self.close()
+                raise MemoryError("the process that decodes does not start") from error
+        pipe = self._child.pipe
         try:
-            self._pipe.send((data, spec, limits))
-            if not self._pipe.poll(DECODE_SECONDS):
+            pipe.send_bytes(json.dumps({"spec": spec.to_json(), "limits": vars(limits)}).encode())
+            pipe.send_bytes(data)
+            if not pipe.poll(DECODE_SECONDS):
                 self.close()
                 return Rejected("decode_timeout")
-            decoded: Decoded | Rejected = self._pipe.recv()
-            return decoded
+            outcome = json.loads(pipe.recv_bytes())
+            if "out_of_memory" in outcome:  # which is no property of the image
+                raise MemoryError(outcome["out_of_memory"])
+            if "reason" in outcome:
+                return Rejected(**outcome)
+            size = spec.image_size_px
+            return Decoded(np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(size, size, 3), **outcome)
         except (EOFError, OSError):
             self.close()
             return Rejected("decoder_crash")
 
     def close(self) -> None:
         if self._child is not None:
-            self._child.kill()
-            self._child.join()
-            self._pipe.close()
+            self._child.close()
             self._child = None
 
 
-def _decode_for_parent(pipe: Any) -> None:
-    pipe.send("ready")
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+def _decode_for_parent(pipe: Connection) -> None:
+    pipe.send_bytes(b"ready")
+    with contextlib.suppress(EOFError):
         while True:
-            pipe.send(decode(*pipe.recv()))
+            asked, data = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
+            # Twice what the parent waits: for a parent that was killed meanwhile.
+            faulthandler.dump_traceback_later(2 * DECODE_SECONDS, exit=True)
+            try:
+                outcome = decode(data, FeatureSpec.from_json(asked["spec"]), Limits(**asked["limits"]))
+            except MemoryError as error:
+                pipe.send_bytes(json.dumps({"out_of_memory": str(error)}).encode())
+                continue
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+            if isinstance(outcome, Rejected):
+                pipe.send_bytes(json.dumps(vars(outcome)).encode())
+            else:
+                told = {"width": outcome.width, "height": outcome.height, "mode": outcome.mode}
+                pipe.send_bytes(json.dumps(told).encode())
+                pipe.send_bytes(outcome.pixels_HWC.tobytes())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+from bottleneck.child import command, environment
 from bottleneck.doctor import Check, Finding, State
 
 DISTRIBUTION = "bottleneck-features"
@@ -34,13 +35,6 @@ WEIGHTS = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{WEIGHTS}"
 WEIGHTS_SECONDS = 5
 BACKEND_SECONDS = 100.0
-
-_START_KERAS = """
-from bottleneck.networks import import_keras
-from bottleneck.base import count_gpus
-keras = import_keras()
-print(keras.backend.backend(), count_gpus())
-"""
 
 
 def checks_of_machine() -> list[Check]:
@@ -115,8 +109,13 @@ def backend() -> Iterator[Finding]:
     """Start Keras in a process of its own, as what it loads may crash, and ask it for GPUs."""
     num_gpus = _count_nvidia()
     try:
-        command = [sys.executable, "-c", _START_KERAS]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BACKEND_SECONDS)  # noqa: S603  # ours
+        done = subprocess.run(  # noqa: S603  # this Python, no shell
+            command("bottleneck.base"),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=BACKEND_SECONDS,
+        )
     except subprocess.TimeoutExpired:
         yield Finding("network", "failure", f"Keras did not start within {BACKEND_SECONDS:.0f} s")
         return

@@ -6,11 +6,15 @@ Legend: N images, H x W pixels, C channels, D features of a layer.
 import contextlib
 import os
 import time
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from bottleneck.base import CORES_PER_ACTOR, GPU_BATCH_SIZE, Base, count_gpus
+from bottleneck.child import ChildDiedError, answer, ask
 from bottleneck.errors import BottleneckError, FeaturesError
 from bottleneck.estimate import Costs, Estimate
 from bottleneck.extract import feature_columns
@@ -19,7 +23,7 @@ from bottleneck.guard import guarded_by_exit
 from bottleneck.images import Image
 from bottleneck.listing import Shard, read_images
 from bottleneck.networks import import_keras
-from bottleneck.plan import Plan
+from bottleneck.plan import Plan, load_plan
 from bottleneck.prepare import Work, prepare_images
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureSpec
@@ -47,28 +51,33 @@ def measure_sample(plan: Plan, num_images: int = NUM_SAMPLED) -> Estimate | None
         FeaturesError: if no sampled image can be decoded, one kills the process, or the network does not run here.
         BottleneckError: what a run would stop with: StoreError, WeightsError, ...
     """
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
     done = plan.committed()
     if len(done) == plan.num_shards:
         return None
     if not done.keys() >= plan.revised.keys():
         raise FeaturesError("Of shards that were requeued only some images are done again, which is not estimated.")
-    # As in `resolve_apart`: the caller stays free of Keras, and stdout belongs to its result.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.dup2, (2, 1)) as pool:
+    try:
+        return Estimate.from_json(ask(_answer, {"output": plan.output, "images": num_images}))
+    except ChildDiedError:
+        raise FeaturesError(
+            "The process that measured died: an image killed its decoder (a run survives that), or the memory is "
+            "too small for this network."
+        ) from None
+
+
+def _answer(pipe: Connection) -> None:
+    def measured(asked: dict[str, Any]) -> dict[str, Any]:
+        plan = load_plan(asked["output"])
+        if plan is None:
+            raise FeaturesError(f"The plan of {asked['output']} has gone while it was measured.")
         try:
-            return pool.submit(_measure, plan, done, num_images).result()
-        except BrokenProcessPool:
-            raise FeaturesError(
-                "The process that measured died: an image killed its decoder (a run survives that), or the memory is "
-                "too small for this network."
-            ) from None
+            return asdict(_measure(plan, plan.committed(), asked["images"]))
         except BottleneckError:
             raise
         except Exception as error:  # of a backend: a GPU that others have filled, ...
             raise FeaturesError(f"Measuring failed with {type(error).__name__}: {error}.") from error
+
+    answer(pipe, measured)
 
 
 def count_cores() -> int:

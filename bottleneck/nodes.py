@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bottleneck import __version__, dashboard
+from bottleneck.child import command, environment
 from bottleneck.doctor import Check, Finding
 from bottleneck.errors import BottleneckError, UsageError
 from bottleneck.session import check_reachable
@@ -122,9 +123,14 @@ def _judge(one: dict[str, Any], driver: dict[str, Any]) -> Finding:
 
 
 def _ask(address: str, limit_seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bottleneck.nodes", address]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_seconds)  # noqa: S603  # this Python, no shell
+        done = subprocess.run(  # noqa: S603  # this Python, no shell
+            command("bottleneck.nodes", address),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=limit_seconds,
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"No answer from {address} within {limit_seconds:.0f} s"}
     told = _result(done.stdout) or {"error": _last_line(done.stderr) or f"joining ended with {done.returncode}"}

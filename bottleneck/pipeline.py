@@ -11,6 +11,7 @@ from typing import Any
 
 from bottleneck import errors
 from bottleneck.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from bottleneck.child import raised
 from bottleneck.dataset import stages
 from bottleneck.errors import FingerprintError, IncompleteError, StoreError
 from bottleneck.estimate import Prediction, predict_run
@@ -25,7 +26,7 @@ from bottleneck.prepare import Work
 from bottleneck.progress import Progress
 from bottleneck.session import RESULTS_THREAD, cluster_address, is_ours, start_ray, stop_ray, tell_waiting
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
-from bottleneck.stages import WARM_UP, raised
+from bottleneck.stages import WARM_UP
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
 from bottleneck.weights import is_file
 

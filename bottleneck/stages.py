@@ -6,7 +6,6 @@ lost shard, which is prepared again with each image in a guarded child process.
 """
 
 import json
-import logging
 import time
 from dataclasses import asdict
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bottleneck import errors
 from bottleneck.base import Base
-from bottleneck.errors import BottleneckError
+from bottleneck.child import as_result
 from bottleneck.extract import Columns, extract_prepared
 from bottleneck.features import Receipt
 from bottleneck.guard import GuardedByProcess, guarded_by_exit
@@ -24,8 +22,6 @@ from bottleneck.listing import Shard
 from bottleneck.predict import Predictor
 from bottleneck.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.spec import FeatureRequest, Precision
-
-log = logging.getLogger(__name__)
 
 WARM_UP = {"receipt": None}
 """In the place of a shard: lets a worker start before there is a plan."""
@@ -170,18 +166,3 @@ def _packed(table: pa.Table | None) -> bytes:
 
 def _table(packed: pa.Buffer) -> pa.Table:
     return pa.ipc.open_stream(packed).read_all()
-
-
-def raised(error: list[str]) -> BottleneckError:
-    """A stage's error as an exception of the driver."""
-    kind, message = error
-    made: BottleneckError = getattr(errors, kind, BottleneckError)(message)
-    return made
-
-
-def as_result(error: BaseException) -> dict[str, Any]:
-    """An error as a result row."""
-    if isinstance(error, BottleneckError):
-        return {"error": [type(error).__name__, str(error)]}
-    log.exception("a stage failed")
-    return {"error": ["BottleneckError", f"A worker failed with {type(error).__name__}: {error}."]}

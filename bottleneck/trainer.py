@@ -17,12 +17,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from bottleneck.child import as_result, raised
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.features import Features
 from bottleneck.fitting import Fitted, fit_features
 from bottleneck.member import Member
 from bottleneck.session import THREAD_SECONDS, cluster_address, start_ray, stop_ray, tell_waiting
-from bottleneck.stages import as_result, raised
 from bottleneck.team import HeadRequest
 
 log = logging.getLogger(__name__)

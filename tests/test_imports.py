@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "text", "metrics", "pages", "hdf5", "parquet", "heap", "retry"},
-    {"progress", "choices", "labels", "bases"},
+    {"progress", "choices", "labels", "bases", "child"},
     {"spec", "objects", "estimate", "live", "dashboard", "doctor"},
     {"answers"},
     {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
@@ -104,6 +104,13 @@ def test_the_library_knows_no_job(path: Path) -> None:
 def test_ray_is_imported_where_it_is_driven_and_nowhere_else(path: Path) -> None:
     uses_ray = any(name.split(".")[0] == "ray" for name in imports_of(path))
     assert not uses_ray or name_of(path) in MAY_IMPORT_RAY
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parent.name == "bottleneck"], ids=name_of)
+def test_no_process_of_the_library_starts_its_callers_main_module_again(path: Path) -> None:
+    """As `multiprocessing` does; `child` is what starts processes."""
+    assert not imports_of(path) & {"multiprocessing", "concurrent.futures.process"}
+    assert "ProcessPoolExecutor" not in path.read_text()
 
 
 def test_the_verifier_shares_no_code_with_what_it_verifies() -> None:

@@ -1,0 +1,126 @@
+"""Work in a process of its own: `python -m bottleneck.child` runs one function of ours, which talks with its parent.
+
+The process knows nothing of its parent's main module. `multiprocessing` would import that again, so that a script
+without `if __name__ == "__main__":` would start itself once more, and fail. Messages are JSON and plain bytes: what a
+process says that met hostile bytes is data, never code.
+"""
+
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, Self
+
+from bottleneck import errors
+from bottleneck.errors import BottleneckError
+
+log = logging.getLogger(__name__)
+
+Serve = Callable[[Connection], None]
+"""What a child runs: a module's function of the pipe to its parent."""
+
+
+class ChildDiedError(Exception):
+    """The process ended without an answer."""
+
+
+class Child:
+    """A process that runs a function of a module; a context manager, which ends it.
+
+    What it prints goes to stderr: stdout belongs to a job's result.
+    """
+
+    def __init__(self, serve: Serve) -> None:
+        self.pipe, far_end = Pipe()
+        with far_end:
+            arguments = (serve.__module__, serve.__name__, str(far_end.fileno()))
+            self._process = subprocess.Popen(  # noqa: S603  # this Python, no shell
+                command(__name__, *arguments),
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=[far_end.fileno()],
+                process_group=0,  # a Ctrl-C is for the parent, which ends it
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        self.pipe.close()
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """How a module of ours is run as a program; not with whatever lies in the working directory (`-P`)."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """For such a program: it imports from where this process does."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [os.path.abspath(path) for path in sys.path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([*filter(None, given), *paths]))}
+
+
+def ask(serve: Serve, request: dict[str, Any]) -> Any:
+    """Have a child answer one request; its function calls `answer`.
+
+    Raises:
+        ChildDiedError: if it dies over that.
+        BottleneckError: what it met.
+    """
+    with Child(serve) as child:
+        try:
+            child.pipe.send_bytes(json.dumps(request).encode())
+            result = json.loads(child.pipe.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise ChildDiedError from error
+    if "error" in result:
+        raise raised(result["error"])
+    return result["value"]
+
+
+def answer(pipe: Connection, function: Callable[[dict[str, Any]], Any]) -> None:
+    """Answer the parent's one request by what a function makes of it, or by the error it raises."""
+    request = json.loads(pipe.recv_bytes())
+    try:
+        result = {"value": function(request)}
+    except Exception as error:
+        result = as_result(error)
+    pipe.send_bytes(json.dumps(result).encode())
+
+
+def as_result(error: BaseException) -> dict[str, Any]:
+    """An error as JSON, for another process."""
+    if isinstance(error, BottleneckError):
+        return {"error": [type(error).__name__, str(error)]}
+    log.exception("a worker failed")
+    return {"error": ["BottleneckError", f"A worker failed with {type(error).__name__}: {error}."]}
+
+
+def raised(error: list[str]) -> BottleneckError:
+    """Such an error as an exception again."""
+    kind, message = error
+    made: BottleneckError = getattr(errors, kind, BottleneckError)(message)
+    return made
+
+
+def run() -> None:
+    """The program."""
+    module, name, handle = sys.argv[1:]
+    with Connection(int(handle)) as pipe:
+        getattr(importlib.import_module(module), name)(pipe)
+
+
+if __name__ == "__main__":
+    run()
