@@ -5,13 +5,13 @@
 
 The source holds images, or the features `extract` made of them, which needs no network and no Ray. Images
 take as long as `extract` does. Plans if there is no plan, predicts what is missing, finishes. Kill it anywhere and run
-it again. The JSON line says what was done and what there is.
+it again. Ends with images by class, and accuracy where images have labels.
 """
 
 import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,20 +20,32 @@ from bottleneck.extend import extend_plan
 from bottleneck.features import open_features
 from bottleneck.pipeline import Run, RunOptions
 from bottleneck.plan import Plan, load_plan, make_plan, preflight
-from bottleneck.predict import Predictor, check_predictions, plan_like, predict_features, prediction_spec, tell_newer
+from bottleneck.predict import (
+    Predictor,
+    check_predictions,
+    count_predicted,
+    plan_like,
+    predict_features,
+    prediction_spec,
+    tell_newer,
+)
 from bottleneck.progress import Display
 from bottleneck.session import cluster_address
 from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.store import check_output_uri
 from bottleneck.tally import Summary, Tally, summarize
+from bottleneck.text import counted
 from bottleneck.weights import check_weights
 from jobs.extract import report, tell_extended, tell_plan
-from jobs.results import answer
+from jobs.results import answer, show
 
 if TYPE_CHECKING:
     from bottleneck.head import Head
 
 log = logging.getLogger(__name__)
+
+NUM_SHOWN = 20
+"""Classes that are shown with their images, the most frequent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +77,25 @@ def main(config: Config) -> int:
     started = time.monotonic()
     summary = predict(config)
     report(summary, time.monotonic() - started)
-    answer(asdict(summary))
+    answer({**asdict(summary), **told(config.output)})
     return 0
+
+
+def told(output: str) -> dict[str, Any]:
+    """Show what was predicted, and give it as JSON."""
+    plan = load_plan(output)
+    found = count_predicted(plan) if plan is not None else None
+    if found is None:
+        return {"predicted": None, "labelled": None, "accuracy": None}
+    shown = list(found.classes.items())[:NUM_SHOWN]
+    for label, count in shown:
+        show(f"{count:>11,}  {label}")
+    if more := len(found.classes) - len(shown):
+        rest = sum(found.classes.values()) - sum(count for _, count in shown)
+        show(f"{rest:>11,}  in {counted(more, 'other class', 'other classes')}")
+    if found.accuracy is not None:
+        show(f"accuracy {100 * found.accuracy:.2f} % on {counted(found.labelled, 'labelled image')}")
+    return {"predicted": found.classes, "labelled": found.labelled, "accuracy": found.accuracy}
 
 
 def predict(config: Config) -> Summary:

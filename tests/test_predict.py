@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -147,6 +148,23 @@ def test_predictions_from_features_are_the_heads(world: World, predictions: Path
         assert (row["predicted"], row["probability"]) == (row["top_labels"][0], row["top_probabilities"][0])
 
 
+def test_what_was_predicted_is_counted_by_class_and_against_labels(
+    world: World, predictions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ok = [row for row in rows_of(predictions).values() if row["status"] == "ok"]
+    classes = Counter(row["predicted"] for row in ok)
+    right = sum(row["predicted"] == row["label"] for row in ok)
+    arguments = [str(one) for one in ("predict", world.features, world.head, predictions, "--max-rejected", "1")]
+    assert main(["--json", *arguments]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["predicted"], told["labelled"], told["accuracy"]) == (classes, 20, right / 20)
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"accuracy {5 * right:.2f} % on 20 labelled images\n" in shown
+    label, count = classes.most_common(1)[0]
+    assert f"  {count}  {label}\n" in shown
+
+
 def test_predictions_of_images_are_those_of_their_features(world: World, predictions: Path, tmp_path: Path) -> None:
     """The unit that an actor runs, shard by shard, without Ray."""
     head = Head.load(str(world.head))
@@ -272,7 +290,7 @@ def test_unfinished_features_are_refused_unless_allowed(world: World, do: Do, tm
     assert not (tmp_path / "out").exists()
     code, left = do(*arguments, "--allow-incomplete")
     assert code == 3
-    assert "1 of 6 shards have no features yet" in left["message"]
+    assert "No features yet for 1 of 6 shards" in left["message"]
     assert len(rows_of(tmp_path / "out")) == 22 - SHARD_SIZE
     assert verify(str(tmp_path / "out"), full=True).exit_code == 3
     kept.rename(lost)
@@ -318,7 +336,7 @@ def test_shards_that_were_requeued_are_predicted_again(
     assert (requeued["shards"], requeued["images"]) == (2, 2)
     caplog.set_level("INFO")
     assert do(*arguments)[1]["done_now"] == 0  # nothing is done again unasked, but it is told
-    assert "2 shards of the features have been requeued since" in caplog.text
+    assert "predicted again with --extend: 2 shards" in caplog.text
     # Of a shard that was lost meanwhile there are still the features that were planned, until they are replaced.
     revised = sorted(plan_of(features).revised)
     data_files(tmp_path / "out")[revised[0]].unlink()
@@ -327,7 +345,7 @@ def test_shards_that_were_requeued_are_predicted_again(
     data_files(tmp_path / "out")[revised[0]].unlink()
     code, refused = do(*arguments)
     assert code == 3
-    assert "1 shards have been requeued since" in refused["message"]
+    assert "The features of 1 shard were requeued" in refused["message"]
     assert "--extend" in refused["message"]
     code, summary = do(*arguments, "--extend")
     assert (code, summary["done_now"], summary["extended"]["added"], summary["ok"]) == (0, 2, 0, 21)
