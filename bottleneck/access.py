@@ -15,6 +15,7 @@ from bottleneck.plan import check_output, load_plan
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureSpec, Limits, Reading
 from bottleneck.store import check_output_uri, normal_uri, open_store
+from bottleneck.text import counted
 
 PROBE = "plan/d0c70000-00000000-00000000.parquet"
 """What is written. By its name it is a part of a plan that was never finished, the one kind of object that may lie in
@@ -70,7 +71,7 @@ def try_output(uri: str) -> Iterator[Finding]:
     check_output_uri(uri)
     check_output(uri)
     store, plan = open_store(uri), load_plan(uri)
-    held = f"holds a plan of {plan.num_images:,} images" if plan else "is free"
+    held = f"holds a plan of {counted(plan.num_images, 'image')}" if plan else "is free"
     yield Finding("output", "ok", f"{store.uri} can be listed and {held}")
     yield from try_writing(store)
 

@@ -1,10 +1,16 @@
 """Every error a user can meet, one tree; each kind has the exit code its job ends with."""
 
+import re
+
 
 class BottleneckError(Exception):
     """Something a user can mend: the message says what happened, what was expected and what to do."""
 
     exit_code = 5
+
+    def __init__(self, message: str = "") -> None:
+        # Many messages quote another error, and go on after it, which may have ended with a dot itself.
+        super().__init__(re.sub(r"(?<=[^\s./])\.\.(?=\s|$)", ".", message))
 
 
 class UsageError(BottleneckError):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from bottleneck.progress import duration
+from bottleneck.text import counted
 
 STARTUP_SECONDS = 15.0
 """From a command's start to its first batch: Ray, Keras and the network take 11 to 17 s."""
@@ -118,7 +119,7 @@ class Prediction:
         """For a person to read."""
         return (
             f"expected: {self.images_per_second:,.1f} images/s, limited by {self.limiting}, about "
-            f"{duration(self.seconds)} for the other {self.left:,} images (from the first {self.done:,})"
+            f"{duration(self.seconds)} for the other {counted(self.left, 'image')} (from the first {self.done:,})"
         )
 
     def compared(self, images: int, ended: float) -> dict[str, Any]:

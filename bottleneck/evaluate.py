@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from bottleneck.errors import UsageError
+from bottleneck.text import printable
 
 NUM_BINS = 15
 """Of equal width for the calibration error: Guo et al., On Calibration of Modern Neural Networks, ICML 2017."""
@@ -343,13 +344,17 @@ def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95)
     share, weight = num_correct / num_images, z * z / num_images
     centre = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * float(np.sqrt(share * (1 - share) / num_images + weight / num_images / 4))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At either end the bound is exact, where rounding gives 3e-18.
+    return (
+        max(0.0, centre - half) if num_correct else 0.0,
+        min(1.0, centre + half) if num_correct < num_images else 1.0,
+    )
 
 
 def classification_report(evaluation: Evaluation) -> str:
     """The table that scikit-learn's function of this name gives for the same predictions, to the letter."""
     lines = evaluation.per_class
-    width = max(len("weighted avg"), *(len(line.label) for line in lines))
+    width = max(len("weighted avg"), *(len(printable(line.label)) for line in lines))
     text = f"{'':>{width}} " + "".join(f" {name:>9}" for name in ("precision", "recall", "f1-score", "support"))
     text += "\n\n" + "".join(_line(line, width) for line in lines)
     text += f"\n{'accuracy':>{width}}  {'':>9} {'':>9} {evaluation.accuracy:>9.2f} {evaluation.num_images:>9}\n"
@@ -358,7 +363,7 @@ def classification_report(evaluation: Evaluation) -> str:
 
 def _line(line: ClassScores, width: int) -> str:
     scores = f"{line.precision:>9.2f} {line.recall:>9.2f} {line.f1:>9.2f} {line.support:>9}"
-    return f"{line.label:>{width}}  {scores}\n"
+    return f"{printable(line.label):>{width}}  {scores}\n"
 
 
 def _worst(mistakes: list[Mistake]) -> list[Mistake]:

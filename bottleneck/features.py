@@ -26,6 +26,7 @@ from bottleneck.plan import FORMAT, Plan, json_bytes, load_plan, versions
 from bottleneck.rows import check_schema, data_schema
 from bottleneck.spec import FeatureSpec, OutputSpec, canonical_layer
 from bottleneck.store import open_store
+from bottleneck.text import counted
 
 SUCCESS = "_SUCCESS.json"
 
@@ -178,8 +179,8 @@ def finish(plan: Plan, receipts: dict[int, Receipt] | None = None, run_id: str =
     missing = [shard for shard in range(plan.num_shards) if shard not in committed]
     if missing:
         raise IncompleteError(
-            f"{len(missing)} of {plan.num_shards} shards of {plan.output} are not done, the first is {missing[0]}. Run "
-            "the same command again: it does only these."
+            f"{plan.output} is not finished: {len(missing):,} of {counted(plan.num_shards, 'shard')} left to do, the "
+            f"first of them {missing[0]}. Run the same command again: it does only that."
         )
     ours = {shard: receipt for shard, receipt in (receipts or {}).items() if receipt.created}
 
@@ -283,8 +284,11 @@ class Features:
         """The full name of a layer; may be left out where there is only one. Raises UsageError."""
         if layer is None and len(self.layers) == 1:
             return self.layers[0]
-        if layer is None or canonical_layer(layer) not in self.layers:
-            raise UsageError(f"Expected one of the layers {', '.join(self.layers)}. Received: {layer}.")
+        known = ", ".join(self.layers)
+        if layer is None:
+            raise UsageError(f"{self.plan.output} has features of several layers. Expected --layer, one of {known}.")
+        if canonical_layer(layer) not in self.layers:
+            raise UsageError(f"{self.plan.output} has no features of that layer. Expected {known}. Received: {layer}.")
         return canonical_layer(layer)
 
 
@@ -310,8 +314,9 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
     if not allow_incomplete and finished(plan) is None:
         done = len(plan.committed())
         raise IncompleteError(
-            f"{output} is not finished: {done} of {plan.num_shards} shards are done. Run its `bottleneck extract` "
-            "command again, or take what there is with --allow-incomplete (in Python allow_incomplete=True)."
+            f"{output} is not finished: {done:,} of {counted(plan.num_shards, 'shard')} done. Run its "
+            "`bottleneck extract` command again, or take what there is with --allow-incomplete (in Python "
+            "allow_incomplete=True)."
         )
     return Features(plan, [plan.data_name(shard) for shard in sorted(plan.data_files())])
 

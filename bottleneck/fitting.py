@@ -17,6 +17,7 @@ from bottleneck.plan import versions
 from bottleneck.spec import canonical_layer
 from bottleneck.splits import HELD_OUT, split
 from bottleneck.team import HeadRequest, Team
+from bottleneck.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: 
         num_folds,
     )
     if sides.conflicts:
-        log.warning("%s groups of byte-identical images have different labels; each stays on one side", sides.conflicts)
+        groups = counted(sides.conflicts, "group")
+        log.warning("%s of byte-identical images with different labels; all of a group stay on one side", groups)
     leader = Leader(team, [len(own) for own in codes], codes_N, sides.folds_N, len(classes), request, num_folds)
     arrays, grid = leader.fit(features.spec.dims[features.spec.layers.index(layer)])
     head = Head.of(request, grid.best_c, classes, arrays)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bottleneck.child import command, environment
 from bottleneck.doctor import Check, Finding, State
+from bottleneck.text import counted
 
 DISTRIBUTION = "bottleneck-features"
 NAMED = ("ray", "keras", "pyarrow", "pillow", "s3fs")
@@ -126,7 +127,7 @@ def backend() -> Iterator[Finding]:
     name, seen = done.stdout.split()[-2:]
     gpus = f"{seen} GPU{'s' if seen != '1' else ''}" if seen != "0" else "no GPU, it runs on the CPU"
     if num_gpus and name != "openvino" and seen == "0":
-        told = f"this machine has {num_gpus} GPUs, {name} sees none of them: pip install '{DISTRIBUTION}[gpu]'"
+        told = f"this machine has {counted(num_gpus, 'GPU')}, and {name} sees none: pip install '{DISTRIBUTION}[gpu]'"
         yield Finding("network", "warning", f"{told} in an environment of its own, and look at CUDA_VISIBLE_DEVICES")
     else:
         yield Finding("network", "ok", f"Keras starts on {name}; {gpus}")

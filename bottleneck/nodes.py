@@ -20,6 +20,7 @@ from bottleneck.child import command, environment
 from bottleneck.doctor import Check, Finding
 from bottleneck.errors import BottleneckError, UsageError
 from bottleneck.session import check_reachable
+from bottleneck.text import counted
 
 JOIN_SECONDS = 90.0
 """To join, and to start a worker on a node of each kind: some 5 s where nothing is wrong."""
@@ -80,8 +81,9 @@ def try_cluster(address: str) -> Iterator[Finding]:
     nodes, here = told_by["nodes"], {"Ray": _ray_version(), "Python": platform.python_version()}
     total = {name: sum(one[name] * one["count"] for one in nodes) for name in ("cpus", "gpus", "memory")}
     there = {"Ray": told_by["ray"], "Python": told_by["python"]}
+    num_nodes = sum(one["count"] for one in nodes)
     told = (
-        f"{address} answers: Ray {there['Ray']}, Python {there['Python']}; {sum(one['count'] for one in nodes)} nodes, "
+        f"{address} answers: Ray {there['Ray']}, Python {there['Python']}; {counted(num_nodes, 'node')}, "
         f"{total['cpus']:g} CPUs, {total['gpus']:g} GPUs, {total['memory'] / 1e9:.0f} GB for tasks"
     )
     differing = [f"{name} {here[name]}" for name in here if here[name] != there[name]]

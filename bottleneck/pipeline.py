@@ -28,6 +28,7 @@ from bottleneck.session import RESULTS_THREAD, cluster_address, is_ours, start_r
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 from bottleneck.stages import WARM_UP
 from bottleneck.tally import Summary, Tally, pending_shards, summarize
+from bottleneck.text import counted
 from bottleneck.weights import is_file
 
 log = logging.getLogger(__name__)
@@ -195,13 +196,14 @@ class Run:
             self.results = self._start(guarded=False)  # the task that hands out shards was killed, no image is suspect
             self._drain(plan, work, None, tally, show)
         if left := lost():
-            log.warning("%d shards lost their workers and are prepared again, image by image", len(left))
+            log.warning("prepared again image by image: %s, whose workers died", counted(len(left), "shard"))
             self.results = self._start(guarded=True)
             self._drain(plan, work, left, tally, show)
             if left := lost():
                 raise IncompleteError(
-                    f"The workers of {len(left)} shards kept dying, the first is {left[0].number}: out of memory? What "
-                    "is done is kept; run the same command again, with more memory or a smaller --batch-size."
+                    f"The workers of {counted(len(left), 'shard')} kept dying, first of {left[0].number}: out of "
+                    "memory? What is done is kept; run the same command again, with more memory or a smaller "
+                    "--batch-size."
                 )
         return summarize(plan, tally, done_before, started, extended, self._details(tally))
 

@@ -19,6 +19,7 @@ from bottleneck.plan import Plan
 from bottleneck.sections import Rejections, Thumbnails, report_html
 from bottleneck.sources import open_source
 from bottleneck.store import open_store
+from bottleneck.text import counted
 
 REPORT_HTML = "report.html"
 CONFUSION_PNG = "confusion.png"
@@ -123,8 +124,8 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
     if len(found) < len(keys):
         return Thumbnails(
             found,
-            f"{len(keys) - len(found)} of {len(keys)} pictures are missing: the images are no longer in the source "
-            f"{plan.source} as they were when the features were made.",
+            f"{len(keys) - len(found)} of {counted(len(keys), 'picture')} missing: the images are no longer in the "
+            f"source {plan.source} as they were when the features were made.",
         )
     return Thumbnails(found)
 

@@ -8,6 +8,7 @@ from bottleneck import page
 from bottleneck.drawing import DARK, LIGHT, MAX_CELLS, MAX_NUMBERED, Format, draw_calibration, draw_confusion
 from bottleneck.evaluate import ConfusedPair, Evaluation
 from bottleneck.page import data_uri, escape, name
+from bottleneck.text import counted
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def report_html(
     sections.append(("rejected", "Rejected images", _rejected(rejected)))
     made = "".join(f"<h3>{escape(heading)}</h3>{page.definitions(values)}" for heading, values in details.items())
     sections.append(("made", "How it was made", made))
-    images = f"{evaluation.num_images:,} labelled images, {len(evaluation.classes):,} classes"
+    classes = counted(len(evaluation.classes), "class", "classes")
+    images = f"{counted(evaluation.num_images, 'labelled image')}, {classes}"
     return page.page(title, images, sections, "Everything on this page is inside this file; it loads nothing.")
 
 
@@ -73,11 +75,10 @@ def _notes(evaluation: Evaluation) -> list[str]:
     notes = []
     if unknown := evaluation.unknown_labels:
         named = ", ".join(list(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
-        notes.append(
-            f"{sum(unknown.values()):,} images have labels the head does not know and count as its errors: {named}."
-        )
+        images = counted(sum(unknown.values()), "image")
+        notes.append(f"{images} with labels the head does not know, counted as its errors: {named}.")
     if evaluation.num_unlabelled:
-        notes.append(f"{evaluation.num_unlabelled:,} images have no label and are left out.")
+        notes.append(f"{counted(evaluation.num_unlabelled, 'image')} without a label left out.")
     return notes
 
 
@@ -112,7 +113,7 @@ def _confusion(evaluation: Evaluation) -> str:
         words += f" Each square stands for {group} neighbouring classes: on the diagonal their mean recall, elsewhere "
         words += "the largest share of one class taken for another."
     worst = "".join(f" {pair.label} taken for {pair.predicted}, {pair.images}." for pair in evaluation.confused[:3])
-    alt = f"Confusion matrix of {num_classes} classes. Most confused:{worst or ' none'}"
+    alt = f"Confusion matrix of {counted(num_classes, 'class', 'classes')}. Most confused:{worst or ' none'}"
     # Digits are sharp at any size as SVG; ten thousand squares are smaller as PNG.
     file_format: Format = "svg" if num_classes <= MAX_NUMBERED else "png"
     light, dark = (_drawn(draw_confusion(evaluation, file_format, theme), file_format) for theme in (LIGHT, DARK))

@@ -7,6 +7,7 @@ from bottleneck import page
 from bottleneck.page import escape, name
 from bottleneck.sections import Thumbnails
 from bottleneck.similar import Neighbour
+from bottleneck.text import counted
 
 
 def contact_sheet(
@@ -35,7 +36,7 @@ def contact_sheet(
         ("similar", "Most like it", f'{absent}<ol class="gallery">{items}</ol>'),
         ("made", "How they were found", page.definitions(details)),
     ]
-    title = f"{len(neighbours):,} images like {image}"
+    title = f"{counted(len(neighbours), 'image')} like {image}"
     subtitle = "By the cosine of their features, largest first"
     return page.page(title, subtitle, sections, "Everything on this page is inside this file; it loads nothing.")
 

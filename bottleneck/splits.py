@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bottleneck.errors import UsageError
+from bottleneck.text import counted
 
 HELD_OUT = -2
 """The fold of an image that no fit sees; folds themselves count from 0."""
@@ -83,9 +84,10 @@ def _check_counts(counts_K: np.ndarray, classes: Sequence[str], test_fraction: f
     few = [f"{classes[code]} ({counts_K[code]})" for code in np.flatnonzero(counts_K < needed).tolist()]
     if few:
         named = ", ".join(few[:NUM_NAMED]) + (", ..." if len(few) > NUM_NAMED else "")
+        count = counted(len(few), "class", "classes")
         raise UsageError(
-            f"{len(few)} classes have too few images to be split: {named}. Expected at least {needed} different images "
-            "of each class. Add images and extract with --extend, or leave the class out of the source; "
+            f"{count} with too few images to be split: {named}. Expected at least {needed} "
+            "different ones of each class. Add images and extract with --extend, or leave the class out of the source; "
             "--test-fraction 0 with a single --c needs only one."
         )
 

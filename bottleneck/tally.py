@@ -11,6 +11,7 @@ from bottleneck.extend import Extended
 from bottleneck.features import Receipt, finish, finished
 from bottleneck.listing import Shard
 from bottleneck.plan import Plan
+from bottleneck.text import counted
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class Tally:
 
     def check(self, reasons: dict[str, int]) -> None:
         if sum(reasons.values()) > self.allowed:
-            named = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items()))
+            named = ", ".join(f"{count:,} x {reason}" for reason, count in sorted(reasons.items()))
             raise TooManyRejectedError(
-                f"{sum(reasons.values())} images were rejected ({named}), more than the {self.max_rejected:.0%} of the "
-                "plan that --max-rejected allows. Look at the rows' `reason`; run again with a higher --max-rejected "
-                "to go on from here."
+                f"{counted(sum(reasons.values()), 'image')} rejected ({named}), more than the {self.max_rejected:.0%} "
+                "of the plan that --max-rejected allows. Look at the rows' `reason`; run again with a higher "
+                "--max-rejected to go on from here."
             )
 
 

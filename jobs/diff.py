@@ -21,7 +21,7 @@ from bottleneck.errors import CorruptError, UsageError
 from bottleneck.features import open_features
 from bottleneck.progress import Display, Progress
 from bottleneck.recompute import MIN_COSINE
-from bottleneck.text import printable
+from bottleneck.text import counted, printable
 from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def main(config: Config) -> int:
 
 def told(found: Diff) -> list[str]:
     """The result for a person to read."""
-    lines = [f"A: {found.a}", f"B: {found.b}", f"{found.num_images:,} images are in both"]
+    lines = [f"A: {found.a}", f"B: {found.b}", f"in both: {counted(found.num_images, 'image')}"]
     lines += [f"{name}: {a} in A, {b} in B" for name, (a, b) in found.settings.items()]
     lines += [f"{name}: {_joined(a)} in A, {_joined(b)} in B" for name, (a, b) in found.made_with.items()]
     lines += _group("only in A", found.only_a) + _group("only in B", found.only_b)
@@ -87,7 +87,7 @@ def told(found: Diff) -> list[str]:
             lines += ["", f"least alike in {name}:"]
             lines += [f"  {cosine:9.6f}  {printable(key)}" for cosine, key in layer.worst]
     compared = max(layer.images for layer in found.layers.values())
-    return [*lines, "", f"{found.num_below:,} of {compared:,} images are below a cosine of {found.min_cosine:g}"]
+    return [*lines, "", f"below a cosine of {found.min_cosine:g}: {found.num_below:,} of {counted(compared, 'image')}"]
 
 
 def _group(words: str, group: Group) -> list[str]:

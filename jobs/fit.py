@@ -196,11 +196,13 @@ class Table:
             self.accuracies[event["c"], event["fold"]] = event["accuracy"]
             self.state = f"C = {event['c']:g}, fold {event['fold'] + 1}"
         elif "read" in event:
-            self.state = f"{event['read']:,} images of {event['classes']} classes read in {duration(event['seconds'])}"
+            classes = counted(event["classes"], "class", "classes")
+            self.state = f"{counted(event['read'], 'image')} of {classes} read in {duration(event['seconds'])}"
         elif "epoch" in event:
             self.state = f"epoch {event['epoch']} of {event['epochs']}"
         else:
-            self.state = f"step {event['step']}, {event['passes']} passes, at most {event['gap']:.0e} above the optimum"
+            passes = counted(event["passes"], "pass", "passes")
+            self.state = f"step {event['step']}, {passes}, at most {event['gap']:.0e} above the optimum"
         if self._live is not None:
             self._live.update(self._drawn(), refresh=True)
         elif "read" in event or time.monotonic() - self._told > PLAIN_SECONDS:

@@ -28,6 +28,7 @@ from bottleneck import __version__
 from bottleneck.dashboard import Dashboard, LostError, NoAgentError, check_address, connect
 from bottleneck.errors import ClusterError, IncompleteError, UsageError
 from bottleneck.joblog import Transcript, follow
+from bottleneck.text import counted
 from jobs.__main__ import EXPECT_VERSION, JSON
 from jobs.results import answer, show
 from jobs.submit_checks import check_job
@@ -167,7 +168,8 @@ def code_folder() -> Iterator[Path]:
             for file in sorted(folder.glob("*.py")):
                 shutil.copyfile(file, Path(name) / folder.name / file.name)
                 num_files, num_bytes = num_files + 1, num_bytes + file.stat().st_size
-        log.info("with the code of version %s: %s files, %.1f MB", __version__, num_files, num_bytes / 1e6)
+        files = counted(num_files, "file")
+        log.info("with the code of version %s: %s, %.1f MB", __version__, files, num_bytes / 1e6)
         yield Path(name)
 
 

@@ -223,3 +223,9 @@ def test_wrong_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="different classes"):
         evaluator.merge(Evaluator(["a", "b"]))
     evaluator.add([], [], head.predictions(np.empty((0, 6))))
+
+
+def test_the_interval_of_none_or_all_right_ends_at_zero_or_one() -> None:
+    for num_images in range(1, 60):
+        assert wilson_interval(0, num_images)[0] == 0.0
+        assert wilson_interval(num_images, num_images)[1] == 1.0

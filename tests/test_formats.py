@@ -313,7 +313,7 @@ def test_what_is_not_done_is_exported_when_asked(tmp_path: Path, capsys: pytest.
         (["{features}", "x"], ".keras or .onnx (of a head)"),
         (["{features}", "x.keras"], "is an output of features"),
         (["{head}", "x.h5"], "is a head"),
-        (["{features}", "x.h5"], "Expected one of the layers"),
+        (["{features}", "x.h5"], "features of several layers"),
         (["{features}", "x.h5", "--weights", "w.h5"], "--weights is of heads"),
         (["{head}", "x.onnx", "--layer", "fc2"], "are of features"),
         (["{features}", "{features}/x.h5", "--layer", "fc2"], "is inside"),

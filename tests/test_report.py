@@ -95,7 +95,7 @@ def test_the_job_prints_the_report_and_writes_the_page(
     assert f"{result['accuracy']:.2%}" in text
     assert "truncated: 3" in text
     assert features.spec.fingerprint in text
-    assert "pictures are missing" not in text
+    assert "pictures missing" not in text
     again = Evaluation.from_json(json.loads((tmp_path / "report/evaluation.json").read_text()))
     assert again.accuracy == result["accuracy"]
     with Image.open(tmp_path / "report/confusion.png") as picture:
@@ -143,9 +143,9 @@ def test_pictures_come_from_the_source_and_their_absence_is_said(features: Featu
     finally:
         moved.rename(source)
     assert not found.images
-    assert "6 of 6 pictures are missing" in found.missing
+    assert "6 of 6 pictures missing" in found.missing
     page = report_html("x", evaluation_of(3, 50), None, {}, found, {})
-    assert "6 of 6 pictures are missing" in page
+    assert "6 of 6 pictures missing" in page
 
 
 def test_whatever_keeps_pictures_away_is_said(features: Features) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import jobs.describe
+from bottleneck.errors import UsageError
 from bottleneck.progress import Display, Progress
 from bottleneck.text import counted, printable
 from jobs import results
@@ -151,3 +152,9 @@ def test_a_terminal_without_letters_but_asciis_ends_no_job() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr) == ("\\xe9 \\x1b\n", "")
+
+
+def test_an_error_that_quotes_another_has_one_dot() -> None:
+    assert str(UsageError("It failed: no such file.. Give another, as ../x or x/.. or ...")) == (
+        "It failed: no such file. Give another, as ../x or x/.. or ..."
+    )

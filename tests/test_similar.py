@@ -176,7 +176,7 @@ def test_the_sheet_shows_thumbnails_and_frames_for_those_that_are_gone(
     text = sheet.read_text()
     assert text.count("data:image/jpeg") == 1 + 85
     assert text.count('aria-label="no picture"') == 1
-    assert "1 of 86 pictures are missing" in text
+    assert "1 of 86 pictures missing" in text
     assert ask(sheet, tmp_path, "document.documentElement.scrollWidth", 320, 1280) == ["320", "1280"]
     for options in ((), (DARK,)):
         with Image.open(screenshot(sheet, 1000, 1200, tmp_path, *options)) as picture:
@@ -217,7 +217,7 @@ def test_the_table_upsets_no_terminal() -> None:
         (["{text}", "{features}"], "cannot be used: not_an_image"),
         (["x.jpg", "{features}", "--top", "0"], "from 1 up"),
         (["x.jpg", "{features}", "--sheet", "x.pdf"], "ending in .html"),
-        (["x.jpg", "{features}", "--layer", "fc2"], "Expected one of the layers"),
+        (["x.jpg", "{features}", "--layer", "fc2"], "has no features of that layer"),
         (["x.jpg", "{photos}"], "no plan.json"),
     ],
 )
