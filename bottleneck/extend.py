@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 
 from bottleneck.errors import StoreError
 from bottleneck.listing import Comparison, Listing, freeze, in_order
-from bottleneck.plan import Plan, extension_name, header, json_bytes, load_plan, warn_of_labels
-from bottleneck.sources import open_source
+from bottleneck.plan import MAX_REJECTED, Plan, extension_name, header, json_bytes, load_plan, warn_of_labels
+from bottleneck.sources import images_to_plan
 from bottleneck.store import open_store
 
 
@@ -22,12 +22,20 @@ class Extended:
     gone_keys: list[str] = field(default_factory=list)
 
 
-def extend_plan(plan: Plan) -> tuple[Plan, Extended]:
-    """Look at the source again and append shards for the images the plan does not have; both lists are streamed."""
-    source, output_store = open_source(plan.source, plan.reading), open_store(plan.output)
+def extend_plan(plan: Plan, max_rejected: float = MAX_REJECTED) -> tuple[Plan, Extended]:
+    """Look at the source again and append shards for the images the plan does not have; both lists are streamed.
+
+    Args:
+        max_rejected: share of the images that a list names that may be missing.
+
+    Raises:
+        UsageError: if more of them are.
+    """
+    output_store = open_store(plan.output)
     while True:
         skipped: Counter[str] = Counter()
-        seen = Comparison(plan.images(), in_order(source.images(skipped)))
+        found = images_to_plan(plan.source, plan.reading, skipped, max_rejected)
+        seen = Comparison(plan.images(), in_order(found))
         listing = freeze(
             output_store,
             plan.holds,

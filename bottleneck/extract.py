@@ -16,7 +16,7 @@ from bottleneck.base import Base, choose_precision, requested_layers, resolve_ap
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.features import Receipt, finished, write_shard
 from bottleneck.listing import Shard
-from bottleneck.plan import Plan, data_name, differences, load_plan, make_plan, preflight
+from bottleneck.plan import MAX_REJECTED, Plan, data_name, differences, load_plan, make_plan, preflight
 from bottleneck.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureRequest, Limits, Reading
@@ -107,7 +107,7 @@ def extract_local(
     limits: Limits | None = None,
     reading: Reading | None = None,
     shard_size: int | None = None,
-    max_rejected: float = 0.05,
+    max_rejected: float = MAX_REJECTED,
     batch_size: int = 32,
 ) -> Summary:
     """Do a small job in this process, without Ray: plan if there is no plan, extract what is missing, finish.
@@ -124,7 +124,15 @@ def extract_local(
     """
     started = time.monotonic()
     request = request or FeatureRequest()
-    plan = open_or_make_plan(source, output, request, limits=limits or Limits(), reading=reading, shard_size=shard_size)
+    plan = open_or_make_plan(
+        source,
+        output,
+        request,
+        limits=limits or Limits(),
+        reading=reading,
+        shard_size=shard_size,
+        max_rejected=max_rejected,
+    )
     done = plan.committed()
     tally = Tally(plan, max_rejected)
     if finished(plan) is None:
@@ -146,12 +154,14 @@ def open_or_make_plan(
     limits: Limits,
     reading: Reading | None = None,
     shard_size: int | None = None,
+    max_rejected: float = MAX_REJECTED,
     has_bfloat16: Callable[[], bool] = base_module.has_bfloat16,
 ) -> Plan:
     """The output's plan, if it agrees with what is asked for; a new one where there is none.
 
     Args:
         shard_size: images of a shard in a new plan; None takes the default, and whatever an old plan has.
+        max_rejected: share of the images that a list names that may be missing from a new plan.
         has_bfloat16: asked once, for a new plan with precision `auto`: have the workers bfloat16 in hardware?
 
     Raises:
@@ -163,7 +173,15 @@ def open_or_make_plan(
         preflight(source, output, reading)  # before the seconds that Keras takes to start
         check_weights(request.weights)
         spec = resolve_apart(request, choose_precision(request, has_bfloat16))
-        return make_plan(source, output, spec, limits=limits, reading=reading, shard_size=shard_size)
+        return make_plan(
+            source,
+            output,
+            spec,
+            limits=limits,
+            reading=reading,
+            shard_size=shard_size,
+            max_rejected=max_rejected,
+        )
     check_request(plan, source, request, limits=limits, reading=reading, shard_size=shard_size)
     return plan
 

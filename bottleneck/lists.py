@@ -1,68 +1,111 @@
-"""Images that a CSV or Parquet file names, by URIs of objects in places the user named, with labels or without.
+"""Images that a list names, by URIs of objects in places the user named, with labels or without.
 
-The list is sorted on disk, as it may be longer than the memory is large; then each object is looked at, as a plan
-knows size and etag of its images.
+Each object is looked at, as a plan knows size and etag of its images; then the list is sorted, on disk, as it may be
+longer than the memory is large.
 """
 
-import csv
+import contextlib
 import heapq
-import io
 import itertools
+import logging
 import os
+import posixpath
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
 
+from bottleneck.bucket import BucketStore
 from bottleneck.containers import ContainerFile, while_planning
 from bottleneck.errors import UsageError
-from bottleneck.images import Image, folder_label
-from bottleneck.objects import ObjectError, Store
-from bottleneck.parquet import open_parquet
+from bottleneck.folder import FolderStore
+from bottleneck.images import IMAGE_SUFFIXES, Image, folder_label
+from bottleneck.labels import LabelError, as_label, likely_columns, unusable
+from bottleneck.listrows import EXPECTED, SUFFIXES, ListFile, ListRow, open_list
+from bottleneck.objects import Entry, ObjectError, Store
 from bottleneck.spec import Reading
 from bottleneck.store import normal_uri, open_store
+from bottleneck.text import counted
 
-SUFFIXES = (".csv", ".parquet", ".pq")
-NAMES = ("uri", "url", "image", "path", "file", "file_name", "filename", "key", "image_path", "image_url")
-"""Of the column of images, in lower case, where the user names none."""
-MAX_FIELD = 10_000_000
-"""Characters of a field of CSV; captions may be long."""
-CSV_BUFFER_BYTES = 1_000_000
+__all__ = ["SUFFIXES", "UriList"]
+
+log = logging.getLogger(__name__)
+
 MAX_NAME = 10_000
 """Characters of a name or label; of long ones too few would fit the memory."""
-ROWS_READ_AT_ONCE = 256
-"""Of Parquet, where a small file can have one long text in a million rows."""
-ROWS_SORTED_AT_ONCE = 250_000
+ROWS_SORTED_AT_ONCE = 150_000
 """About 100 MB while they are."""
 NUM_LOOKED_AT = 1024
 """Objects asked for ahead of what is planned, 32 at a time."""
+NUM_FOLDERS_HELD = 16
+"""Whose names are in memory, where a list leaves out suffixes."""
+NUM_NAMED = 3
+"""Missing images a refusal names."""
+AS_LISTED, WITH_SUFFIX, STRIPPED, SLASHED, BELOW_ROOTS = (
+    "",
+    "with the suffix of the one image of that name",
+    "without the blanks around them",
+    "with / for \\",
+    "below --roots",
+)
+"""How a name was found, as it is told."""
 
-Line = tuple[bytes, str | None]
-"""The key in UTF-8, by which lines are sorted, and the label."""
+
+class Line(NamedTuple):
+    """What is kept of a row: enough for an image of the plan."""
+
+    key: bytes
+    """In UTF-8, by which lines are sorted."""
+    label: str | None
+    size: int
+    etag: str
+
+
+class Found(NamedTuple):
+    """What looking for the image of a row found."""
+
+    line: Line
+    how: tuple[str, ...]
+    """Of those above, where the name had to be read otherwise than it stands."""
+    listed: str
+    looked_for: str
+    """Where the image would be; of a missing one."""
+    is_missing: bool
 
 
 class UriList:
-    """The images a list names; a key is the URI as the list has it. Relative ones are below the list's own place."""
+    """The images a list names; a key is the name below the list's own place, or the whole URI elsewhere."""
 
     def __init__(self, store: Store, only: str, reading: Reading) -> None:
         self.store, self.only, self.reading = store, only, reading
+        self.name = f"{store.uri}/{only}"
         self.roots = [store.uri, *map(normal_uri, reading.roots)]
+        self.lock = threading.Lock()
+        self.by_stem: dict[tuple[str, str], dict[str, str | None]] = {}
 
-    def images(self, skipped: Counter[str]) -> Iterator[Image]:
+    def images(self, skipped: Counter[str], max_missing: float = 1.0) -> Iterator[Image]:
         with (
             tempfile.TemporaryDirectory(prefix="bottleneck-list-") as folder,
             ThreadPoolExecutor(32) as pool,
         ):
-            lines = self._once(heapq.merge(*_runs(self._lines(skipped), folder), key=_order), skipped)
-            while batch := list(itertools.islice(lines, NUM_LOOKED_AT)):
-                yield from pool.map(self._look, batch)
+            report = _Report(self.name, self.reading)
+            runs = _runs(self._found(pool, skipped, report), folder)
+            report.check(max_missing)
+            report.tell()
+            for line in self._once(heapq.merge(*runs, key=_order), skipped):
+                yield Image(line.key.decode(), line.size, line.etag, line.label)
 
     def first(self, skipped: Counter[str]) -> Image | None:
-        return next(map(self._look, self._lines(skipped)), None)
+        with self._open() as opened:
+            for row in self._rows(opened, skipped):
+                line = self._look(row, opened).line
+                return Image(line.key.decode(), line.size, line.etag, line.label)
+        return None
 
     def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
         places = [self._place(image.key) for image in images]
@@ -74,69 +117,231 @@ class UriList:
             yield next(fetched[root])
 
     def _place(self, uri: str) -> tuple[str, str]:
-        """The root and the key in it of an object a list names. Raises UsageError for one outside the roots."""
+        """The root and the key in it of an image of the plan. Raises UsageError for one outside the roots."""
+        return self._places(uri)[0]
+
+    def _places(self, uri: str) -> list[tuple[str, str]]:
+        """Where a name may mean an object: roots and keys in them. Raises UsageError for one outside the roots."""
         if "://" not in uri and not uri.startswith("/"):
-            if not _leaves(self.store.uri, uri):
-                return self.store.uri, uri
+            if found := [(root, _tidy(root, uri)) for root in self.roots if not _leaves(root, uri)]:
+                return found
         else:
             is_local = "://" not in uri or uri.startswith("file://")
             full = os.path.normpath(uri.removeprefix("file://")) if is_local else uri
             for root in self.roots:
                 inside = full.removeprefix(root.rstrip("/") + "/")
                 if inside != full and not _leaves(root, inside):
-                    return root, inside
+                    return [(root, inside)]
         raise UsageError(
             f"The list {self.only} names {uri!r}, outside the places it may name: {', '.join(self.roots)}. Where that "
             "is meant, give --roots with the folder or prefix that holds it; nothing was planned."
         )
 
-    def _look(self, line: Line) -> Image:
-        key, label = line[0].decode(), line[1]
-        root, name = self._place(key)
-        entry = open_store(root).stat(name)
-        if label is None and self.reading.labels == "folder":
-            label = folder_label(key)
-        # One that is not there is planned all the same, so that it ends in a row: rejected as missing.
-        return Image(key, entry.size if entry else 0, entry.etag if entry else "", label)
+    def _key(self, root: str, name: str) -> str:
+        """The one key of an object, however a list spells it."""
+        root, name = self._place(f"{root.rstrip('/')}/{name}")
+        is_relative = root == self.store.uri and "://" not in name and not name.startswith("/")
+        return name if is_relative else f"{root.rstrip('/')}/{name}"
 
-    def _lines(self, skipped: Counter[str]) -> Iterator[Line]:
-        """The lines of the list as it has them."""
+    def _look(self, row: ListRow, opened: ListFile) -> Found:
+        listed = row.name or ""
+        for name, how in _spellings(listed):
+            places = self._places(name)
+            for add_suffix in (False, True):
+                for root, key in places:
+                    entry = self._with_suffix(root, key) if add_suffix else open_store(root).stat(key)
+                    if entry is None:
+                        continue
+                    is_below = root != self.store.uri and "://" not in name and not name.startswith("/")
+                    ways = (*how, *[WITH_SUFFIX] * add_suffix, *[BELOW_ROOTS] * is_below)
+                    line = self._line(row, opened, self._key(root, entry.key), entry)
+                    return Found(line, ways, listed, "", is_missing=False)
+        root, key = self._places(posixpath.normpath(listed) if "://" not in listed else listed)[0]
+        # One that is not there is planned all the same, so that it ends in a row: rejected as missing.
+        line = self._line(row, opened, self._key(root, key), None)
+        return Found(line, (), listed, f"{root.rstrip('/')}/{key}", is_missing=True)
+
+    def _line(self, row: ListRow, opened: ListFile, key: str, entry: Entry | None) -> Line:
+        label = None
+        if opened.label:
+            try:
+                label = as_label(row.label, opened.label_names)
+            except LabelError as error:
+                raise unusable(f"{self.name}, {opened.unit} {row.number}", error) from None
+        elif self.reading.labels == "folder":
+            # Neither a bucket nor a server is a folder of images.
+            path = key.partition("://")[2].partition("/")[2] if "://" in key else key
+            label = folder_label(path, self.reading.label_names)
+        if max(len(key), len(label or "")) > MAX_NAME:
+            raise ValueError(f"a name or label is longer than {MAX_NAME:,} characters")
+        return Line(key.encode(), label, entry.size if entry else 0, entry.etag if entry else "")
+
+    def _with_suffix(self, root: str, key: str) -> Entry | None:
+        """The one image that is called like this but for its suffix; None where there is none, or several."""
+        folder, _, stem = key.rpartition("/")
+        if not stem or os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES:
+            return None
+        store = open_store(root)
+        if isinstance(store, BucketStore):  # a request, where a listing of the folder could be a million keys
+            names = (entry.key[len(folder) + bool(folder) :] for entry in itertools.islice(store.list(f"{key}."), 100))
+            found = _stems(names).get(stem)
+        else:
+            found = self._stems_in(root, folder).get(stem)
+        return store.stat(f"{folder}/{found}" if folder else found) if found else None
+
+    def _stems_in(self, root: str, folder: str) -> dict[str, str | None]:
+        with self.lock:
+            if (root, folder) not in self.by_stem:
+                if len(self.by_stem) >= NUM_FOLDERS_HELD:
+                    del self.by_stem[next(iter(self.by_stem))]
+                self.by_stem[root, folder] = _stems(_names_in(open_store(root), folder))
+            return self.by_stem[root, folder]
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[ListFile]:
         entry = self.store.stat(self.only)
         if entry is None:
-            raise UsageError(f"There is no list {self.store.uri}/{self.only}. Expected a CSV or Parquet file.")
-        name = f"{self.store.uri}/{self.only}"
-        file = ContainerFile(self.store, entry)
-        rows = _csv_rows if self.only.lower().endswith(".csv") else _parquet_rows
+            raise UsageError(f"There is no list {self.name}. {EXPECTED}.")
         try:
-            for key, label in rows(file, self.reading, name):
-                if not key:
-                    skipped["(no name)"] += 1
-                    continue
-                if max(len(key), len(label or "")) > MAX_NAME:
-                    raise ValueError(f"a name or label is longer than {MAX_NAME:,} characters")
-                self._place(key)
-                yield key.encode(), (label or None) if self.reading.labels == "folder" else None
+            with open_list(ContainerFile(self.store, entry), self.reading, self.name) as opened:
+                yield opened
         except ObjectError as error:
             raise while_planning(self.store, entry, error) from None
-        except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
-            raise UsageError(
-                f"{name} cannot be read: {error}. Expected CSV in UTF-8 with a header, or Parquet."
-            ) from error
+
+    def _found(self, pool: ThreadPoolExecutor, skipped: Counter[str], report: "_Report") -> Iterator[Line]:
+        """The lines of the list in its own order, each with what there is of its image."""
+        with self._open() as opened:
+            report.columns = opened
+            rows = self._rows(opened, skipped)
+            while batch := list(itertools.islice(rows, NUM_LOOKED_AT)):
+                for found in pool.map(lambda row: self._look(row, opened), batch):
+                    report.add(found)
+                    yield found.line
+
+    def _rows(self, opened: ListFile, skipped: Counter[str]) -> Iterator[ListRow]:
+        for row in opened.rows:
+            if not row.name or not row.name.strip():
+                skipped["(no name)"] += 1
+            elif len(row.name) > MAX_NAME:
+                raise ValueError(f"a name is longer than {MAX_NAME:,} characters")
+            else:
+                yield row
 
     def _once(self, lines: Iterator[Line], skipped: Counter[str]) -> Iterator[Line]:
         """Each key once. Raises UsageError where a key is listed with two labels."""
         last: Line | None = None
         for line in lines:
-            if last is None or line[0] != last[0]:
+            if last is None or line.key != last.key:
                 yield line
                 last = line
-            elif line[1] == last[1]:
+            elif line.label == last.label:
                 skipped["(listed again)"] += 1
             else:
                 raise UsageError(
-                    f"The list {self.only} gives {line[0].decode()!r} two labels: {last[1]!r} and {line[1]!r}. "
-                    "Expected one; mend the list."
+                    f"The list {self.only} gives {line.key.decode()!r} two labels: {last.label!r} and {line.label!r}. "
+                    "Expected one; correct the list."
                 )
+
+
+class _Report:
+    """What became of the names of a list, for a person to read."""
+
+    def __init__(self, name: str, reading: Reading) -> None:
+        self.name, self.reading = name, reading
+        self.columns: ListFile | None = None
+        self.total = self.missing = 0
+        self.looked_for: list[str] = []
+        self.how: Counter[str] = Counter()
+        self.example: dict[str, tuple[str, str]] = {}
+
+    def add(self, found: Found) -> None:
+        self.total += 1
+        for way in found.how:
+            self.how[way] += 1
+            self.example.setdefault(way, (found.listed, found.line.key.decode()))
+        if found.is_missing:
+            self.missing += 1
+            self.looked_for += [found.looked_for] if len(self.looked_for) < NUM_NAMED else []
+
+    def check(self, max_missing: float) -> None:
+        """Raise UsageError where more of the list is missing than may be."""
+        if not self.columns or self.missing <= max_missing * self.total:
+            return
+        others = [column for column in self.columns.columns if column not in (self.columns.image, self.columns.label)]
+        remedies = [
+            f"--image-column, if another than {self.columns.image!r} names the images ({', '.join(others[:20])})"
+            if others
+            else "",
+            f"{'other' if self.reading.roots else 'the'} --roots, if they are elsewhere",
+            "--max-rejected 1, to have each planned and rejected as missing",
+        ]
+        raise UsageError(
+            f"Of the {self.total:,} images that {self.name} names {self.missing:,} are not there, more than the share "
+            f"of {max_missing:g} that --max-rejected allows. Looked for: {', '.join(map(repr, self.looked_for))}"
+            f"{', ...' if self.missing > NUM_NAMED else ''}. Give {'; '.join(filter(None, remedies))}. Nothing was "
+            "planned."
+        )
+
+    def tell(self) -> None:
+        for way, count in self.how.items():
+            names = counted(self.total, "name")
+            log.info("%s of %s in %s found %s: %r is %r", f"{count:,}", names, self.name, way, *self.example[way])
+        if self.missing:
+            log.warning(
+                "%s of %s in %s not found: %r and the like; rejected as missing",
+                f"{self.missing:,}",
+                counted(self.total, "name"),
+                self.name,
+                self.looked_for[0],
+            )
+        columns = self.columns
+        if columns and columns.label is None and self.reading.labels == "folder":
+            likely = likely_columns([one for one in columns.columns if one != columns.image])
+            log.info(
+                "%s has no column called label: an image's label is the name of its folder.%s",
+                self.name,
+                f" Give --label-column for labels from another: {', '.join(likely)}." if likely else "",
+            )
+
+
+def _spellings(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Names that a listed one may mean, the likeliest first, and what was done to it."""
+    yield name, ()
+    tidy = name if "://" in name or name.startswith("/") else posixpath.normpath(name)
+    if tidy != name:
+        yield tidy, ()  # in a bucket ./a.jpg may be a name
+    stripped = name.strip()
+    if stripped != name:
+        yield stripped, (STRIPPED,)
+    if "\\" in stripped:
+        slashed = stripped.replace("\\", "/")
+        yield slashed if "://" in slashed or slashed.startswith("/") else posixpath.normpath(slashed), (SLASHED,)
+
+
+def _tidy(root: str, name: str) -> str:
+    """A name as one of a folder, where several spellings mean one file; other stores take names as they are."""
+    return name if "://" in root else os.path.normpath(name)
+
+
+def _stems(names: Iterator[str]) -> dict[str, str | None]:
+    """The images in a folder by their names without suffix; None where several share one."""
+    by_stem: dict[str, str | None] = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES and "/" not in name:
+            by_stem[stem] = None if stem in by_stem else name
+    return by_stem
+
+
+def _names_in(store: Store, folder: str) -> Iterator[str]:
+    if isinstance(store, FolderStore):
+        try:
+            yield from os.listdir(f"{store.uri}/{folder}")
+        except (OSError, ValueError):  # no such folder, or no name a folder can have
+            return
+    else:
+        prefix = f"{folder}/" if folder else ""
+        yield from (entry.key[len(prefix) :] for entry in store.list(prefix))
 
 
 def _leaves(root: str, path: str) -> bool:
@@ -151,56 +356,8 @@ def _leaves(root: str, path: str) -> bool:
     return path == ".." or path.startswith("../")
 
 
-def find_columns(names: Sequence[str], reading: Reading, name: str) -> tuple[str, str | None]:
-    """The columns of images and labels of a list. Raises UsageError where they cannot be told."""
-    if double := sorted({one for one in names if names.count(one) > 1}):
-        raise UsageError(f"{name} has several columns called {', '.join(double)}. Expected each name once.")
-    by_lower = {one.lower(): one for one in reversed(names)}
-    image = reading.image_column or next((by_lower[one] for one in NAMES if one in by_lower), None)
-    if image is None or image not in names:
-        raise UsageError(
-            f"{name} has no column of that name. Expected --image-column to name the one with the images' URIs among: "
-            f"{', '.join(names)}. Received: {reading.image_column or 'no --image-column'}."
-        )
-    label = reading.label_column or by_lower.get("label")
-    if label is not None and label not in names:
-        raise UsageError(f"{name} has no column {label} of labels. Expected one of: {', '.join(names)}.")
-    return image, label
-
-
-def _csv_rows(file: ContainerFile, reading: Reading, name: str) -> Iterator[tuple[str, str | None]]:
-    """Image and label of each line; all as texts: a class called 007 is not the number 7."""
-    csv.field_size_limit(MAX_FIELD)
-    with io.TextIOWrapper(io.BufferedReader(file, CSV_BUFFER_BYTES), "utf-8-sig", newline="") as text:
-        lines = csv.reader(text, strict=True)
-        header = [one.strip() for one in next(lines, [])]
-        if not header:
-            raise UsageError(f"{name} cannot be read: it is empty. Expected CSV with a header.")
-        image_column, label_column = find_columns(header, reading, name)
-        image, label = header.index(image_column), header.index(label_column) if label_column else None
-        for row in lines:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise UsageError(
-                    f"{name} cannot be read: line {lines.line_num} has {len(row)} fields, its header {len(header)}. "
-                    "Expected as many in each; quote fields with commas in them."
-                )
-            yield row[image], None if label is None else row[label]
-
-
-def _parquet_rows(file: ContainerFile, reading: Reading, name: str) -> Iterator[tuple[str | None, str | None]]:
-    with open_parquet(file) as table:
-        image, label = find_columns(table.schema_arrow.names, reading, name)
-        wanted = [image] if label is None else [image, label]
-        for batch in table.iter_batches(ROWS_READ_AT_ONCE, columns=wanted, use_threads=False):
-            keys = batch.column(image).cast(pa.string()).to_pylist()
-            labels = [None] * len(keys) if label is None else batch.column(label).cast(pa.string()).to_pylist()
-            yield from zip(keys, labels, strict=True)
-
-
 def _order(line: Line) -> tuple[bytes, str]:
-    return line[0], line[1] or ""
+    return line.key, line.label or ""
 
 
 def _runs(lines: Iterator[Line], folder: str) -> list[Iterator[Line]]:
@@ -210,8 +367,9 @@ def _runs(lines: Iterator[Line], folder: str) -> list[Iterator[Line]]:
         if not runs and len(batch) < ROWS_SORTED_AT_ONCE:
             return [iter(batch)]
         path = os.path.join(folder, f"{len(runs):06d}.arrow")
-        keys, labels = zip(*batch, strict=True)
-        table = pa.table({"key": pa.array(keys, pa.binary()), "label": pa.array(labels, pa.string())})
+        kinds = (pa.binary(), pa.string(), pa.int64(), pa.string())
+        columns = [pa.array(column, kind) for column, kind in zip(zip(*batch, strict=True), kinds, strict=True)]
+        table = pa.table(columns, names=list(Line._fields))
         with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=4096)
         runs.append(_run(path))
@@ -221,5 +379,5 @@ def _runs(lines: Iterator[Line], folder: str) -> list[Iterator[Line]]:
 def _run(path: str) -> Iterator[Line]:
     with pa.OSFile(path) as file, pa.ipc.open_file(file) as reader:
         for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+            columns = [column.to_pylist() for column in reader.get_batch(number).columns]
+            yield from itertools.starmap(Line, zip(*columns, strict=True))

@@ -6,6 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bottleneck.labels import check_label_names
+
 
 def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file without pyarrow's threads, with which a process that ends soon after aborts now and then.
@@ -37,10 +39,22 @@ def is_plain(kind: pa.DataType) -> bool:
     return bool(is_number or is_bytes or is_text(kind))
 
 
-def class_names(schema: pa.Schema, column: str | None) -> list[str]:
-    """The names of a ClassLabel, which Hugging Face datasets keep in the schema's metadata; else empty."""
+def label_names(schema: pa.Schema, column: str | None, where: str) -> tuple[str, ...]:
+    """The names of the classes whose numbers a column holds, as Hugging Face datasets keep them in the metadata.
+
+    Args:
+        where: the file, for the error.
+
+    Returns:
+        The names in the order of the numbers; empty where there are none.
+
+    Raises:
+        UsageError: if two classes have one name.
+    """
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
-        return []
-    return [str(one) for one in names] if isinstance(names, list) else []
+        return ()
+    if not isinstance(names, list):
+        return ()
+    return check_label_names(map(str, names), f"the metadata of {where} (give --label-names, or --labels none)")

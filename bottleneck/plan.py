@@ -24,7 +24,7 @@ from bottleneck.images import Image
 from bottleneck.labels import look_alike_warning
 from bottleneck.listing import Listing, Part, Revision, Shard, find, freeze, images_of, in_order
 from bottleneck.objects import Entry, ObjectGoneError, Store, Wanted
-from bottleneck.sources import open_source, resolve_reading
+from bottleneck.sources import images_to_plan, open_source, resolve_reading
 from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
 from bottleneck.store import normal_uri, open_store
 
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 SHARD_SIZE = 512
 """Images of a shard: about 77 MB of pixels, some seconds of work, one Parquet file."""
+MAX_REJECTED = 0.05
+"""Share of the planned images that may be rejected, unless another is asked for."""
 NUM_FOOTERS_READ = 16
 """At once; a footer is one small request."""
 _KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet")
@@ -219,11 +221,16 @@ def make_plan(
     limits: Limits | None = None,
     reading: Reading | None = None,
     shard_size: int | None = None,
+    max_rejected: float = MAX_REJECTED,
 ) -> Plan:
     """List the source and freeze it as the plan of a new output. If another run was first, its plan is returned.
 
+    Args:
+        max_rejected: share of the images that a list names that may be missing.
+
     Raises:
-        UsageError: for an empty or missing source, or an output that holds something else.
+        UsageError: for an empty or missing source, a list of which too much is missing, or an output that holds
+            something else.
         FingerprintError: if the output has a plan with other settings.
         StoreError: if source or output cannot be used.
     """
@@ -233,7 +240,7 @@ def make_plan(
     reading = resolve_reading(source, reading or Reading())
     preflight(source, output, reading)
     skipped: Counter[str] = Counter()
-    images = open_source(source, reading).images(skipped)
+    images = images_to_plan(source, reading, skipped, max_rejected)
     listing = freeze(open_store(output), spec, in_order(images), skipped, first_shard=0, shard_size=shard_size)
     plan = commit_plan(normal_uri(source), output, spec, limits or Limits(), reading, shard_size, listing)
     warn_of_labels(plan)

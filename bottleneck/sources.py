@@ -60,6 +60,20 @@ def _open_source(uri: str, reading: Reading) -> Source:
     return Files(store, reading)
 
 
+def images_to_plan(uri: str, reading: Reading, skipped: Counter[str], max_missing: float) -> Iterator[Image]:
+    """Yield the images of a source, as `Source.images` does.
+
+    Args:
+        max_missing: share of the images that a list names that may not be there.
+
+    Raises:
+        UsageError: before the first image, if more are not.
+    """
+    source = open_source(uri, reading)
+    # Only a list knows images that are not there; what stores list is.
+    return source.images(skipped, max_missing) if isinstance(source, lists.UriList) else source.images(skipped)
+
+
 def resolve_reading(uri: str, reading: Reading) -> Reading:
     """What a plan records: `auto` made concrete by the name of the source, or by the first objects it holds."""
     if reading.source_format != "auto":

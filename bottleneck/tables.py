@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from bottleneck.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.images import Image
-from bottleneck.labels import LabelError, as_label, check_label_names, find_label_column, unusable
+from bottleneck.labels import LabelError, as_label, find_label_column, unusable
 from bottleneck.objects import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Store
-from bottleneck.parquet import class_names, is_plain, is_text, open_parquet
+from bottleneck.parquet import is_plain, is_text, label_names, open_parquet
 from bottleneck.spec import Reading
 
 SUFFIXES = (".parquet", ".pq")
@@ -203,12 +203,6 @@ def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
     is_struct = pa.types.is_struct(kind)
     has_path = is_struct and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
     return Columns(image, is_struct, has_path, label, reading.label_names or label_names(schema, label, name))
-
-
-def label_names(schema: pa.Schema, label: str | None, name: str) -> tuple[str, ...]:
-    """The names in a file's metadata of the classes whose numbers a column holds; empty where there are none."""
-    names = class_names(schema, label)
-    return check_label_names(names, f"the metadata of {name} (give --label-names, or --labels none)") if names else ()
 
 
 def _bytes_type(kind: pa.DataType) -> pa.DataType | None:

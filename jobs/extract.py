@@ -16,7 +16,7 @@ from bottleneck.base import choose_precision
 from bottleneck.extend import Extended, extend_plan
 from bottleneck.extract import check_request
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import Plan, load_plan, make_plan, preflight
+from bottleneck.plan import MAX_REJECTED, Plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
 from bottleneck.session import cluster_address, workers_have_bfloat16
 from bottleneck.store import check_output_uri
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class Config(plan_job.Request):
     extend: bool = False
     """Look at the source again and add the images the plan does not have."""
-    max_rejected: float = 0.05
+    max_rejected: float = MAX_REJECTED
     """Share of the planned images that may be rejected before the run stops."""
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -70,7 +70,7 @@ def extract(config: Config) -> Summary:
         )
         precision = plan.spec.precision
         if config.extend:
-            plan, extended = extend_plan(plan)
+            plan, extended = extend_plan(plan, config.max_rejected)
             tell_extended(extended)
         done = plan.committed()
         if len(done) == plan.num_shards:  # nothing to extract, so nothing to start
@@ -85,6 +85,7 @@ def extract(config: Config) -> Summary:
                 limits=config.limits,
                 reading=config.reading,
                 shard_size=config.shard_size,
+                max_rejected=config.max_rejected,
             )
         tell_plan(plan)
         with Display("extract") as display:

@@ -18,7 +18,7 @@ from bottleneck.errors import BottleneckError
 from bottleneck.estimate import Estimate
 from bottleneck.extract import open_or_make_plan
 from bottleneck.measure import measure_sample
-from bottleneck.plan import Plan
+from bottleneck.plan import MAX_REJECTED, Plan
 from bottleneck.session import cluster_address, workers_have_bfloat16
 from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.text import counted
@@ -43,6 +43,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Request):
+    max_rejected: float = MAX_REJECTED
+    """Share of the images that a list names that may be missing."""
     use_gpu: bool = False
     """Choose the precision for GPUs even where the cluster has none yet; as for `extract`."""
     no_estimate: bool = False
@@ -57,6 +59,7 @@ def main(config: Config) -> int:
         limits=config.limits,
         reading=config.reading,
         shard_size=config.shard_size,
+        max_rejected=config.max_rejected,
         has_bfloat16=partial(workers_have_bfloat16, config.use_gpu),
     )
     for line in describe(plan):

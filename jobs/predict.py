@@ -19,7 +19,7 @@ from bottleneck.errors import UsageError, WeightsError
 from bottleneck.extend import extend_plan
 from bottleneck.features import open_features
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import Plan, load_plan, make_plan, preflight
+from bottleneck.plan import MAX_REJECTED, Plan, load_plan, make_plan, preflight
 from bottleneck.predict import (
     Predictor,
     check_predictions,
@@ -68,7 +68,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     extend: bool = False
     """Look at the source again and add the images the plan does not have; of features also what was requeued."""
-    max_rejected: float = 0.05
+    max_rejected: float = MAX_REJECTED
     """Share of the planned images that may be rejected before the run stops."""
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -148,7 +148,7 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
             plan, config.source, spec, limits=config.limits, reading=config.reading, shard_size=config.shard_size
         )
         if config.extend:
-            plan, extended = extend_plan(plan)
+            plan, extended = extend_plan(plan, config.max_rejected)
             tell_extended(extended)
         done = plan.committed()
         if len(done) == plan.num_shards:  # nothing to predict, so nothing to start
@@ -170,6 +170,7 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
                 limits=config.limits,
                 reading=config.reading,
                 shard_size=config.shard_size,
+                max_rejected=config.max_rejected,
             )
         tell_plan(plan)
         with Display("predict") as display:

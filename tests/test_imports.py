@@ -11,12 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "text", "metrics", "pages", "hdf5", "parquet", "heap", "retry"},
+    {"errors", "text", "metrics", "pages", "hdf5", "heap", "retry"},
     {"progress", "choices", "labels", "bases", "child"},
-    {"spec", "objects", "estimate", "live", "dashboard", "doctor"},
+    {"spec", "parquet", "objects", "estimate", "live", "dashboard", "doctor"},
     {"answers"},
     {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "files", "containers"},
+    {"listrows"},
     {"webdataset", "tables", "lists", "decode", "weights", "audit_rows", "audit_revisions", "names", "describe"},
     {"sources"},
     {"listing", "footer", "guard", "base"},

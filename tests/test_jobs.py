@@ -37,6 +37,7 @@ OPTIONS = {
         "shard_size",
         *FEATURES,
         *LIMITS,
+        "max_rejected",
         "use_gpu",
         "no_estimate",
     ],

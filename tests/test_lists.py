@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import logging
 import random
 from collections import Counter
 from pathlib import Path
@@ -48,7 +51,7 @@ def test_a_csv_names_images_beside_it(photos: Path) -> None:
     assert [(image.key, image.label) for image in images] == [
         ("cats/0001.jpg", "cat"),
         ("cats/gone.jpg", "cat"),
-        ("dogs/0000.jpg", "dogs"),  # where the list says none, the folder does
+        ("dogs/0000.jpg", None),  # the folder is what a whole list falls back on, not a row
         ("dogs/0002.jpg", "dog"),
     ]
     assert [bool(image.etag) for image in images] == [True, False, True, True]
@@ -112,7 +115,8 @@ def test_roots_are_places_a_list_may_name(photos: Path, tmp_path: Path) -> None:
     reading = resolve_reading(str(source), Reading(roots=(str(other),)))
     images = list(open_source(str(source), reading).images(Counter()))
     keys = [image.key for image in images]
-    assert keys == sorted(line for line in rows.split("\n")[1:] if line)
+    assert keys == [f"{other}/cats/0021.jpg", f"{other}/dogs/0020.jpg", "cats/0001.jpg", "cats/0003.jpg"]
+    assert [image.label for image in images] == ["cats", "dogs", "cats", "cats"]
     expected = [tiny.jpeg({"0021": 21, "0020": 20, "0001": 1, "0003": 3}[key[-8:-4]]) for key in keys]
     assert list(open_source(str(source), reading).read(images)) == expected
 
@@ -138,9 +142,9 @@ def test_a_list_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_column_that_is_not_there_is_told_with_those_there_are(photos: Path) -> None:
     source = write_list(photos, "uri,kind\ncats/0001.jpg,x\n")
-    with pytest.raises(UsageError, match="among: uri, kind"):
+    with pytest.raises(UsageError, match=r"no column 'path'.*: uri, kind"):
         found(source, image_column="path")
-    with pytest.raises(UsageError, match="no column class of labels"):
+    with pytest.raises(UsageError, match="no column 'class'"):
         found(source, label_column="class")
 
 
@@ -223,7 +227,7 @@ def test_what_is_said_twice_once_without_a_label_is_told(photos: Path, monkeypat
 
 def test_a_header_may_have_spaces_and_a_mark(photos: Path) -> None:
     (photos / "list.csv").write_bytes("\ufeffuri, label\r\ncats/0001.jpg, cat\r\n\r\n".encode())
-    assert [(image.key, image.label) for image in found(photos / "list.csv")[0]] == [("cats/0001.jpg", " cat")]
+    assert [(image.key, image.label) for image in found(photos / "list.csv")[0]] == [("cats/0001.jpg", "cat")]
 
 
 @pytest.mark.parametrize("data", ["uri\ngrün.jpg\n".encode("latin-1"), b'uri\n"a.jpg\n', b"uri\na,b\n"])
@@ -240,7 +244,200 @@ def test_a_list_in_a_bucket_names_what_is_in_it(tmp_path: Path, bucket: str, s3_
     store.create("list.csv", f"uri,label\n2.jpg,b\ns3://{bucket}/place/1.jpg,a\nno.jpg,c\n".encode())
     source = f"{store.uri}/list.csv"
     images, _ = found(source)
-    assert [image.key for image in images] == ["2.jpg", "no.jpg", f"s3://{bucket}/place/1.jpg"]
+    assert [image.key for image in images] == ["1.jpg", "2.jpg", "no.jpg"]
     data = list(open_source(source, Reading()).read(images))
-    assert [data[0], data[2]] == [tiny.jpeg(2), tiny.jpeg(1)]
-    assert isinstance(data[1], ObjectGoneError)
+    assert data[:2] == [tiny.jpeg(1), tiny.jpeg(2)]
+    assert isinstance(data[2], ObjectGoneError)
+
+
+def labels_of(source: Path | str, **reading: Any) -> dict[str, str | None]:
+    return {image.key: image.label for image in found(source, **reading)[0]}
+
+
+def test_names_without_their_suffix_are_found(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Kaggle's labels.csv has `id,breed`, and the images are called ID.jpg."""
+    tiny.write_files(photos, {"cats/0001.txt": b"", "both.jpg": b"", "both.PNG": b"", "1234.jpg": tiny.jpeg(9)})
+    source = write_list(photos, "id,breed\ncats/0001,beagle\ncats/0003,pug\nboth,pug\n1234,pug\ncats/gone.jpg,pug\n")
+    with caplog.at_level(logging.INFO, "bottleneck"):
+        images = found(source, label_column="breed")[0]
+    assert [(image.key, image.label, bool(image.etag)) for image in images] == [
+        ("1234.jpg", "pug", True),
+        ("both", "pug", False),  # which of the two is not known
+        ("cats/0001.jpg", "beagle", True),
+        ("cats/0003.jpg", "pug", True),
+        ("cats/gone.jpg", "pug", False),
+    ]
+    assert "3 of 5 names in" in caplog.text
+    assert "with the suffix of the one image of that name: 'cats/0001' is 'cats/0001.jpg'" in caplog.text
+    assert next(open_source(str(source), Reading()).read(images)) == tiny.jpeg(9)
+
+
+def test_names_that_windows_wrote_are_found(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (photos / "odd\\name.jpg").write_bytes(b"a backslash may be part of a name")
+    source = write_list(photos, "file\ncats\\0001.jpg\n.\\dogs\\0002\n dogs/0000.jpg \nodd\\name.jpg\n")
+    with caplog.at_level(logging.INFO, "bottleneck"):
+        images = found(source)[0]
+    assert [image.key for image in images] == ["cats/0001.jpg", "dogs/0000.jpg", "dogs/0002.jpg", "odd\\name.jpg"]
+    assert all(image.etag for image in images)
+    assert "with / for \\" in caplog.text
+    assert "without the blanks around them" in caplog.text
+    with pytest.raises(UsageError, match="outside the places"):
+        found(write_list(photos, "file\n..\\secret.jpg\n"))
+
+
+def test_a_list_of_which_much_is_missing_is_not_planned(photos: Path, tmp_path: Path) -> None:
+    source = write_list(photos, "uri,title\n" + "".join(f"img/{n}.jpg,t\n" for n in range(5)) + "cats/0001.jpg,t\n")
+    with pytest.raises(UsageError) as refused:
+        make_plan(str(source), str(tmp_path / "out"), tiny.spec())
+    looked_for = ", ".join(repr(f"{photos}/img/{n}.jpg") for n in range(3))
+    assert refused.value.exit_code == 2
+    for words in (
+        "Of the 6 images",
+        "5 are not there",
+        f"Looked for: {looked_for}, ...",
+        "(title)",
+        "--max-rejected 1",
+    ):
+        assert words in str(refused.value)
+    assert not (tmp_path / "out").exists()
+    plan = make_plan(str(source), str(tmp_path / "out"), tiny.spec(), max_rejected=0.9)
+    assert plan.num_images == 6
+    write_list(photos, "uri\n" + "".join(f"img/{n}.jpg\n" for n in range(30)))
+    with pytest.raises(UsageError, match="30 are not there"):
+        extend_plan(plan)
+
+
+ROWS = [("cats/0001.jpg", "a, b"), ("dogs/0002.jpg", "7"), ("dogs/0000.jpg", None)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'file_name,label\ncats/0001.jpg,"a, b"\ndogs/0002.jpg,7\ndogs/0000.jpg,\n'),
+        ("a.csv", 'file_name, label\ncats/0001.jpg, "a, b"\ndogs/0002.jpg, 7.0\ndogs/0000.jpg, \n'),
+        ("a.csv", " file_name ;label \r\ncats/0001.jpg;a, b\r\n\r\ndogs/0002.jpg;7\r\ndogs/0000.jpg;nan\r\n"),
+        ("a.tsv", "\ufeffn\tfile_name\tlabel\n1\tcats/0001.jpg\ta, b\n2\tdogs/0002.jpg\t7\n3\tdogs/0000.jpg\t-1\n"),
+        ("a.csv", "file_name|label\ncats/0001.jpg|a, b\ndogs/0002.jpg|7\ndogs/0000.jpg|\n"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "cats/0001.jpg", "label": " a, b "}\n\n{"label": 7, "file_name": "dogs/0002.jpg"}\n'
+            '{"file_name": "dogs/0000.jpg"}',
+        ),
+    ],
+)
+def test_lists_of_many_forms_say_the_same(photos: Path, name: str, text: str, packed: bool) -> None:
+    path = photos / (name + ".gz" * packed)
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    assert labels_of(path) == dict(ROWS)
+
+
+def test_one_image_in_several_spellings_is_one_image(photos: Path) -> None:
+    spellings = ["cats/0001.jpg", "./cats/0001.jpg", "cats//0001.jpg", "dogs/../cats/0001.jpg", "cats/0001"]
+    spellings += [f"{photos}/cats/0001.jpg", f"file://{photos}/./cats/0001.jpg", f"{photos}//cats/0001"]
+    rows = "".join(f"{spelling},a\n" for spelling in spellings)
+    images, skipped = found(write_list(photos, f"uri,label\n{rows}"), roots=(str(photos / "cats"),))
+    assert [image.key for image in images] == ["cats/0001.jpg"]
+    assert skipped == {"(listed again)": len(spellings) - 1}
+    for spelling in spellings[1:]:
+        with pytest.raises(UsageError, match=r"'cats/0001\.jpg' two labels: 'a' and 'b'"):
+            found(write_list(photos, f"uri,label\ncats/0001.jpg,b\n{spelling},a\n"))
+
+
+def test_the_folder_is_the_label_where_a_list_has_none(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (photos / "top.jpg").write_bytes(tiny.jpeg(7))
+    source = write_list(photos, "uri,breed,note\n./top.jpg,x,\ncats/0001.jpg,y,\n")
+    with caplog.at_level(logging.INFO, "bottleneck"):
+        assert labels_of(source) == {"cats/0001.jpg": "cats", "top.jpg": None}
+    assert (
+        "an image's label is the name of its folder. Give --label-column for labels from another: breed." in caplog.text
+    )
+    assert labels_of(source, labels="none") == {"cats/0001.jpg": None, "top.jpg": None}
+
+
+def test_relative_names_are_looked_for_below_the_roots_too(photos: Path, tmp_path: Path) -> None:
+    other = tiny.photos(tmp_path / "other", 3, first=20)
+    source = write_list(photos, "uri\ncats/0021.jpg\ncats/0001\ndogs\\0020\n")
+    images, _ = found(source, roots=(str(other),))
+    assert [image.key for image in images] == [f"{other}/cats/0021.jpg", f"{other}/dogs/0020.jpg", "cats/0001.jpg"]
+    reading = resolve_reading(str(source), Reading(roots=(str(other),)))
+    assert list(open_source(str(source), reading).read(images)) == [tiny.jpeg(n) for n in (21, 20, 1)]
+
+
+@pytest.mark.parametrize("column", ["Image", "image_id", "id", "img"])
+def test_other_usual_columns_of_images(photos: Path, column: str) -> None:
+    assert labels_of(write_list(photos, f"label,{column}\nx,cats/0001.jpg\n")) == {"cats/0001.jpg": "x"}
+
+
+def test_a_list_without_a_column_of_images_is_told_in_words(photos: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"names the images is not clear from their names: a, b\. Expected --image-col"
+    ):
+        found(write_list(photos, "a,b\ncats/0001.jpg,x\n"))
+    with pytest.raises(UsageError, match="Expected a header; the first line looks like an image's"):
+        found(write_list(photos, "cats/0001.jpg,x\n"))
+
+
+def test_class_names_replace_numbers_in_lists(photos: Path) -> None:
+    features = {"info": {"features": {"label": {"names": ["bluebell", "daisy"], "_type": "ClassLabel"}}}}
+    table = pa.table({"uri": [f"cats/000{n}.jpg" for n in (1, 3, 5)], "label": pa.array([1.0, float("nan"), -1.0])})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), photos / "list.parquet")
+    expected: dict[str, str | None] = {"cats/0001.jpg": "daisy", "cats/0003.jpg": None, "cats/0005.jpg": None}
+    assert labels_of(photos / "list.parquet") == expected
+    expected |= {"cats/0001.jpg": "two"}
+    assert labels_of(photos / "list.parquet", label_names=("one", "two")) == expected
+    (photos / "names.txt").write_text("one\ntwo\n")
+    source = write_list(photos, "uri,label\ncats/0001.jpg,1\ncats/0003.jpg,\ncats/0005.jpg,-1\n")
+    assert labels_of(source, label_names=(str(photos / "names.txt"),)) == expected
+
+
+def test_a_label_that_cannot_be_used_names_its_line(photos: Path) -> None:
+    source = write_list(photos, "uri,label\ncats/0001.jpg,1\ncats/0003.jpg,2\n")
+    with pytest.raises(UsageError, match=r"list\.csv, line 3: label 2 has no name"):
+        found(source, label_names=("one", "two"))
+    lines = '{"file_name": "cats/0001.jpg", "label": "a"}\n{"file_name": "cats/0003.jpg", "label": ["a", "b"]}\n'
+    (photos / "list.jsonl").write_text(lines)
+    with pytest.raises(UsageError, match=r"list\.jsonl, line 2: label \['a', 'b'\] is of type list"):
+        found(photos / "list.jsonl")
+    table = pa.table({"uri": ["cats/0001.jpg", "cats/0003.jpg"], "label": [1.0, float("inf")]})
+    pq.write_table(table, photos / "list.parquet")
+    with pytest.raises(UsageError, match=r"list\.parquet, row 1: label inf is not a finite number"):
+        found(photos / "list.parquet")
+
+
+def test_a_list_that_was_cut_is_told(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(found(write_list(photos, "uri,label\ncats/0001.jpg,cat\n"))[0]) == 1
+    assert not caplog.text
+    found(write_list(photos, "uri,label\ncats/0001.jpg,cat\ncats/0003.jpg,ca"))
+    assert "does not end with a line end" in caplog.text
+    assert "may be half: 'cats/0003.jpg', label 'ca'" in caplog.text
+    (photos / "cut.jsonl").write_text('{"file_name": "cats/0001.jpg"}\n{"file_name": "cats/00')
+    with pytest.raises(UsageError, match=r"cut\.jsonl, line 2 is no JSON.*was the file cut\?"):
+        found(photos / "cut.jsonl")
+    packed = gzip.compress(b"uri\n" + b"".join(b"cats/%d.jpg\n" % n for n in range(1000)))
+    (photos / "cut.csv.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UsageError, match=r"cut\.csv\.gz is cut"):
+        found(photos / "cut.csv.gz")
+
+
+def test_names_in_a_bucket(bucket: str, s3_environment: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(f"s3://{bucket}")
+    names = ["1.jpg", "photos/2.jpg", "photos/2.txt", "photos/2/3.jpg", "./4.jpg", "photos/5.jpg", "photos/5.png"]
+    for name in names:
+        store.create(name, name.encode())
+    rows = ["photos/2", f"s3://{bucket}/1.jpg", "./4.jpg", "./photos//2.jpg", "photos\\2\\3.jpg", "photos/5", "6"]
+    store.create("lists/a.csv", "\n".join(["uri", *rows, ""]).encode())
+    source = f"{store.uri}/lists/a.csv"
+    images, skipped = found(source, roots=(store.uri,))
+    assert [(image.key.removeprefix(f"{store.uri}/"), image.label, image.size > 0) for image in images] == [
+        ("6", None, False),
+        ("photos/5", "photos", False),
+        ("./4.jpg", None, True),
+        ("1.jpg", None, True),  # not the bucket's name
+        ("photos/2.jpg", "photos", True),
+        ("photos/2/3.jpg", "2", True),
+    ]
+    assert skipped == {"(listed again)": 1}
+    reading = resolve_reading(source, Reading(roots=(store.uri,)))
+    assert list(open_source(source, reading).read(images[2:])) == [b"./4.jpg", *(name.encode() for name in names[0:2]),
+                                                                   b"photos/2/3.jpg"]  # fmt: skip
