@@ -61,6 +61,7 @@ NO_PLACES = {
     ),
     *("kind", "layer", "c", "folds", "test_fraction", "scale", "class_weight", "num_workers", "use_gpu", "min_cosine"),
     *("what", "num_images", "rounds", "limit_seconds", "dim", "classes"),
+    "label_names",  # the names themselves, once the options are parsed
 }
 
 
@@ -418,8 +419,8 @@ def test_an_address_is_the_url_of_a_dashboard(address: str) -> None:
     [
         (["extract", "s3://in", "s3://out"], "Expected `--`"),
         (["--"], "Received: nothing"),
-        (["--", "transmogrify", "s3://in"], "Received: transmogrify"),
-        (["--", "submit", "--address", "x", "--", "plan"], "Received: submit"),
+        (["--", "transmogrify", "s3://in"], "unknown job 'transmogrify'"),
+        (["--", "submit", "--address", "x", "--", "plan"], "unknown job 'submit'"),
         (["--", "verify", "features"], "relative to"),
         (["--", "extract", "s3://in", "s3://out", "--weights", "vgg16.h5"], "Received for weights: vgg16.h5"),
         (["--", "extract", "s3://key:hidden@in", "s3://out"], "no credentials"),
