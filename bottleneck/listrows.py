@@ -21,7 +21,7 @@ from bottleneck.containers import ContainerFile
 from bottleneck.errors import UsageError
 from bottleneck.images import IMAGE_SUFFIXES
 from bottleneck.labels import find_label_column
-from bottleneck.parquet import is_plain, label_names, open_parquet
+from bottleneck.parquet import is_plain, is_text, label_names, open_parquet
 from bottleneck.spec import Reading
 
 log = logging.getLogger(__name__)
@@ -215,8 +215,12 @@ def _json_lines(text: io.TextIOWrapper, reading: Reading, name: str) -> ListFile
 def _parquet(table: Any, reading: Reading, name: str) -> ListFile:
     schema = table.schema_arrow
     image, label = find_image_column(schema.names, reading, name), _label_column(schema.names, reading, name)
+    kind = schema.field(image).type
+    # As Hugging Face datasets have images that are not in the table itself.
+    has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
     for column, option in ((image, "--image-column"), (label, "--label-column")):
-        if column is not None and not is_plain(schema.field(column).type):
+        is_read = column is None or is_plain(schema.field(column).type) or (column == image and has_path)
+        if not is_read:
             raise UsageError(
                 f"{name} has values of type {schema.field(column).type} in its column {column!r}. Expected "
                 f"texts or numbers; give another {option}."
@@ -224,10 +228,11 @@ def _parquet(table: Any, reading: Reading, name: str) -> ListFile:
 
     def rows() -> Iterator[ListRow]:
         number = 0
-        wanted = [image] if label is None else [image, label]
+        wanted = [f"{image}.path" if has_path else image] + ([] if label is None else [label])
         for batch in table.iter_batches(ROWS_READ_AT_ONCE, columns=wanted, use_threads=False):
             labels = [None] * len(batch) if label is None else batch.column(label).to_pylist()
             for value, label_value in zip(batch.column(image).to_pylist(), labels, strict=True):
+                value = value and value["path"] if has_path else value
                 yield ListRow(number, _name(value, f"{name}, row {number}"), label_value)
                 number += 1
 

@@ -1,5 +1,6 @@
 """Parquet files as they are opened here: by one thread, and whatever types they claim to hold."""
 
+import io
 import json
 from typing import Any
 
@@ -7,6 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bottleneck.labels import check_label_names
+
+MAGIC = b"PAR1"
+"""The first and the last bytes of a Parquet file."""
 
 
 def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
@@ -24,6 +28,21 @@ def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
         return pq.ParquetFile(source, pre_buffer=False, **options)
     except (AttributeError, LookupError, TypeError) as error:
         raise pa.ArrowInvalid(f"a type it asks for cannot be made: {error!r}") from error
+    except pa.ArrowInvalid:
+        if _is_cut(source):
+            raise pa.ArrowInvalid(
+                "it begins as Parquet and has no footer at its end, so it was cut off or is still being written"
+            ) from None
+        raise
+
+
+def _is_cut(source: Any) -> bool:
+    """Whether a file begins as Parquet does and does not end so."""
+    source.seek(0)
+    if bytes(source.read(len(MAGIC))) != MAGIC:
+        return False
+    source.seek(-len(MAGIC), io.SEEK_END)
+    return bytes(source.read(len(MAGIC))) != MAGIC
 
 
 def is_text(kind: pa.DataType) -> bool:

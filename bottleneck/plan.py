@@ -24,7 +24,7 @@ from bottleneck.images import Image
 from bottleneck.labels import look_alike_warning
 from bottleneck.listing import Listing, Part, Revision, Shard, find, freeze, images_of, in_order
 from bottleneck.objects import Entry, ObjectGoneError, Store, Wanted
-from bottleneck.sources import images_to_plan, open_source, resolve_reading
+from bottleneck.sources import ARCHIVE_KINDS, NO_ARCHIVES, images_to_plan, open_source, resolve_reading
 from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
 from bottleneck.store import normal_uri, open_store
 
@@ -313,7 +313,8 @@ def preflight(source: str, output: str, reading: Reading | None = None) -> None:
     if open_source(source, resolve_reading(source, reading or Reading())).first(skipped) is None:
         if skipped:
             kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
-            raise UsageError(f"No images in {uri}, only other files: {kinds}. Expected .jpg, .png and the like.")
+            expected = NO_ARCHIVES if ARCHIVE_KINDS & skipped.keys() else "Expected .jpg, .png and the like."
+            raise UsageError(f"No images in {uri}, only other files: {kinds}. {expected}")
         raise UsageError(f"The source {uri} is empty or does not exist. Expected a folder or prefix with images.")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from bottleneck import lists, tables, webdataset
+from bottleneck import listrows, lists, tables, webdataset
 from bottleneck.errors import UsageError
 from bottleneck.files import Files
 from bottleneck.images import IMAGE_SUFFIXES, Image
@@ -15,6 +15,16 @@ from bottleneck.objects import ObjectError, Store
 from bottleneck.spec import Reading, SourceFormat
 from bottleneck.store import normal_uri, open_store
 
+ARCHIVES = (
+    *(".zip", ".7z", ".rar", ".tgz", ".tbz2", ".txz"),
+    *(f".tar.{suffix}" for suffix in ("gz", "bz2", "xz", "zst", "lz4", "z")),
+)
+ARCHIVE_KINDS = {f".{name.rpartition('.')[2]}" for name in ARCHIVES}
+"""As what is skipped is counted."""
+NO_ARCHIVES = (
+    "Images in archives and compressed tars cannot be read one by one. Expected files, or tars that are not "
+    "compressed: unpack them (unzip, tar -xf), or write them anew as .tar."
+)
 NUM_LOOKED_AT = 1000
 """Objects of a prefix that decide what kind of source it is: a page of a listing."""
 
@@ -43,19 +53,20 @@ def open_source(uri: str, reading: Reading) -> Source:
 
 @functools.lru_cache(maxsize=4)
 def _open_source(uri: str, reading: Reading) -> Source:
-    store, only = _open(uri)
     form = resolve_reading(uri, reading).source_format
+    store, only = _open(uri, form)
     if form == "webdataset":
         return webdataset.WebDataset(store, only, reading)
     if form == "parquet":
         return tables.Table(store, only, reading)
     if form == "list":
         if only is None:
-            raise UsageError(f"A list is one file. Expected a CSV or Parquet file. Received a folder or prefix: {uri}.")
+            raise UsageError(f"A list is one file. {listrows.EXPECTED}. Received a folder, prefix or nothing: {uri}.")
         return lists.UriList(store, only, reading)
     if only is not None:
         raise UsageError(
-            f"Expected a folder or prefix with images, a .tar, a .parquet or a .csv file. Received a file: {uri}."
+            f"Expected a folder or prefix with images, a .tar, a .parquet or a list (.csv, .tsv, .jsonl). Received a "
+            f"file: {uri}."
         )
     return Files(store, reading)
 
@@ -99,12 +110,19 @@ def _form_of_file(store: Store, only: str, reading: Reading) -> SourceFormat:
     return "list" if name.endswith(lists.SUFFIXES) else "files"
 
 
-def _open(uri: str) -> tuple[Store, str | None]:
-    """The store of a source; where the source is one object, the store that holds it, and its key there."""
+def _open(uri: str, form: SourceFormat = "auto") -> tuple[Store, str | None]:
+    """The store of a source; where the source is one object, the store that holds it, and its key there.
+
+    Raises:
+        UsageError: for an archive, which none of the forms reads.
+    """
     uri = normal_uri(uri)
-    if uri.lower().endswith((*webdataset.SUFFIXES, *lists.SUFFIXES)):
+    is_archive = uri.lower().endswith(ARCHIVES)
+    if form == "list" or is_archive or uri.lower().endswith((*webdataset.SUFFIXES, *lists.SUFFIXES)):
         folder, _, name = uri.rpartition("/")
         store = open_store(folder or "/")
         if store.stat(name) is not None:
+            if is_archive:
+                raise UsageError(f"{uri} is an archive. {NO_ARCHIVES}")
             return store, name
     return open_store(uri), None

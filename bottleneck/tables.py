@@ -5,6 +5,7 @@ few megabytes at a time.
 """
 
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ import pyarrow.parquet as pq
 from bottleneck.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.images import Image
-from bottleneck.labels import LabelError, as_label, find_label_column, unusable
+from bottleneck.labels import LabelError, as_label, find_label_column, likely_columns, unusable
 from bottleneck.objects import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Store
 from bottleneck.parquet import is_plain, is_text, label_names, open_parquet
 from bottleneck.spec import Reading
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", ".pq")
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
@@ -54,8 +57,27 @@ class Table:
         self.store, self.only, self.reading = store, only, reading
 
     def images(self, skipped: Counter[str]) -> Iterator[Image]:
-        for images in look_into(self.store, containers(self.store, self.only, SUFFIXES, skipped), self._index):
+        found = containers(self.store, self.only, SUFFIXES, skipped)
+        if found and self.reading.labels == "folder" and self.reading.label_column is None:
+            self._suggest_label_column(found[0])
+        for images in look_into(self.store, found, self._index):
             yield from images
+
+    def _suggest_label_column(self, entry: Entry) -> None:
+        try:
+            with self._open(ContainerFile(self.store, entry)) as file:
+                columns = file.schema_arrow.names
+        except ObjectError as error:
+            raise while_planning(self.store, entry, error) from None
+        likely = likely_columns(columns)
+        if likely and find_label_column(columns, None, entry.key) is None:
+            log.info(
+                "%s/%s has no column called label, so its images have none. Give --label-column for labels from "
+                "another: %s.",
+                self.store.uri,
+                entry.key,
+                ", ".join(likely),
+            )
 
     def first(self, skipped: Counter[str]) -> Image | None:
         for entry in containers(self.store, self.only, SUFFIXES, skipped):
@@ -114,6 +136,7 @@ class Table:
     def _rows(self, file: pq.ParquetFile, entry: Entry) -> Iterator[Image]:
         columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{entry.key}")
         self._check_rows(file, entry)
+        _check_bytes(file, columns, f"{self.store.uri}/{entry.key}")
         labels = _Labels(columns.names, f"{self.store.uri}/{entry.key}")
         row = 0
         for group in range(file.num_row_groups):
@@ -178,21 +201,14 @@ def _paths_and_labels(file: pq.ParquetFile, group: int, columns: Columns) -> Ite
 
 
 def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
-    """The columns of images and labels: those that are named, else the only one of its kind and `label`.
+    """Find the columns of images and labels: those that are named, else the only one of its kind and `label`.
 
     Raises:
         UsageError: if there are none, or several.
     """
     if double := sorted({one for one in schema.names if schema.names.count(one) > 1}):
         raise UsageError(f"{name} has several columns called {', '.join(double)}. Expected each name once.")
-    can_hold = [field.name for field in schema if _bytes_type(field.type) is not None]
-    image = reading.image_column or (can_hold[0] if len(can_hold) == 1 else None)
-    if image is None or image not in can_hold:
-        raise UsageError(
-            f"{name} has no column of image bytes of that name. Expected --image-column to name a binary or "
-            f"struct<bytes, path> column; there are: {', '.join(can_hold) or 'none'}. Received: "
-            f"{reading.image_column or 'no --image-column'}. All columns: {', '.join(schema.names)}."
-        )
+    image = _image_column(schema, reading.image_column, name)
     label = find_label_column(schema.names, reading.label_column, name) if reading.labels == "folder" else None
     if label is not None and not is_plain(schema.field(label).type):
         raise UsageError(
@@ -203,6 +219,72 @@ def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
     is_struct = pa.types.is_struct(kind)
     has_path = is_struct and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
     return Columns(image, is_struct, has_path, label, reading.label_names or label_names(schema, label, name))
+
+
+def _image_column(schema: pa.Schema, asked: str | None, name: str) -> str:
+    can_hold: list[str] = [field.name for field in schema if _bytes_type(field.type) is not None]
+    listed = ", ".join(schema.names)
+    if asked is None and len(can_hold) == 1:
+        return can_hold[0]
+    if asked is None and can_hold:
+        raise UsageError(
+            f"{name} has several columns that can hold images. Expected --image-column to name one of: "
+            f"{', '.join(can_hold)}."
+        )
+    if asked is not None and asked not in schema.names:
+        raise UsageError(f"{name} has no column {asked!r}. Expected --image-column to name one of: {listed}.")
+    if asked is not None and asked in can_hold:
+        return asked
+    for field in schema if asked is None else [schema.field(asked)]:
+        if what := _other_images(field.type):
+            raise UsageError(f"{name} has {what} Received: column {field.name!r} of type {field.type}.")
+    received = f"column {asked!r} of type {schema.field(asked).type}" if asked else f"the columns {listed}"
+    raise UsageError(
+        f"{name} has no column of image bytes. Expected one of type binary or struct<bytes, path>, of the files' own "
+        f"bytes. Received: {received}. If it names images, give this one file as the source, with --source-format list."
+    )
+
+
+def _other_images(kind: pa.DataType) -> str:
+    """What to say of a column that holds images otherwise than as bytes of their files; empty for all others."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if is_list and (_bytes_type(kind.value_type) is not None or _other_images(kind.value_type)):
+        return "several images in a row. Expected one image a row: write a row for each, as DataFrame.explode does."
+    if not pa.types.is_struct(kind):
+        return ""
+    if {"height", "width", "data"} <= {field.name for field in kind}:
+        return (
+            "decoded pixels, as Spark's image source makes them. Expected the bytes of the image files: write what "
+            "spark.read.format('binaryFile') reads."
+        )
+    if kind.get_field_index("path") >= 0 and is_text(kind.field("path").type):
+        return f"paths of images without their bytes. {_PATHS_ONLY}"
+    return ""
+
+
+_PATHS_ONLY = (
+    "Embed the images when the table is written (push_to_hub does, and datasets.table.embed_table_storage), or give "
+    "this one file as the source with --source-format list, and --roots with the folder that holds the images."
+)
+
+
+def _check_bytes(file: pq.ParquetFile, columns: Columns, name: str) -> None:
+    """Raise UsageError where all images of a file are elsewhere: datasets that are not embedded have paths alone."""
+    if not columns.has_path or not file.metadata.num_rows:
+        return
+    for group in range(file.num_row_groups):
+        metadata = file.metadata.row_group(group)
+        for number in range(metadata.num_columns):
+            chunk = metadata.column(number)
+            if chunk.path_in_schema == f"{columns.image}.bytes":
+                known = chunk.statistics is not None and chunk.statistics.has_null_count
+                if not known or chunk.statistics.null_count < metadata.num_rows:
+                    return  # without statistics it is not worth reading images for
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=[f"{columns.image}.path"], use_threads=False):
+        for value in batch.column(0).to_pylist():
+            if value and value["path"]:
+                path = value["path"][:200]
+                raise UsageError(f"{name} has the paths of its images ({path!r}, ...) and no bytes. {_PATHS_ONLY}")
 
 
 def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
@@ -236,10 +318,10 @@ def _values(file: pq.ParquetFile, columns: Columns, rows: Sequence[int]) -> Iter
 
 
 def holds_images(store: Store, name: str, reading: Reading) -> bool:
-    """Whether a Parquet file has a column that can hold images, or the one that is named can."""
+    """Whether a Parquet file, or its column that is named, holds images, if only in a way that is refused."""
     entry = store.stat(name)
     if entry is None:
         return False
     with Table(store, name, reading)._open(ContainerFile(store, entry)) as file:
-        fields = {field.name: _bytes_type(field.type) for field in file.schema_arrow}
-    return fields.get(reading.image_column) is not None if reading.image_column else any(fields.values())
+        kinds = [field.type for field in file.schema_arrow if reading.image_column in (None, field.name)]
+    return any(_bytes_type(kind) is not None or _other_images(kind) for kind in kinds)

@@ -77,3 +77,18 @@ def test_a_plan_keeps_how_its_source_is_read(place: Path) -> None:
     assert load_plan(str(place / "out")) == plan
     tiny.write_files(place, {"tables/a.jpg": tiny.jpeg(1)})  # what would be told otherwise now
     assert type(open_source(plan.source, plan.reading)).__name__ == "Table"
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar.gz", "photos.tgz", "Photos.TAR.BZ2"])
+def test_archives_are_told(tmp_path: Path, name: str) -> None:
+    tiny.write_files(tmp_path, {f"in/{name}": b"PK"})
+    for source in (f"in/{name}", "in"):
+        with pytest.raises(UsageError, match=r"cannot be read one by one.*unpack"):
+            make_plan(str(tmp_path / source), str(tmp_path / "out"), tiny.spec())
+
+
+def test_a_list_may_have_any_name_where_it_is_said_to_be_one(place: Path) -> None:
+    (place / "list.txt").write_text("uri;label\nphotos/cats/1.jpg;cat\n")
+    reading = Reading(source_format="list")
+    plan = make_plan(str(place / "list.txt"), str(place / "out"), tiny.spec(), reading=reading)
+    assert plan.label_counts == {"cat": 1}

@@ -116,16 +116,88 @@ def test_floats_of_pandas_are_the_numbers_they_were(tmp_path: Path) -> None:
 def test_columns_are_named_where_they_cannot_be_told(tmp_path: Path) -> None:
     schema = pa.schema([pa.field(name, pa.binary()) for name in ("left", "right")] + [pa.field("kind", pa.string())])
     write_table(tmp_path / "a.parquet", [{"left": b"l", "right": b"r", "kind": "k"}], schema)
-    with pytest.raises(UsageError, match=r"--image-column .* there are: left, right"):
+    with pytest.raises(UsageError, match=r"several columns .* --image-column to name one of: left, right"):
         found(tmp_path)
-    with pytest.raises(UsageError, match="Received: kind"):
+    with pytest.raises(UsageError, match="Received: column 'kind' of type string"):
         found(tmp_path, image_column="kind")
+    with pytest.raises(UsageError, match=r"no column 'middle'.* left, right, kind"):
+        found(tmp_path, image_column="middle")
     with pytest.raises(UsageError, match="no column 'class'"):
         found(tmp_path, image_column="left", label_column="class")
     images, _ = found(tmp_path, image_column="right", label_column="kind")
     reading = Reading(source_format="parquet", image_column="right")
     assert list(open_source(str(tmp_path), reading).read(images)) == [b"r"]
     assert images[0].label == "k"
+
+
+FILE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+SPARK = pa.struct([pa.field(n, pa.int32()) for n in ("height", "width", "mode")] + [pa.field("data", pa.binary())])
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        (pa.list_(FILE), [], "several images in a row.*a row for each.*type list<"),
+        (pa.large_list(pa.binary()), [], "several images in a row"),
+        (SPARK, None, r"decoded pixels, as Spark's.*binaryFile"),
+        (pa.struct([pa.field("path", pa.string())]), None, "paths of images without their bytes.*--source-format list"),
+        (pa.string(), "a.jpg", r"no column of image bytes.*Received: the columns image, number"),
+        (
+            FILE,
+            {"bytes": None, "path": "img/7.jpg"},
+            r"paths of its images \('img/7.jpg', \.\.\.\) and no bytes.*Embed",
+        ),
+    ],
+)
+def test_images_that_are_not_bytes_are_told_for_what_they_are(
+    tmp_path: Path, kind: pa.DataType, value: Any, words: str
+) -> None:
+    schema = pa.schema([pa.field("image", kind), pa.field("number", pa.int32())])
+    write_table(tmp_path / "a.parquet", [{"image": value, "number": n} for n in range(4)], schema, row_group_size=2)
+    sources = [tmp_path] if kind == pa.string() else [tmp_path, tmp_path / "a.parquet"]
+    for source in sources:
+        with pytest.raises(UsageError, match=words):
+            make_plan(str(source), str(tmp_path / "out"), tiny.spec())
+
+
+def test_paths_of_a_table_are_a_list_when_asked(tmp_path: Path) -> None:
+    tiny.photos(tmp_path, 3)
+    rows = [
+        {"image": {"bytes": None, "path": f"{'cats' if n % 2 else 'dogs'}/000{n}.jpg"}, "label": n} for n in range(3)
+    ]
+    schema = pa.schema([pa.field("image", FILE), pa.field("label", pa.int64())], metadata=HUGGING_FACE)
+    write_table(tmp_path / "a.parquet", rows, schema)
+    images, _ = found(tmp_path / "a.parquet", source_format="list")
+    assert [(image.key, image.label, image.size > 0) for image in images] == [
+        ("cats/0001.jpg", "daisy", True),
+        ("dogs/0000.jpg", "bluebell", True),
+        ("dogs/0002.jpg", "tulip", True),
+    ]
+
+
+def test_columns_that_may_hold_labels_are_suggested(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    schema = pa.schema(
+        [pa.field("img", pa.binary()), *(pa.field(n, pa.int64()) for n in ("fine_label", "Target", "n"))]
+    )
+    write_table(tmp_path / "a.parquet", [{"img": b"x", "fine_label": 1, "Target": 2, "n": 3}], schema)
+    with caplog.at_level("INFO", "bottleneck"):
+        assert found(tmp_path)[0][0].label is None
+        assert caplog.text.count("--label-column for labels from another: fine_label, Target.") == 1
+        caplog.clear()
+        assert found(tmp_path, label_column="Target")[0][0].label == "2"
+        assert not caplog.text
+
+
+def test_a_file_without_its_footer_was_cut(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "a.parquet", range(3))
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for source in (tmp_path, tmp_path / "a.parquet"):
+        for end in (100, len(whole) // 2, -1):
+            (tmp_path / "a.parquet").write_bytes(whole[:end])
+            with pytest.raises(UsageError, match="no footer at its end, so it was cut off or is still being written"):
+                found(source)
+    with pytest.raises(UsageError, match="no footer at its end"):
+        found(tmp_path / "a.parquet", source_format="list")
 
 
 def test_what_is_no_parquet_stops_the_plan(tmp_path: Path) -> None:
