@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from bottleneck.errors import StoreError
 from bottleneck.folder import FolderStore
-from bottleneck.images import NO_UTF8, no_image
+from bottleneck.images import NEVER, names_image, no_image
 from bottleneck.objects import Entry, ObjectError, ObjectGoneError, Store, Wanted
 
 T = TypeVar("T")
@@ -19,6 +19,11 @@ NUM_OPENED = 8
 STORE_BLOCK_BYTES = 4_000_000
 """Read at once from a store: an answer costs as much as some megabytes more of it do."""
 FOLDER_BLOCK_BYTES = 16_384
+SUFFIXES = (".tar", ".parquet", ".pq")
+"""Of all containers, in lower case."""
+IMAGES_BESIDE = "(images beside the containers)"
+OTHERS_BESIDE = "(containers of another kind)"
+NO_SUFFIX = "(no suffix)"
 
 
 def containers(store: Store, only: str | None, suffixes: tuple[str, ...], skipped: Counter[str]) -> list[Entry]:
@@ -31,12 +36,16 @@ def containers(store: Store, only: str | None, suffixes: tuple[str, ...], skippe
     found = []
     one = store.stat(only) if only else None
     for entry in [one] if one else store.list():
-        if (reason := no_image(entry.key)) == NO_UTF8:
+        reason = entry.reason or no_image(entry.key)
+        name = entry.key.lower()
+        if entry.reason or reason in NEVER:
             skipped[reason] += 1
-        elif entry.key.lower().endswith(suffixes):
+        elif name.endswith(suffixes):
             found.append(entry)
+        elif name.endswith(SUFFIXES):
+            skipped[OTHERS_BESIDE] += 1
         else:
-            skipped[reason or "(images beside the containers)"] += 1
+            skipped[reason or (IMAGES_BESIDE if names_image(name) else NO_SUFFIX)] += 1
     return sorted(found, key=lambda entry: f"{entry.key}/".encode())
 
 

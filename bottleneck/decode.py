@@ -156,8 +156,17 @@ def _plugin(data: bytes, limits: Limits) -> type[ImageFile] | None:
     return None
 
 
+MAGIC_BYTES = 1024
+"""Tell every format; a comment may stand before an SVG."""
+
+
+def begins_as_image(data: bytes) -> bool:
+    """Whether bytes, MAGIC_BYTES of them, begin as an image does, of any format, accepted or not."""
+    return _plugin(data, Limits()) is not None or _is_other_image(data)
+
+
 def _is_other_image(data: bytes) -> bool:
-    return data.startswith(_OTHER_IMAGES) or _OTHER_PATTERNS.match(data[:1024]) is not None
+    return data.startswith(_OTHER_IMAGES) or _OTHER_PATTERNS.match(data[:MAGIC_BYTES]) is not None
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

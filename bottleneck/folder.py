@@ -7,15 +7,26 @@ import random
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.objects import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Wanted, outcome, whole, windowed
 
+LINK_OUT = "(link out of the source)"
+LINK_UP = "(link to a folder above)"
+LINK_TO_NOTHING = "(link to nothing)"
+SPECIAL_FILE = "(special file)"
+MOST_LINKS = 1000
+"""To one folder in one walk: folders full of links to each other have more paths than anybody could list."""
+
 
 class FolderStore:
     """A folder on a disk all workers see. Objects appear under their names only when they are whole."""
+
+    lists_reasons = False
+    """Whether `list` tells of what is no object, too."""
 
     def __init__(self, root: str) -> None:
         self.uri = root
@@ -28,8 +39,9 @@ class FolderStore:
                 return
             if not os.path.isdir(top):
                 raise UsageError(f"Expected a folder. Received a file: {top}.")
-            for entry in self._walk(top, folder + "/" if folder else ""):
-                if entry.key.startswith(prefix):
+            walk = self._walk(top, folder + "/" if folder else "", (os.path.realpath(top),), Counter())
+            for entry in walk:
+                if entry.key.startswith(prefix) and (self.lists_reasons or not entry.reason):
                     yield entry
 
     def list_dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
@@ -39,22 +51,49 @@ class FolderStore:
     def clock(self) -> float:
         return time.time()  # a disk of another machine may have another; only writing to it would tell
 
-    def _walk(self, folder: str, prefix: str) -> Iterator[Entry]:
+    def _walk(self, folder: str, prefix: str, above: tuple[str, ...], followed: Counter[str]) -> Iterator[Entry]:
+        """What is below a folder.
+
+        Args:
+            above: the real paths of the folders the walk is in, this one last.
+            followed: how often links have led to each folder.
+        """
         with os.scandir(folder) as found:
             # A folder sorts as if its name ended in "/", so that keys come in the order a bucket lists them.
             entries = sorted(found, key=lambda e: os.fsencode(e.name + "/" if _is_folder(e) else e.name))
         for entry in entries:
-            if _is_folder(entry):
-                yield from self._walk(entry.path, f"{prefix}{entry.name}/")
+            key = prefix + entry.name
+            is_link = entry.is_symlink()
+            if is_link and not self._may_read(entry.path):
+                yield Entry(key, 0, "", LINK_OUT)
+            elif _is_folder(entry):
+                real = os.path.realpath(entry.path) if is_link else os.path.join(above[-1], entry.name)
+                if real in above:  # also met as itself, where a link led above it
+                    yield Entry(key, 0, "", LINK_UP)
+                    continue
+                if is_link:
+                    followed[real] += 1
+                if followed[real] > MOST_LINKS:
+                    raise UsageError(
+                        f"Links below {self.uri} lead to {real} more than {MOST_LINKS:,} times, {key!r} once more. "
+                        "Expected few links to one folder: remove those that lead from folder to folder."
+                    )
+                yield from self._walk(entry.path, key + "/", (*above, real), followed)
             else:
                 try:
                     status = entry.stat()
                 except OSError as error:
-                    if _is_gone(error):  # since the folder was read, or a link to nothing
-                        continue
-                    raise
-                if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-                    yield Entry(prefix + entry.name, status.st_size, _local_etag(status))
+                    if not _is_gone(error):
+                        raise
+                    if is_link:  # else it is gone since the folder was read
+                        yield Entry(key, 0, "", LINK_TO_NOTHING)
+                    continue
+                is_file = stat.S_ISREG(status.st_mode)  # reading a pipe would wait for ever
+                yield Entry(key, status.st_size, _local_etag(status)) if is_file else Entry(key, 0, "", SPECIAL_FILE)
+
+    def _may_read(self, path: str) -> bool:
+        """Whether what a path leads to may be read, wherever that is."""
+        return True
 
     def get(self, wanted: Wanted) -> bytes:
         with _local_errors(f"reading {self._path(wanted.key)}"):
@@ -180,6 +219,41 @@ class FolderStore:
 
     def _path(self, key: str) -> str:
         return f"{self.uri}/{key}"
+
+
+class SourceFolder(FolderStore):
+    """A folder as a source: only read, with links that lead to given places only; it tells what it does not list."""
+
+    lists_reasons = True
+
+    def __init__(self, root: str, places: Iterable[str] | None) -> None:
+        """
+        Args:
+            places: files and folders that links may lead to, and below; None follows them wherever they lead.
+        """
+        super().__init__(root)
+        self.places = None if places is None else tuple(os.path.realpath(place).rstrip("/") for place in places)
+
+    def _may_read(self, path: str) -> bool:
+        if self.places is None:
+            return True
+        try:
+            real = os.path.realpath(path)
+        except ValueError:  # a name that no file can have
+            return True
+        return any(real == place or real.startswith(place + "/") for place in self.places)
+
+    def leads_out(self, key: str) -> bool:
+        """Whether a key is a link, or below one, to a place that is not to be read."""
+        return not self._may_read(self._path(key))
+
+    def get(self, wanted: Wanted) -> bytes:
+        if self.leads_out(wanted.key):  # a link that was put there since the listing
+            raise ObjectGoneError(wanted.key)
+        return super().get(wanted)
+
+    def stat(self, key: str) -> Entry | None:
+        return None if self.leads_out(key) else super().stat(key)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -1,5 +1,6 @@
 """What an image is by its name, and what a plan knows of one."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,8 +46,20 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Names that say image, also of formats that are rejected later: such a file is accounted for, not passed over."""
 
+SYSTEM_FOLDERS = frozenset(
+    ["__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"]
+)
+"""Folders that systems leave beside a user's, in lower case; those whose names begin with a dot are hidden."""
 
 NO_UTF8 = "(name is not UTF-8)"
+NO_MAGIC = "(no suffix, no image)"
+"""Of what neither its name nor its first bytes call an image, among others whose names do: LICENSE, _SUCCESS."""
+HIDDEN = "(in a hidden folder)"
+SYSTEM = "(in a system folder)"
+RESOURCE_FORK = "._*"
+"""What macOS leaves beside photos on other systems' disks, and in archives."""
+NEVER = frozenset([NO_UTF8, HIDDEN, SYSTEM, RESOURCE_FORK])
+"""Why an object is passed over whatever its suffix says."""
 
 
 class Image(NamedTuple):
@@ -78,8 +91,10 @@ def no_image(key: str) -> str:
         key.encode()
     except UnicodeEncodeError:
         return NO_UTF8
+    if reason := _no_folder_of_images(key.rpartition("/")[0]):
+        return reason
     if name.startswith("._"):
-        return "._*"  # the resource forks macOS leaves beside photos
+        return RESOURCE_FORK
     stem, dot, suffix = name.rpartition(".")
     if not dot:
         return ""
@@ -91,8 +106,14 @@ def no_image(key: str) -> str:
     return "" if known else suffix
 
 
+def names_image(key: str) -> bool:
+    """Whether a key has the suffix of an image."""
+    name = key.rpartition("/")[2].lower()
+    return "." + name.rpartition(".")[2] in IMAGE_SUFFIXES and not name.startswith("._")
+
+
 def folder_label(key: str, names: Sequence[str] = ()) -> str | None:
-    """The label that the folder of an image means; None directly under the source.
+    """The label that the folder of an image means; None directly under the source, or in a folder that is no class.
 
     Args:
         names: of the classes, where folders are their numbers.
@@ -100,10 +121,24 @@ def folder_label(key: str, names: Sequence[str] = ()) -> str | None:
     Raises:
         UsageError: if there are names, and none for this folder.
     """
+    # `.` and an empty name are ways to write a path, not folders: `tar cf x.tar .` begins every name with `./`.
     folders = [one for one in key.split("/")[:-1] if one not in ("", ".")]
-    if not folders or folders[-1] == "..":
+    if not folders or folders[-1] == ".." or _reserved(folders[-1]):
         return None
     try:
         return as_label(folders[-1], names)
     except LabelError as error:
         raise unusable(f"The folder of {key!r}", error) from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _no_folder_of_images(folder: str) -> str:
+    """Why what lies in a folder is not planned; empty where it is."""
+    return next((reason for name in folder.split("/") if (reason := _reserved(name))), "")
+
+
+def _reserved(name: str) -> str:
+    """Whose folder one of this name is, if not the user's."""
+    if name.lower() in SYSTEM_FOLDERS:
+        return SYSTEM
+    return HIDDEN if name.startswith(".") and name not in (".", "..") else ""

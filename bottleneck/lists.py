@@ -23,13 +23,14 @@ import pyarrow as pa
 from bottleneck.bucket import BucketStore
 from bottleneck.containers import ContainerFile, while_planning
 from bottleneck.errors import UsageError
-from bottleneck.folder import FolderStore
+from bottleneck.folder import FolderStore, SourceFolder
 from bottleneck.images import IMAGE_SUFFIXES, Image, folder_label
 from bottleneck.labels import LabelError, as_label, likely_columns, unusable
 from bottleneck.listrows import EXPECTED, SUFFIXES, ListFile, ListRow, open_list
 from bottleneck.objects import Entry, ObjectError, Store
+from bottleneck.places import open_place
 from bottleneck.spec import Reading
-from bottleneck.store import normal_uri, open_store
+from bottleneck.store import normal_uri
 from bottleneck.text import counted
 
 __all__ = ["SUFFIXES", "UriList"]
@@ -85,6 +86,7 @@ class UriList:
         self.store, self.only, self.reading = store, only, reading
         self.name = f"{store.uri}/{only}"
         self.roots = [store.uri, *map(normal_uri, reading.roots)]
+        self.stores = {root: open_place(root, reading, store.uri) for root in self.roots}
         self.lock = threading.Lock()
         self.by_stem: dict[tuple[str, str], dict[str, str | None]] = {}
 
@@ -112,7 +114,7 @@ class UriList:
         wanted: dict[str, list[Any]] = {}
         for image, (root, key) in zip(images, places, strict=True):
             wanted.setdefault(root, []).append(image.wanted()._replace(key=key))
-        fetched = {root: open_store(root).get_many(some) for root, some in wanted.items()}
+        fetched = {root: self.stores[root].get_many(some) for root, some in wanted.items()}
         for root, _ in places:
             yield next(fetched[root])
 
@@ -149,7 +151,7 @@ class UriList:
             places = self._places(name)
             for add_suffix in (False, True):
                 for root, key in places:
-                    entry = self._with_suffix(root, key) if add_suffix else open_store(root).stat(key)
+                    entry = self._with_suffix(root, key) if add_suffix else self._stat(root, key)
                     if entry is None:
                         continue
                     is_below = root != self.store.uri and "://" not in name and not name.startswith("/")
@@ -176,25 +178,35 @@ class UriList:
             raise ValueError(f"a name or label is longer than {MAX_NAME:,} characters")
         return Line(key.encode(), label, entry.size if entry else 0, entry.etag if entry else "")
 
+    def _stat(self, root: str, key: str) -> Entry | None:
+        store = self.stores[root]
+        if isinstance(store, SourceFolder) and store.leads_out(key):
+            raise UsageError(
+                f"The list {self.only} names {key!r}, a link that leads out of the places it may name: "
+                f"{', '.join(self.roots)}. Where that is meant, give --roots with the folder it leads to, or "
+                "--follow-links; nothing was planned."
+            )
+        return store.stat(key)
+
     def _with_suffix(self, root: str, key: str) -> Entry | None:
         """The one image that is called like this but for its suffix; None where there is none, or several."""
         folder, _, stem = key.rpartition("/")
         if not stem or os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES:
             return None
-        store = open_store(root)
+        store = self.stores[root]
         if isinstance(store, BucketStore):  # a request, where a listing of the folder could be a million keys
             names = (entry.key[len(folder) + bool(folder) :] for entry in itertools.islice(store.list(f"{key}."), 100))
             found = _stems(names).get(stem)
         else:
             found = self._stems_in(root, folder).get(stem)
-        return store.stat(f"{folder}/{found}" if folder else found) if found else None
+        return self._stat(root, f"{folder}/{found}" if folder else found) if found else None
 
     def _stems_in(self, root: str, folder: str) -> dict[str, str | None]:
         with self.lock:
             if (root, folder) not in self.by_stem:
                 if len(self.by_stem) >= NUM_FOLDERS_HELD:
                     del self.by_stem[next(iter(self.by_stem))]
-                self.by_stem[root, folder] = _stems(_names_in(open_store(root), folder))
+                self.by_stem[root, folder] = _stems(_names_in(self.stores[root], folder))
             return self.by_stem[root, folder]
 
     @contextlib.contextmanager

@@ -26,6 +26,8 @@ class Entry(NamedTuple):
     key: str
     size: int
     etag: str
+    reason: str = ""
+    """Why a source does not read it, as skipped objects are counted: a link that leads out, ... Empty for an object."""
 
 
 class Wanted(NamedTuple):

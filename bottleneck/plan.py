@@ -19,12 +19,20 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
+from bottleneck.folder import LINK_OUT
 from bottleneck.footer import revision_in
 from bottleneck.images import Image
 from bottleneck.labels import look_alike_warning
 from bottleneck.listing import Listing, Part, Revision, Shard, find, freeze, images_of, in_order
 from bottleneck.objects import Entry, ObjectGoneError, Store, Wanted
-from bottleneck.sources import ARCHIVE_KINDS, NO_ARCHIVES, images_to_plan, open_source, resolve_reading
+from bottleneck.sources import (
+    ARCHIVE_KINDS,
+    NO_ARCHIVES,
+    check_one_kind,
+    images_to_plan,
+    open_source,
+    resolve_reading,
+)
 from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
 from bottleneck.store import normal_uri, open_store
 
@@ -35,6 +43,7 @@ SHARD_SIZE = 512
 """Images of a shard: about 77 MB of pixels, some seconds of work, one Parquet file."""
 MAX_REJECTED = 0.05
 """Share of the planned images that may be rejected, unless another is asked for."""
+LINKS_HINT = "where they are meant, give --roots with the folder they lead to, or --follow-links"
 NUM_FOOTERS_READ = 16
 """At once; a footer is one small request."""
 _KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet")
@@ -237,11 +246,16 @@ def make_plan(
     shard_size = SHARD_SIZE if shard_size is None else shard_size
     if shard_size < 1:
         raise UsageError(f"--shard-size takes a number of images from 1 up. Received: {shard_size}.")
-    reading = resolve_reading(source, reading or Reading())
+    asked = reading or Reading()
+    reading = resolve_reading(source, asked)
     preflight(source, output, reading)
     skipped: Counter[str] = Counter()
     images = images_to_plan(source, reading, skipped, max_rejected)
     listing = freeze(open_store(output), spec, in_order(images), skipped, first_shard=0, shard_size=shard_size)
+    if asked.source_format == "auto":
+        check_one_kind(source, reading, listing.images, skipped)
+    if links := skipped[LINK_OUT]:
+        log.warning("%s links lead out of %s and are not followed: %s", f"{links:,}", normal_uri(source), LINKS_HINT)
     plan = commit_plan(normal_uri(source), output, spec, limits or Limits(), reading, shard_size, listing)
     warn_of_labels(plan)
     return plan
@@ -314,7 +328,8 @@ def preflight(source: str, output: str, reading: Reading | None = None) -> None:
         if skipped:
             kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
             expected = NO_ARCHIVES if ARCHIVE_KINDS & skipped.keys() else "Expected .jpg, .png and the like."
-            raise UsageError(f"No images in {uri}, only other files: {kinds}. {expected}")
+            hint = f" Of the links: {LINKS_HINT}." if skipped[LINK_OUT] else ""
+            raise UsageError(f"No images in {uri}, only other files: {kinds}. {expected}{hint}")
         raise UsageError(f"The source {uri} is empty or does not exist. Expected a folder or prefix with images.")
 
 

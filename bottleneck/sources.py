@@ -3,15 +3,17 @@
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from bottleneck import listrows, lists, tables, webdataset
+from bottleneck.containers import IMAGES_BESIDE, OTHERS_BESIDE
 from bottleneck.errors import UsageError
 from bottleneck.files import Files
-from bottleneck.images import IMAGE_SUFFIXES, Image
+from bottleneck.images import NEVER, Image, names_image, no_image
 from bottleneck.objects import ObjectError, Store
+from bottleneck.places import open_place
 from bottleneck.spec import Reading, SourceFormat
 from bottleneck.store import normal_uri, open_store
 
@@ -27,6 +29,7 @@ NO_ARCHIVES = (
 )
 NUM_LOOKED_AT = 1000
 """Objects of a prefix that decide what kind of source it is: a page of a listing."""
+KINDS: dict[SourceFormat, str] = {"files": "image files", "webdataset": "tars", "parquet": "Parquet files"}
 
 
 class Source(Protocol):
@@ -54,7 +57,7 @@ def open_source(uri: str, reading: Reading) -> Source:
 @functools.lru_cache(maxsize=4)
 def _open_source(uri: str, reading: Reading) -> Source:
     form = resolve_reading(uri, reading).source_format
-    store, only = _open(uri, form)
+    store, only = _open(uri, reading, form)
     if form == "webdataset":
         return webdataset.WebDataset(store, only, reading)
     if form == "parquet":
@@ -86,19 +89,66 @@ def images_to_plan(uri: str, reading: Reading, skipped: Counter[str], max_missin
 
 
 def resolve_reading(uri: str, reading: Reading) -> Reading:
-    """What a plan records: `auto` made concrete by the name of the source, or by the first objects it holds."""
+    """What a plan records: `auto` made concrete by the name of the source, or by the first objects it holds.
+
+    Raises:
+        UsageError: where these are of several kinds.
+    """
     if reading.source_format != "auto":
         return reading
-    store, only = _open(uri)
+    store, only = _open(uri, reading)
     if only is not None:
         return replace(reading, source_format=_form_of_file(store, only, reading))
-    kinds = Counter(entry.key.lower().rpartition(".")[2] for entry in itertools.islice(store.list(), NUM_LOOKED_AT))
-    if not any(f".{kind}" in IMAGE_SUFFIXES for kind in kinds):
-        if kinds["tar"]:
-            return replace(reading, source_format="webdataset")
-        if kinds["parquet"] + kinds["pq"]:
-            return replace(reading, source_format="parquet")
-    return replace(reading, source_format="files")
+    kinds: Counter[SourceFormat] = Counter()
+    for entry in itertools.islice(store.list(), NUM_LOOKED_AT):
+        if (form := None if entry.reason else _form_by_name(entry.key)) is not None:
+            kinds[form] += 1
+    if len(kinds) > 1:
+        found = {form: f"{KINDS[form]} ({count:,}" for form, count in kinds.items()}
+        raise _mixed(uri, found, f"among the first {NUM_LOOKED_AT:,} objects of ")
+    return replace(reading, source_format=next(iter(kinds), "files"))
+
+
+def check_one_kind(uri: str, reading: Reading, num_images: int, skipped: Counter[str]) -> None:
+    """Refuse a source of several kinds, once all of it is listed, if nobody said which kind is meant.
+
+    Args:
+        reading: as it was resolved.
+        num_images: that were found.
+        skipped: what is not planned, as `Source.images` counts it.
+
+    Raises:
+        UsageError: with both counts.
+    """
+    form = reading.source_format
+    others: dict[SourceFormat, int] = {"files": skipped[IMAGES_BESIDE]}
+    if form == "files":
+        others = {"webdataset": skipped[".tar"], "parquet": skipped[".parquet"] + skipped[".pq"]}
+    elif form in ("webdataset", "parquet"):
+        others["parquet" if form == "webdataset" else "webdataset"] = skipped[OTHERS_BESIDE]
+    if any(others.values()):
+        found = {form: f"{KINDS[form]} ({num_images:,}{'' if form == 'files' else ' images'}"}
+        found |= {other: f"{KINDS[other]} ({count:,}" for other, count in others.items() if count}
+        raise _mixed(uri, found, "in ")
+
+
+def _mixed(uri: str, found: Mapping[SourceFormat, str], where: str) -> UsageError:
+    named = " and ".join(f"{found[form]}; --source-format {form})" for form in KINDS if form in found)
+    return UsageError(
+        f"There are several kinds of sources {where}{normal_uri(uri)}: {named}. Expected one: give --source-format for "
+        "the kind that is meant, and the others are counted but not planned; or move them elsewhere."
+    )
+
+
+def _form_by_name(key: str) -> SourceFormat | None:
+    name = key.lower()
+    if no_image(key) in NEVER:
+        return None
+    if name.endswith(webdataset.SUFFIXES):
+        return "webdataset"
+    if name.endswith(tables.SUFFIXES):
+        return "parquet"
+    return "files" if names_image(key) else None
 
 
 def _form_of_file(store: Store, only: str, reading: Reading) -> SourceFormat:
@@ -110,7 +160,7 @@ def _form_of_file(store: Store, only: str, reading: Reading) -> SourceFormat:
     return "list" if name.endswith(lists.SUFFIXES) else "files"
 
 
-def _open(uri: str, form: SourceFormat = "auto") -> tuple[Store, str | None]:
+def _open(uri: str, reading: Reading, form: SourceFormat = "auto") -> tuple[Store, str | None]:
     """The store of a source; where the source is one object, the store that holds it, and its key there.
 
     Raises:
@@ -120,9 +170,8 @@ def _open(uri: str, form: SourceFormat = "auto") -> tuple[Store, str | None]:
     is_archive = uri.lower().endswith(ARCHIVES)
     if form == "list" or is_archive or uri.lower().endswith((*webdataset.SUFFIXES, *lists.SUFFIXES)):
         folder, _, name = uri.rpartition("/")
-        store = open_store(folder or "/")
-        if store.stat(name) is not None:
+        if open_store(folder or "/").stat(name) is not None:
             if is_archive:
                 raise UsageError(f"{uri} is an archive. {NO_ARCHIVES}")
-            return store, name
-    return open_store(uri), None
+            return open_place(folder or "/", reading, uri), name
+    return open_place(uri, reading), None

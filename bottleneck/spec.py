@@ -186,7 +186,10 @@ class Reading:
     label_names: tuple[str, ...] = ()
     """Class names where labels are numbers: a text file with a name a line, the first for label 0, or the names."""
     roots: tuple[str, ...] = ()
-    """Folders and prefixes whose objects a list may name, beside the one it is in."""
+    """Folders and prefixes whose objects a list may name, beside the one it is in, and folders that links in the source
+    may lead to."""
+    follow_links: bool = False
+    """Follow symbolic links in a folder wherever they lead, also out of the source and the roots."""
     accept_cut: bool = False
     """Take what is there of tars that are cut off, as by a broken download, with a warning each. They stop the plan
     otherwise."""

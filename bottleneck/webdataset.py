@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bottleneck.containers import ContainerFile, containers, look_into, while_planning
+from bottleneck.decode import MAGIC_BYTES, begins_as_image
 from bottleneck.errors import UsageError
-from bottleneck.images import Image, folder_label, no_image
+from bottleneck.images import NO_MAGIC, Image, folder_label, names_image, no_image
 from bottleneck.objects import ObjectError, Store, Wanted
 from bottleneck.spec import Reading
 from bottleneck.text import counted
@@ -100,6 +101,7 @@ class WebDataset:
     def _read_index(self, file: ContainerFile) -> _Index:
         entry, where = file.entry, f"{self.store.uri}/{file.entry.key}"
         members: list[tuple[str, int, int]] = []
+        unlike: set[int] = set()
         others: Counter[str] = Counter()
         labels = _Labels(where)
         cut = ""
@@ -111,6 +113,10 @@ class WebDataset:
                     # Of the member at the cut there is less than it says: what is there is judged by the decoder.
                     length = member.size if is_whole else max(0, entry.size - member.offset_data)
                     members.append((member.name, member.offset_data, length))
+                    if not names_image(member.name):
+                        file.seek(member.offset_data)
+                        if not begins_as_image(file.read(min(length, MAGIC_BYTES))):
+                            unlike.add(member.offset_data)
                     continue
                 others[reason] += 1
                 if self.reading.labels == "folder" and member.isreg() and is_whole:
@@ -123,6 +129,9 @@ class WebDataset:
                 ) from None
             others[CUT] += 1
             cut = str(error)
+        if any(names_image(name) for name, _, _ in members):
+            members = [member for member in members if member[1] not in unlike]
+            others.update([NO_MAGIC] * len(unlike))
         images: dict[str, Image] = {}
         num_of_name: Counter[str] = Counter()
         for name, offset, length in members:

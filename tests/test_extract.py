@@ -317,6 +317,7 @@ OTHER_REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "image_column": ({}, {"reading": Reading(image_column="picture")}),
     "label_column": ({}, {"reading": Reading(label_column="class")}),
     "roots": ({}, {"reading": Reading(roots=("s3://bucket/photos",))}),
+    "follow_links": ({}, {"reading": Reading(follow_links=True)}),
     "shard_size": ({}, {"shard_size": 5}),
     "source": ({}, {}),
 }

@@ -17,7 +17,8 @@ from jobs.__main__ import JOBS, main, options
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
 LIMITS = ["max_bytes", "max_pixels", "tiff"]
-READING = ["labels", "source_format", "image_column", "label_column", "label_names", "roots", "accept_cut"]
+READING = ["labels", "source_format", "image_column", "label_column", "label_names", "roots", "follow_links"]
+READING += ["accept_cut"]
 OPTIONS = {
     "extract": [
         *[

@@ -441,3 +441,16 @@ def test_names_in_a_bucket(bucket: str, s3_environment: dict[str, str], caplog: 
     reading = resolve_reading(source, Reading(roots=(store.uri,)))
     assert list(open_source(source, reading).read(images[2:])) == [b"./4.jpg", *(name.encode() for name in names[0:2]),
                                                                    b"photos/2/3.jpg"]  # fmt: skip
+
+
+def test_a_list_names_no_link_that_leads_out_of_its_places(photos: Path, tmp_path: Path) -> None:
+    tiny.write_files(tmp_path, {"elsewhere/secret": tiny.jpeg(1)})
+    (photos / "passwd.jpg").symlink_to(tmp_path / "elsewhere/secret")
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    for name in ("passwd.jpg", "linked/secret"):
+        source = write_list(photos, f"uri\ncats/0001.jpg\n{name}\n")
+        with pytest.raises(UsageError, match=rf"{name}.*leads out .*--roots .*--follow-links"):
+            make_plan(str(source), str(tmp_path / "out"), tiny.spec())
+        for reading in (Reading(roots=(str(tmp_path / "elsewhere"),)), Reading(follow_links=True)):
+            images = list(open_source(str(source), reading).images(Counter()))
+            assert [image.size > 0 for image in images] == [True, True]

@@ -60,7 +60,7 @@ NO_PLACES = {
         "allow_incomplete",
     ),
     *("kind", "layer", "c", "folds", "test_fraction", "scale", "class_weight", "num_workers", "use_gpu", "min_cosine"),
-    *("what", "num_images", "rounds", "limit_seconds", "dim", "classes"),
+    *("follow_links", "what", "num_images", "rounds", "limit_seconds", "dim", "classes"),
     "label_names",  # the names themselves, once the options are parsed
 }
 

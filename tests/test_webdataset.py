@@ -186,10 +186,10 @@ def test_names_that_repeat_with_two_labels_stop_the_plan(tmp_path: Path) -> None
 
 
 def test_a_key_that_is_taken_is_not_given_twice(tmp_path: Path) -> None:
-    tiny.write_files(tmp_path, {"0.tar": tar_of([("a.jpg#2", b"3"), ("a.jpg", b"1"), ("a.jpg", b"2")])})
+    tiny.write_files(tmp_path, {"0.tar": tar_of([("a.jpg#2", tiny.jpeg(3)), ("a.jpg", b"1"), ("a.jpg", b"2")])})
     images, _ = found(tmp_path)
     data = dict(zip((image.key for image in images), read_all(tmp_path, images), strict=True))
-    assert data == {"0.tar/a.jpg": b"1", "0.tar/a.jpg#2": b"3", "0.tar/a.jpg#3": b"2"}
+    assert data == {"0.tar/a.jpg": b"1", "0.tar/a.jpg#2": tiny.jpeg(3), "0.tar/a.jpg#3": b"2"}
 
 
 def negative_size() -> bytes:
@@ -509,3 +509,20 @@ def test_tars_in_a_bucket(tmp_path: Path, bucket: str, s3_environment: dict[str,
     assert list(source.read(images)) == [tiny.jpeg(n) for n in range(9)]
     one = open_source(f"{store.uri}/00000.tar", Reading())
     assert [image.key for image in one.images(skipped)][:1] == ["00000.tar/000000000.jpg"]
+
+
+def test_members_that_are_no_images_by_name_or_bytes_are_counted(tmp_path: Path) -> None:
+    """A tar made by `tar cf x.tar .`, with what systems add, and photos directly in it."""
+    photo = tiny.jpeg(1)
+    members = {"./1.jpg": photo, "./cats/2.jpg": photo, "./cats/3": photo, "./LICENSE": b"MIT", "./.git/4.jpg": photo}
+    members |= {"./__MACOSX/cats/._2.jpg": b"1", "./__MACOSX/5.jpg": photo}
+    tiny.write_files(tmp_path, {"0.tar": tar_of(list(members.items()))})
+    images, skipped = found(tmp_path)
+    labels = {image.key: image.label for image in images}
+    assert labels == {"0.tar/./1.jpg": None, "0.tar/./cats/2.jpg": "cats", "0.tar/./cats/3": "cats"}
+    assert skipped == {"(no suffix, no image)": 1, "(in a hidden folder)": 1, "(in a system folder)": 2}
+
+
+def test_members_without_suffix_may_all_be_images(tmp_path: Path) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar_of([("0", b"1"), ("1", b"2")])})
+    assert [image.key for image in found(tmp_path)[0]] == ["0.tar/0", "0.tar/1"]
