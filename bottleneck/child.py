@@ -53,6 +53,13 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def exit_code(self, seconds: float) -> int | None:
+        """How it ended, as `subprocess` tells it: -N by signal N; None if it has not after that time."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def close(self) -> None:
         """End it, whatever it does."""
         self._process.kill()

@@ -32,6 +32,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 from bottleneck.rows import Reason
 from bottleneck.spec import FeatureSpec, Limits
 
+BYTES_A_PIXEL = 16
+"""At the peak, of the hungriest decoder."""
+MIN_DECODE_BYTES = 50_000_000
+"""Left where the smallest image can be decoded, or one whose size is not known."""
+
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
@@ -104,7 +109,7 @@ def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected
         except Image.DecompressionBombError:
             return Rejected("too_many_pixels", *header)
         except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files
-            if "out of memory" in str(error):  # how its decoders report that; no property of the image
+            if "out of memory" in str(error).lower() or _lacks_memory(*header[:2]):  # no property of the image
                 raise MemoryError(str(error)) from error
             return Rejected("truncated", *header)
         upright = _upright(image) if spec.exif == "apply" else image
@@ -112,6 +117,19 @@ def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected
     if rgb is None:
         return Rejected("unsupported_format", *header)
     return Decoded(np.asarray(_resize(rgb, spec)), *header)
+
+
+def _lacks_memory(width: int = 0, height: int = 0) -> bool:
+    """Whether there is too little memory for an image of this size.
+
+    Asked where a decoder failed: most of them then say that the data are broken (progressive JPEG, WebP, AVIF). The
+    memory is asked for but not touched, so this costs nothing.
+    """
+    try:
+        np.empty(max(MIN_DECODE_BYTES, BYTES_A_PIXEL * width * height), np.uint8)
+    except MemoryError:
+        return True
+    return False
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -39,6 +39,10 @@ class WeightsError(BottleneckError):
     """The weights cannot be had, do not fit the network or are not the ones planned."""
 
 
+class OutOfMemoryError(BottleneckError):
+    """The memory is too small to decode an image that is within the limits; the image is not rejected for that."""
+
+
 class FeaturesError(BottleneckError):
     """The network gave values that are no features (NaN or infinity)."""
 

@@ -3,6 +3,10 @@
 import contextlib
 import faulthandler
 import json
+import logging
+import os
+import signal
+import time
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -11,21 +15,37 @@ from bottleneck.child import Child
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.spec import FeatureSpec, Limits
 
+log = logging.getLogger(__name__)
+
 DECODE_SECONDS = 30
 """A decoder that takes longer hangs: a 100-megapixel JPEG takes about 2 s."""
+RETRY_SECONDS = (1.0, 5.0, 15.0)
+"""Pauses before an image is decoded again for which the memory was too small: others may have finished by then."""
+EXIT_SECONDS = 5.0
+"""Until a process whose pipe has closed has ended; one that dumps its memory takes a while."""
 
 
 def guarded_by_exit(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
-    """Decode, ending this process if the decoder hangs: for worker processes, whose tasks are then run again apart."""
+    """Decode, ending this process if the decoder hangs, or the memory is too small for it.
+
+    For worker processes, whose tasks are then run again apart.
+    """
     faulthandler.dump_traceback_later(DECODE_SECONDS, exit=True)
     try:
         return decode(data, spec, limits)
+    except MemoryError:
+        log.exception("a worker ends itself, and its shard is prepared again")
+        os._exit(1)  # an orderly end needs memory
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
 class GuardedByProcess:
     """Decode in a child process: an image that kills or hangs it is rejected as `decoder_crash` or `decode_timeout`.
+
+    One for which the memory is too small is tried again in a new process; then MemoryError is raised, as that is no
+    property of the image. A child that was killed (SIGKILL) counts as such: that is what a kernel without memory does,
+    and what no defect of a decoder does.
 
     For the shards whose task crashed; starting the child takes a fraction of a second, each image a little more.
     """
@@ -34,6 +54,16 @@ class GuardedByProcess:
         self._child: Child | None = None
 
     def __call__(self, data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
+        for pause_seconds in RETRY_SECONDS:
+            try:
+                return self._decode(data, spec, limits)
+            except MemoryError as error:
+                log.warning("out of memory while decoding, tried again in %.0f s: %s", pause_seconds, error)
+                self.close()
+                time.sleep(pause_seconds)
+        return self._decode(data, spec, limits)
+
+    def _decode(self, data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
         if self._child is None:
             self._child = Child(_decode_for_parent)
             try:
@@ -56,7 +86,10 @@ class GuardedByProcess:
             size = spec.image_size_px
             return Decoded(np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(size, size, 3), **outcome)
         except (EOFError, OSError):
+            exit_code = self._child.exit_code(EXIT_SECONDS)
             self.close()
+            if exit_code == -signal.SIGKILL:
+                raise MemoryError("the process that decodes was killed") from None
             return Rejected("decoder_crash")
 
     def close(self) -> None:

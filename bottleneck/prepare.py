@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from bottleneck.decode import Decoded, Rejected, decode
-from bottleneck.errors import CorruptError
+from bottleneck.errors import CorruptError, OutOfMemoryError
 from bottleneck.features import read_table
 from bottleneck.footer import revision_in
 from bottleneck.images import Image
@@ -154,7 +154,7 @@ def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decod
             read_bytes += len(data)
             sha256 = hashlib.sha256(data).digest()
             if sha256 not in known:
-                decoded = decoder(data, work.spec, work.limits)
+                decoded = _decoded(decoder, image, data, work)
                 known[sha256] = decoded, -1
                 if isinstance(decoded, Decoded):
                     pixels_NHWC[num_pixels] = decoded.pixels_HWC
@@ -215,6 +215,17 @@ def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Reje
             continue
         data = next(fetched)
         yield image, Rejected(data.reason) if isinstance(data, ObjectError) else data
+
+
+def _decoded(decoder: Decoder, image: Image, data: bytes, work: Work) -> Decoded | Rejected:
+    try:
+        return decoder(data, work.spec, work.limits)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"The memory is too small to decode {image.key!r} ({len(data):,} bytes): {error or 'none is left'}. It "
+            f"takes up to 16 bytes a pixel, of at most {work.limits.max_pixels:,} pixels. Nothing is lost: run again "
+            "with fewer workers or more memory, or plan with a lower --max-pixels."
+        ) from error
 
 
 def _fits(image: Image, work: Work) -> bool:

@@ -587,6 +587,44 @@ def test_bombs_odd_images_and_the_largest_image_stay_within_memory_and_time() ->
     assert int(child.stdout) < 1_000_000  # kB
 
 
+SCARCE = """
+import io, resource, sys
+import numpy as np
+from PIL import Image
+from bottleneck.decode import decode
+from bottleneck.spec import Limits
+from test_decode import KERAS
+
+image = Image.effect_noise((1500, 1000), 80).convert("RGB")
+outcomes = []
+for kind, options in (("JPEG", {"progressive": True}), ("WEBP", {}), ("PNG", {})):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    decode(file.getvalue(), KERAS, Limits())
+    with open("/proc/self/statm") as statm:
+        here = int(statm.read().split()[0]) * resource.getpagesize()
+    for megabytes in (1, 4, 8, 16, 32, 64):
+        resource.setrlimit(resource.RLIMIT_AS, (here + megabytes * 1_000_000, -1))
+        try:
+            outcome = decode(file.getvalue(), KERAS, Limits())
+            print(kind, megabytes, getattr(outcome, "reason", "ok"))
+        except MemoryError:
+            print(kind, megabytes, "out of memory")
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space")
+def test_no_image_is_rejected_because_memory_is_scarce() -> None:
+    """Most decoders say that the data are broken then."""
+    environment = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    told = subprocess.run([sys.executable, "-c", SCARCE], env=environment, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    outcomes = {line.partition(" ")[2].partition(" ")[2] for line in told.stdout.splitlines()}
+    assert outcomes == {"ok", "out of memory"}, told.stdout
+
+
 # -- it never fails, and says nothing ----------------------------------------------------------------------------------
 
 FEW_PIXELS = Limits(max_pixels=1_000_000, tiff=True)

@@ -14,12 +14,14 @@ import tiny
 
 from bottleneck import guard
 from bottleneck.decode import Decoded, Rejected
+from bottleneck.errors import OutOfMemoryError
 from bottleneck.guard import GuardedByProcess
 from bottleneck.plan import make_plan
 from bottleneck.prepare import Work, prepare_shard
 from bottleneck.spec import Limits
 
-CRASH, HANG = b"this picture kills", b"this picture hangs"
+CRASH, HANG, NO_MEMORY = b"this picture kills", b"this picture hangs", b"this picture is huge"
+KILLED, KILLED_ONCE = b"this picture is killed", b"this picture is killed once"
 SABOTAGE = f"""
 import io, os, signal, time
 from PIL.ImageFile import ImageFile
@@ -32,6 +34,11 @@ def sabotaged(image):
         os.kill(os.getpid(), signal.SIGSEGV)
     if data.endswith({HANG!r}):
         time.sleep(1000)
+    if data.endswith({NO_MEMORY!r}):
+        raise MemoryError
+    if data.endswith({KILLED!r}) or (data.endswith({KILLED_ONCE!r}) and not os.path.exists(os.environ["KILLED"])):
+        open(os.environ["KILLED"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
     return load(image)
 
 ImageFile.load = sabotaged
@@ -43,6 +50,8 @@ ImageFile.load = sabotaged
 def sabotaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.write_files(tmp_path / "site", {"sitecustomize.py": SABOTAGE.encode()})
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    monkeypatch.setattr(guard, "RETRY_SECONDS", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -75,6 +84,30 @@ def test_an_image_that_hangs_its_decoder_is_rejected_in_time(
     assert isinstance(guarded(tiny.jpeg(2), tiny.spec(), Limits()), Decoded)
 
 
+@pytest.mark.parametrize("fault", [NO_MEMORY, KILLED])
+def test_an_image_is_not_rejected_for_a_lack_of_memory(guarded: GuardedByProcess, fault: bytes) -> None:
+    with pytest.raises(MemoryError):
+        guarded(tiny.jpeg(1) + fault, tiny.spec(), Limits())
+    assert isinstance(guarded(tiny.jpeg(2), tiny.spec(), Limits()), Decoded)
+
+
+def test_an_image_whose_decoder_was_killed_for_memory_is_tried_again(guarded: GuardedByProcess, tmp_path: Path) -> None:
+    assert isinstance(guarded(tiny.jpeg(1) + KILLED_ONCE, tiny.spec(), Limits()), Decoded)
+    assert (tmp_path / "killed").exists()
+
+
+def test_a_run_that_lacks_memory_stops_and_names_the_image(tmp_path: Path) -> None:
+    def decode(*_: object) -> Decoded:
+        raise MemoryError
+
+    source = tiny.write_files(tmp_path / "photos", {"1.jpg": tiny.jpeg(1)})
+    plan = make_plan(str(source), str(tmp_path / "features"), tiny.spec())
+    [shard] = plan.shards()
+    with pytest.raises(OutOfMemoryError, match=r"too small to decode '1\.jpg'.*--max-pixels") as raised:
+        prepare_shard(Work.of(plan), shard, decode)
+    assert raised.value.exit_code == 5
+
+
 def test_a_guard_that_was_closed_starts_again(guarded: GuardedByProcess) -> None:
     guarded.close()
     assert isinstance(guarded(tiny.jpeg(0), tiny.spec(), Limits()), Decoded)
@@ -92,23 +125,26 @@ def test_a_shard_is_prepared_past_its_deadly_images(tmp_path: Path, guarded: Gua
     assert prepared.pixels_NHWC.shape == (2, 224, 224, 3)
 
 
-DECODE = f"""
+DECODE = """
+import sys
+
 import tiny
 from bottleneck import guard
 from bottleneck.prepare import Work, prepare_shard
 from bottleneck.spec import Limits
 
 guard.DECODE_SECONDS = 1
-for data in (tiny.jpeg(0), tiny.jpeg(1) + {HANG!r}, tiny.jpeg(2)):
+for data in (tiny.jpeg(0), tiny.jpeg(1) + sys.argv[1].encode(), tiny.jpeg(2)):
     print(type(guard.guarded_by_exit(data, tiny.spec(), Limits())).__name__, flush=True)
 """
 
 
-def test_a_worker_ends_itself_when_its_decoder_hangs() -> None:
+@pytest.mark.parametrize(("fault", "told"), [(HANG, "Timeout"), (NO_MEMORY, "a worker ends itself")])
+def test_a_worker_ends_itself_when_its_decoder_hangs_or_lacks_memory(fault: bytes, told: str) -> None:
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests.parent), str(tests), os.environ["PYTHONPATH"]])
     done = subprocess.run(
-        [sys.executable, "-c", DECODE],
+        [sys.executable, "-c", DECODE, fault],
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
@@ -116,4 +152,4 @@ def test_a_worker_ends_itself_when_its_decoder_hangs() -> None:
     )
     assert done.returncode != 0
     assert done.stdout.split() == ["Decoded"]
-    assert "Timeout" in done.stderr
+    assert told in done.stderr
