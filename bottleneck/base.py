@@ -20,7 +20,7 @@ from bottleneck.child import ChildDiedError, answer, ask
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
 from bottleneck.networks import import_keras, preprocess, to_bfloat16
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, canonical_layer, split_layer
-from bottleneck.weights import load_network, sha256_weights
+from bottleneck.weights import check_weights, load_network, sha256_weights
 
 CORES_PER_ACTOR = 8
 """A network on a CPU scales to about this many cores; more cores get more networks."""
@@ -148,6 +148,7 @@ class Base:
             )
 
     def _build(self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None) -> None:
+        check_weights(request.weights)  # before the seconds that Keras takes to start
         keras = import_keras(num_threads)
         network, model, self.spec = _load(request, precision)
         if precision == "bfloat16" and keras.backend.backend() != "openvino":  # which lowers the precision itself

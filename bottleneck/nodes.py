@@ -82,9 +82,10 @@ def try_cluster(address: str) -> Iterator[Finding]:
     total = {name: sum(one[name] * one["count"] for one in nodes) for name in ("cpus", "gpus", "memory")}
     there = {"Ray": told_by["ray"], "Python": told_by["python"]}
     num_nodes = sum(one["count"] for one in nodes)
+    cpus, gpus = counted(int(total["cpus"]), "CPU"), counted(int(total["gpus"]), "GPU")
     told = (
         f"{address} answers: Ray {there['Ray']}, Python {there['Python']}; {counted(num_nodes, 'node')}, "
-        f"{total['cpus']:g} CPUs, {total['gpus']:g} GPUs, {total['memory'] / 1e9:.0f} GB for tasks"
+        f"{cpus}, {gpus}, {total['memory'] / 1e9:.0f} GB for tasks"
     )
     differing = [f"{name} {here[name]}" for name in here if here[name] != there[name]]
     if differing:
@@ -99,7 +100,7 @@ def try_cluster(address: str) -> Iterator[Finding]:
 
 
 def _judge(one: dict[str, Any], driver: dict[str, Any]) -> Finding:
-    kind = f"{one['cpus']:g} CPUs" + (f" and {one['gpus']:g} GPUs" if one["gpus"] else "")
+    kind = counted(int(one["cpus"]), "CPU") + (f" and {counted(int(one['gpus']), 'GPU')}" if one["gpus"] else "")
     name, report = f"{one['count']} x node of {kind}", one["report"]
     if "error" in report:
         return Finding(name, "failure", f"{one['address']}: no task runs there: {report['error']}. Look at its logs")

@@ -398,8 +398,8 @@ def test_a_cluster_and_its_workers_are_tried(
     joined = [Finding(**check) for check in told["checks"][-2:]]
     for answered, node in (joined, try_cluster(url)):  # the second by a job
         assert answered.state == "ok", answered
-        assert re.search(r"Ray 2\.\S+, Python 3\.\S+; 1 nodes, 1 CPUs, 0 GPUs", answered.message)
-        assert node.name == "1 x node of 1 CPUs"
+        assert re.search(r"Ray 2\.\S+, Python 3\.\S+; 1 node, 1 CPU, 0 GPUs", answered.message)
+        assert node.name == "1 x node of 1 CPU"
         assert node.state == "ok" or "bfloat16" in node.message
 
 
