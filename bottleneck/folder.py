@@ -4,15 +4,24 @@ import contextlib
 import errno
 import os
 import random
+import re
 import stat
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 from bottleneck.errors import StoreError, UsageError
-from bottleneck.objects import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Wanted, outcome, whole, windowed
+from bottleneck.objects import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Wanted, outcome, windowed
+
+LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}", re.DOTALL)
+"""Keys of what a killed writer may leave: files under a temporary name beside the one they were to have. They are not
+listed."""
+LEFTOVER_SECONDS = 3600.0
+"""A file of such a name that is older has no writer any more: the largest objects take seconds to write."""
+_TEMPORARY_NAME_BYTES = 200
+"""How much of an object's name its temporary name repeats; file systems take 255 in all."""
 
 LINK_OUT = "(link out of the source)"
 LINK_UP = "(link to a folder above)"
@@ -28,8 +37,10 @@ class FolderStore:
     lists_reasons = False
     """Whether `list` tells of what is no object, too."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, unnamed_files: bool = True) -> None:
+        """Args: unnamed_files: whether to write by unnamed files (O_TMPFILE), where the file system has them."""
         self.uri = root
+        self._unnamed_files = unnamed_files and hasattr(os, "O_TMPFILE")
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]
@@ -41,7 +52,8 @@ class FolderStore:
                 raise UsageError(f"Expected a folder. Received a file: {top}.")
             walk = self._walk(top, folder + "/" if folder else "", (os.path.realpath(top),), Counter())
             for entry in walk:
-                if entry.key.startswith(prefix) and (self.lists_reasons or not entry.reason):
+                is_object = not entry.reason and not LEFTOVER.fullmatch(entry.key)
+                if entry.key.startswith(prefix) and (is_object or self.lists_reasons):
                     yield entry
 
     def list_dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
@@ -98,11 +110,10 @@ class FolderStore:
     def get(self, wanted: Wanted) -> bytes:
         with _local_errors(f"reading {self._path(wanted.key)}"):
             try:
-                with open(self._path(wanted.key), "rb") as file:
-                    if wanted.etag and _local_etag(os.fstat(file.fileno())) != wanted.etag:
-                        raise ObjectChangedError(wanted.key)
-                    file.seek(wanted.offset or 0)
-                    return whole(wanted, file.read(-1 if wanted.length is None else wanted.length))
+                # Without waiting for who may write to a pipe of that name.
+                handle = os.open(self._path(wanted.key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                with open(handle, "rb") as file:
+                    return _read(file, wanted)
             except (OSError, ValueError) as error:
                 if not _is_gone(error):
                     raise
@@ -131,8 +142,16 @@ class FolderStore:
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)
         # Whoever may make a file in a folder may also make the folders below it.
-        with _local_errors(f"writing to {self.uri}"), tempfile.TemporaryFile(dir=folder):
-            pass
+        with _local_errors(f"writing to {self.uri}"):
+            handle = self._unnamed_file(folder)
+            if handle is not None:
+                os.close(handle)
+                return
+            temporary = self._temporary_name(os.path.join(folder, "try"))
+            try:
+                self._write(temporary, b"")
+            finally:
+                _unlink(temporary)
 
     def create(self, key: str, data: bytes) -> bool:
         with _local_errors(f"writing {self._path(key)}"):
@@ -146,12 +165,14 @@ class FolderStore:
 
     def _create_linked(self, folder: str, path: str, data: bytes) -> None:
         """Write a file without a name, then link it in: it is whole when it appears, and a kill leaves nothing."""
-        try:
-            handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
-        except (OSError, AttributeError) as error:
-            if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-            self._create_renamed(path, data)  # NFS and some overlays have no unnamed files
+        handle = self._unnamed_file(folder)
+        if handle is None:
+            temporary = self._temporary_name(path)
+            try:
+                self._write(temporary, data)
+                os.link(temporary, path)
+            finally:
+                _unlink(temporary)
             return
         with open(handle, "wb") as file:
             file.write(data)
@@ -160,12 +181,16 @@ class FolderStore:
             # Naming a folder handle makes Python call linkat, which follows the link to the unnamed file.
             os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
 
-    def _create_renamed(self, path: str, data: bytes) -> None:
-        temporary = self._temporary(path, data)
+    def _unnamed_file(self, folder: str) -> int | None:
+        """A new file without a name; None where there are none, as on NFS and some overlays."""
+        if not self._unnamed_files:
+            return None
         try:
-            os.link(temporary, path)
-        finally:
-            os.unlink(temporary)
+            return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            return None
 
     def create_from_file(self, key: str, path: str) -> bool:
         with _local_errors(f"writing {self._path(key)}"):
@@ -185,37 +210,37 @@ class FolderStore:
 
     def replace(self, key: str, data: bytes, etag: str = "") -> bool:
         with _local_errors(f"writing {self._path(key)}"):
-            folder = os.path.dirname(self._path(key))
-            os.makedirs(folder, exist_ok=True)
+            os.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
             temporary = self._temporary_name(self._path(key))
-            self._create_linked(folder, temporary, data)  # whole, so a kill can leave it only for an instant
             try:
+                self._write(temporary, data)
                 there = self.stat(key) if etag else None
                 if etag and (there is None or there.etag != etag):
-                    os.unlink(temporary)
                     return False
                 os.replace(temporary, self._path(key))
-            except (OSError, StoreError):
-                os.unlink(temporary)
-                raise
+            finally:
+                _unlink(temporary)
             return True
 
-    def _temporary_name(self, path: str) -> str:
-        name = f".{os.path.basename(path)}.{os.getpid()}-{random.getrandbits(32):08x}"
-        return os.path.join(os.path.dirname(path), name)
+    def sweep(self) -> None:
+        for folder, _, names in os.walk(self.uri):
+            for name in filter(LEFTOVER.fullmatch, names):
+                path = os.path.join(folder, name)
+                with contextlib.suppress(OSError):  # another run sweeps as well
+                    if time.time() - os.lstat(path).st_mtime > LEFTOVER_SECONDS:
+                        os.unlink(path)
 
-    def _temporary(self, path: str, data: bytes) -> str:
-        temporary = self._temporary_name(path)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        return temporary
+    def _temporary_name(self, path: str) -> str:
+        """A name beside a path, which LEFTOVER matches."""
+        folder, name = os.path.split(path)
+        short = os.fsdecode(os.fsencode(name)[:_TEMPORARY_NAME_BYTES])
+        return os.path.join(folder, f".{short}.{os.getpid()}-{random.getrandbits(32):08x}")
+
+    def _write(self, path: str, data: bytes) -> None:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _path(self, key: str) -> str:
         return f"{self.uri}/{key}"
@@ -254,6 +279,27 @@ class SourceFolder(FolderStore):
 
     def stat(self, key: str) -> Entry | None:
         return None if self.leads_out(key) else super().stat(key)
+
+
+def _read(file: BinaryIO, wanted: Wanted) -> bytes:
+    """What was asked for of a regular file, and of nothing else: a device or a pipe may have no end."""
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise ObjectGoneError(wanted.key)
+    start = wanted.offset or 0
+    length = status.st_size if wanted.length is None else wanted.length
+    if (wanted.etag and _local_etag(status) != wanted.etag) or start + length > status.st_size:
+        raise ObjectChangedError(wanted.key)
+    file.seek(start)
+    data = file.read(length)
+    if len(data) != length:  # it was cut while it was read
+        raise ObjectChangedError(wanted.key)
+    return data
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

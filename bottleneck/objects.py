@@ -121,6 +121,9 @@ class Store(Protocol):
             False where another object was found, which stays.
         """
 
+    def sweep(self) -> None:
+        """Remove what writers that were killed long ago have left; nothing where they leave nothing."""
+
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
         """Read many objects, in order, with several requests in flight."""
 

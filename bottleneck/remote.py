@@ -155,6 +155,9 @@ class RemoteStore:
     def replace(self, key: str, data: bytes, etag: str = "") -> bool:
         raise self._is_read_only()
 
+    def sweep(self) -> None:
+        raise self._is_read_only()
+
     def _is_read_only(self) -> UsageError:
         return UsageError(f"{self.uri} can only be read. Expected an output in a folder or an s3://bucket/prefix.")
 

@@ -11,6 +11,8 @@ from bottleneck.folder import FolderStore
 from bottleneck.objects import Store
 from bottleneck.remote import RemoteStore
 
+UNNAMED_FILES = "BOTTLENECK_UNNAMED_FILES"
+"""Environment variable that, set to `off`, has folders written as where the file system has no unnamed files."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -30,7 +32,7 @@ def opened(uri: str) -> Store:
         return BucketStore(uri)
     if "://" in uri:
         return RemoteStore(uri)
-    return FolderStore(uri)
+    return FolderStore(uri, unnamed_files=os.environ.get(UNNAMED_FILES) != "off")
 
 
 def place_of(file: str) -> tuple[Store, str]:

@@ -11,6 +11,7 @@ from bottleneck.extend import Extended
 from bottleneck.features import Receipt, finish, finished
 from bottleneck.listing import Shard
 from bottleneck.plan import Plan
+from bottleneck.store import open_store
 from bottleneck.text import counted
 
 
@@ -85,6 +86,7 @@ def summarize(
 ) -> Summary:
     """Finish the output (unless it is finished) and say what was done."""
     document = finished(plan) or finish(plan, tally.receipts, tally.run_id)
+    open_store(plan.output).sweep()
     tally.check(document["rejected"])
     return Summary(
         output=plan.output,

@@ -36,6 +36,7 @@ from bottleneck.errors import StoreError, UsageError
 
 _EXTENSION = re.compile(r"plan/extension-[0-9]{5}\.json")
 _PART = re.compile(r"plan/[0-9a-f]{8}-[0-9]{8}-[0-9a-f]{8}\.parquet")
+_LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}", re.DOTALL)
 _SUCCESS = "_SUCCESS.json"
 _NUM_THREADS = 16
 _NUM_NAMES = 20
@@ -67,6 +68,8 @@ class Report:
     """(name, problem) of the objects that are not what they should be. Files with a wrong footer are not counted."""
     unused_parts: int
     """Harmless leftovers of a planning that was killed."""
+    leftovers: int
+    """Files under a temporary name, of writers that were killed: harmless, and removed by a run that finds them old."""
     unfinished: str
     """Why `finished` is false, in words; else empty."""
 
@@ -314,7 +317,9 @@ class _Verification:
         missing = [name for name in data if name not in sizes]
         known = {_SUCCESS, *plan.documents, *data, *(part["name"] for part in plan.parts)}
         others = [name for name in sizes if name not in known] if plan.documents else []
-        foreign = [name for name in others if not _PART.fullmatch(name)]
+        leftovers = [name for name in others if _LEFTOVER.fullmatch(name)]
+        unused = [name for name in others if _PART.fullmatch(name)]
+        foreign = sorted(set(others) - set(leftovers) - set(unused))
         totals = sum(self.statuses.values(), Counter[str]())
         stale = [shard for shard, revision in self.revisions.items() if revision < plan.planned_in[shard][-1]]
         return Report(
@@ -327,7 +332,8 @@ class _Verification:
             missing_files=tuple(missing),
             foreign=tuple(foreign),
             corrupt=tuple(sorted(self.corrupt)),
-            unused_parts=len(others) - len(foreign),
+            unused_parts=len(unused),
+            leftovers=len(leftovers),
             unfinished="; ".join(
                 filter(
                     None,

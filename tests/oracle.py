@@ -22,6 +22,9 @@ KNOWN = re.compile(
     r"|plan/[0-9a-f]{8}-[0-9]{8}-[0-9a-f]{8}\.parquet|data/s[0-9]{8}-[0-9a-f]{8}\.parquet"
 )
 
+LEFTOVER = re.compile(r"((plan|data)/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}")
+"""What a writer killed in a folder without unnamed files leaves: nobody takes it for an object."""
+
 
 class Broken(AssertionError):
     """What the guarantee rules out was found."""
@@ -90,7 +93,8 @@ def check(
 def _names(output: str) -> list[str]:
     fs, root = fsspec.core.url_to_fs(output)
     fs.invalidate_cache()
-    return sorted(path.removeprefix(root.rstrip("/") + "/") for path in fs.find(root))
+    names = (path.removeprefix(root.rstrip("/") + "/") for path in fs.find(root))
+    return sorted(name for name in names if not LEFTOVER.fullmatch(name))
 
 
 def _rows(output: str, names: list[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:

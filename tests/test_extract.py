@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,11 +28,13 @@ from bottleneck.extract import (
     extract_shard,
 )
 from bottleneck.features import Receipt, finished, open_features
+from bottleneck.folder import LEFTOVER_SECONDS
 from bottleneck.plan import Plan, load_plan, make_plan
 from bottleneck.prepare import Work, prepare_shard
 from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.store import opened
 from bottleneck.tally import Summary, Tally, pending_shards
+from bottleneck.verify import verify
 from bottleneck.weights import load_network
 
 BAD = {
@@ -193,6 +197,19 @@ def test_an_image_of_too_many_bytes_is_not_fetched(
     assert receipt.statuses == {"ok": 1, "too_many_bytes": 1}
     assert proxy.count("GET", "photos/a.jpg") == 1
     assert proxy.count("GET", "photos/b.jpg") == 0
+
+
+def test_temporary_files_of_a_killed_run_neither_stop_the_next_nor_stay(tmp_path: Path) -> None:
+    source, output = tiny.photos(tmp_path / "photos", 4), tmp_path / "features"
+    young, old = output / ".plan.json.4711-0badcafe", output / "data" / ".s00000000-01234567.parquet.99-abcdef01"
+    tiny.write_files(output, {str(file.relative_to(output)): b"half" for file in (young, old)})
+    then = time.time() - 2 * LEFTOVER_SECONDS
+    os.utime(old, (then, then))
+    assert extracted(source, output).ok == 4
+    assert young.exists()
+    assert not old.exists()
+    report = verify(str(output), full=True)
+    assert (report.exit_code, report.leftovers) == (0, 1)
 
 
 def test_work_travels_as_json_and_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from servers import CephServer, S3Server, free_port
 
 from bottleneck.bucket import BucketStore
 from bottleneck.errors import StoreError, UsageError
-from bottleneck.folder import FolderStore
+from bottleneck.folder import LEFTOVER_SECONDS, FolderStore
 from bottleneck.objects import (
     IN_FLIGHT,
     IN_FLIGHT_BYTES,
@@ -80,9 +80,10 @@ class Place(Protocol):
 @dataclass
 class FolderPlace:
     root: Path
+    unnamed_files: bool = True
 
     def __post_init__(self) -> None:
-        self.store: Store = FolderStore(str(self.root))
+        self.store: Store = FolderStore(str(self.root), unnamed_files=self.unnamed_files)
 
     def put(self, key: str, data: bytes) -> None:
         path = self.root / key
@@ -127,11 +128,17 @@ def folder(tmp_path: Path) -> FolderPlace:
 
 
 @pytest.fixture
+def plain_folder(tmp_path: Path) -> FolderPlace:
+    """As on NFS, which has no unnamed files."""
+    return FolderPlace(tmp_path / "not there yet", unnamed_files=False)
+
+
+@pytest.fixture
 def in_bucket(s3_server: S3Server, s3_environment: dict[str, str], bucket: str) -> BucketPlace:
     return BucketPlace(s3_server, bucket)
 
 
-@pytest.fixture(params=["folder", "in_bucket"])
+@pytest.fixture(params=["folder", "plain_folder", "in_bucket"])
 def place(request: pytest.FixtureRequest) -> Place:
     found: Place = request.getfixturevalue(request.param)
     return found
@@ -431,7 +438,22 @@ def test_what_is_no_file_is_not_listed(folder: FolderPlace, tmp_path: Path) -> N
     assert whole(folder.store, "link.jpg") == b"1"
 
 
-def test_new_files_have_the_rights_the_user_wants(folder: FolderPlace) -> None:
+def test_only_regular_files_are_read(folder: FolderPlace) -> None:
+    folder.put("a.jpg", b"1")
+    (folder.root / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(folder.root / "pipe.jpg")
+    for key in ("zero.jpg", "pipe.jpg"):
+        assert folder.store.stat(key) is None
+        for wanted in (Wanted(key, 0, ""), Wanted(key, 5, "", 0, 5)):
+            with pytest.raises(ObjectGoneError):
+                folder.store.get(wanted)
+    with pytest.raises(ObjectChangedError):  # without asking for a petabyte of memory
+        folder.store.get(Wanted("a.jpg", 1, "", 0, 10**15))
+
+
+@pytest.mark.parametrize("unnamed_files", [True, False])
+def test_new_files_have_the_rights_the_user_wants(tmp_path: Path, unnamed_files: bool) -> None:
+    folder = FolderPlace(tmp_path / "out", unnamed_files)
     before = os.umask(0o027)
     try:
         folder.store.create("created", b"")
@@ -443,28 +465,49 @@ def test_new_files_have_the_rights_the_user_wants(folder: FolderPlace) -> None:
 
 WRITER = """
 import sys
-from bottleneck.folder import FolderStore
-store = FolderStore(sys.argv[1])
+from bottleneck.folder import LEFTOVER_SECONDS, FolderStore
+store = FolderStore(sys.argv[1], unnamed_files=sys.argv[2] == "True")
 print("ready", flush=True)
 for number in range(1_000_000):
     store.create(f"data/{number:06d}", number.to_bytes(4, "big") * 50_000)
+    store.replace("done.json", number.to_bytes(4, "big") * 50_000)
 """
 
 
-def test_a_killed_writer_leaves_whole_files_and_nothing_else(folder: FolderPlace) -> None:
+@pytest.mark.parametrize("unnamed_files", [True, False])
+def test_a_killed_writer_leaves_whole_files_and_nothing_else(tmp_path: Path, unnamed_files: bool) -> None:
+    folder = FolderPlace(tmp_path / "out", unnamed_files)
     for delay in (0.05, 0.11, 0.17):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(folder.root)], stdout=subprocess.PIPE)
+        command = [sys.executable, "-c", WRITER, str(folder.root), str(unnamed_files)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout is not None
         with process.stdout as output:
             assert output.readline() == b"ready\n"
             time.sleep(delay)
             process.send_signal(signal.SIGKILL)
         process.wait()
-    keys = folder.keys()
-    assert keys == [f"data/{number:06d}" for number in range(len(keys))]
-    assert keys
-    for number, key in enumerate(keys):
-        assert (folder.root / key).read_bytes() == number.to_bytes(4, "big") * 50_000
+    keys = [entry.key for entry in folder.store.list()]
+    assert keys == [*(f"data/{number:06d}" for number in range(len(keys) - 1)), "done.json"]
+    for key in keys:
+        data = (folder.root / key).read_bytes()
+        assert data == data[:4] * 50_000
+        assert key == "done.json" or int.from_bytes(data[:4], "big") == int(key[5:])
+    assert len(folder.keys()) - len(keys) <= 3  # half a file a kill, which is not listed
+
+
+def test_what_a_killed_writer_leaves_is_removed_once_it_is_old(plain_folder: FolderPlace) -> None:
+    young = [".plan.json.4711-0badcafe", "data/.s00000000-01234567.parquet.99-abcdef01"]
+    old = [".plan.json.4712-0badcafe", "data/.s00000000-01234567.parquet.98-abcdef01"]
+    then = time.time() - 2 * LEFTOVER_SECONDS
+    for name in (*young, *old):
+        plain_folder.put(name, b"half")
+    for name in old:
+        os.utime(plain_folder.root / name, (then, then))
+    plain_folder.put(".hidden.0badcafe", b"of somebody else")
+    assert [entry.key for entry in plain_folder.store.list()] == [".hidden.0badcafe"]
+    assert len(plain_folder.keys()) == 5
+    plain_folder.store.sweep()
+    assert plain_folder.keys() == sorted([".hidden.0badcafe", *young])
 
 
 @pytest.fixture

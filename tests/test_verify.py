@@ -331,6 +331,7 @@ def test_a_finished_output_is_good(output: Path, full: bool) -> None:
         foreign=(),
         corrupt=(),
         unused_parts=0,
+        leftovers=0,
         unfinished="",
     )
     assert report.finished
@@ -419,6 +420,22 @@ def test_parts_of_a_killed_planning_are_counted_and_harmless(output: Path) -> No
     (output / "plan/01234567-00000000-89abcdef.parquet").write_bytes(b"")
     report = verify(str(output))
     assert (report.unused_parts, report.exit_code) == (1, 0)
+
+
+def test_temporary_files_of_a_killed_writer_are_counted_and_harmless(output: Path) -> None:
+    for name in (".plan.json.4711-0badcafe", f"data/.{Path(DATA_1).name}.1-00000000", "plan/.a.parquet.12-abcdef01"):
+        (output / name).write_bytes(b"half")
+    report = verify(str(output), full=True)
+    assert (report.leftovers, report.foreign, report.exit_code) == (3, (), 0)
+    (output / "data/.plan.json.4711-0badcaf").write_bytes(b"")
+    assert verify(str(output)).foreign == ("data/.plan.json.4711-0badcaf",)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "_SUCCESS.json", DATA_1])
+def test_no_more_is_read_than_was_listed(output: Path, name: str) -> None:
+    (output / name).unlink()
+    (output / name).symlink_to("/dev/zero")
+    assert [found for found, _ in verify(str(output), full=True).corrupt] == [name]
 
 
 def test_the_report_becomes_one_line_of_json(output: Path) -> None:
@@ -726,7 +743,7 @@ CORRUPT: dict[str, tuple[Tamper, str, str]] = {
     "ok as a reason in _SUCCESS": (
         lambda out: edit_line(out, 3, ok=1, rejected={"ok": 1}),
         "_SUCCESS.json",
-        "counts 1 as 'ok', expected whole numbers of changed",
+        "counts 1 as 'ok', expected whole numbers of archived",
     ),
     "total in _SUCCESS": (editing("_SUCCESS.json", ok=12, images=15), "_SUCCESS.json", "add up to"),
     "images in _SUCCESS": (editing("_SUCCESS.json", images=13), "_SUCCESS.json", "images is 13"),
