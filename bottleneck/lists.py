@@ -26,14 +26,12 @@ from bottleneck.errors import UsageError
 from bottleneck.folder import FolderStore, SourceFolder
 from bottleneck.images import IMAGE_SUFFIXES, Image, folder_label
 from bottleneck.labels import LabelError, as_label, likely_columns, unusable
-from bottleneck.listrows import EXPECTED, SUFFIXES, ListFile, ListRow, open_list
+from bottleneck.listrows import EXPECTED, ListFile, ListRow, open_list
 from bottleneck.objects import Entry, ObjectError, Store
 from bottleneck.places import open_place
 from bottleneck.spec import Reading
 from bottleneck.store import normal_uri
 from bottleneck.text import counted
-
-__all__ = ["SUFFIXES", "UriList"]
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +45,7 @@ NUM_FOLDERS_HELD = 16
 """Whose names are in memory, where a list leaves out suffixes."""
 NUM_NAMED = 3
 """Missing images a refusal names."""
-AS_LISTED, WITH_SUFFIX, STRIPPED, SLASHED, BELOW_ROOTS = (
-    "",
+WITH_SUFFIX, STRIPPED, SLASHED, BELOW_ROOTS = (
     "with the suffix of the one image of that name",
     "without the blanks around them",
     "with / for \\",
@@ -125,7 +122,9 @@ class UriList:
     def _places(self, uri: str) -> list[tuple[str, str]]:
         """Where a name may mean an object: roots and keys in them. Raises UsageError for one outside the roots."""
         if "://" not in uri and not uri.startswith("/"):
-            if found := [(root, _tidy(root, uri)) for root in self.roots if not _leaves(root, uri)]:
+            if found := [
+                (root, uri if "://" in root else os.path.normpath(uri)) for root in self.roots if not _leaves(root, uri)
+            ]:
                 return found
         else:
             is_local = "://" not in uri or uri.startswith("file://")
@@ -141,7 +140,8 @@ class UriList:
 
     def _key(self, root: str, name: str) -> str:
         """The one key of an object, however a list spells it."""
-        root, name = self._place(f"{root.rstrip('/')}/{name}")
+        if root != self.store.uri:  # an object below another root may be below the list's own place as well
+            root, name = self._place(f"{root.rstrip('/')}/{name}")
         is_relative = root == self.store.uri and "://" not in name and not name.startswith("/")
         return name if is_relative else f"{root.rstrip('/')}/{name}"
 
@@ -158,7 +158,7 @@ class UriList:
                     ways = (*how, *[WITH_SUFFIX] * add_suffix, *[BELOW_ROOTS] * is_below)
                     line = self._line(row, opened, self._key(root, entry.key), entry)
                     return Found(line, ways, listed, "", is_missing=False)
-        root, key = self._places(posixpath.normpath(listed) if "://" not in listed else listed)[0]
+        root, key = self._places(_tidy(listed))[0]
         # One that is not there is planned all the same, so that it ends in a row: rejected as missing.
         line = self._line(row, opened, self._key(root, key), None)
         return Found(line, (), listed, f"{root.rstrip('/')}/{key}", is_missing=True)
@@ -287,11 +287,12 @@ class _Report:
             f"{'other' if self.reading.roots else 'the'} --roots, if they are elsewhere",
             "--max-rejected 1, to have each planned and rejected as missing",
         ]
+        looked_for = ", ".join(map(repr, self.looked_for)) + (", ..." if self.missing > NUM_NAMED else "")
+        elsewhere = ", and the same below the --roots" if self.reading.roots else ""
         raise UsageError(
             f"Of the {self.total:,} images that {self.name} names {self.missing:,} are not there, more than the share "
-            f"of {max_missing:g} that --max-rejected allows. Looked for: {', '.join(map(repr, self.looked_for))}"
-            f"{', ...' if self.missing > NUM_NAMED else ''}. Give {'; '.join(filter(None, remedies))}. Nothing was "
-            "planned."
+            f"of {max_missing:g} that --max-rejected allows. Looked for: {looked_for}{elsewhere}. Give "
+            f"{'; '.join(filter(None, remedies))}. Nothing was planned."
         )
 
     def tell(self) -> None:
@@ -319,20 +320,22 @@ class _Report:
 def _spellings(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Names that a listed one may mean, the likeliest first, and what was done to it."""
     yield name, ()
-    tidy = name if "://" in name or name.startswith("/") else posixpath.normpath(name)
-    if tidy != name:
-        yield tidy, ()  # in a bucket ./a.jpg may be a name
+    if (tidy := _tidy(name)) != name:
+        yield tidy, ()  # only then, as in a bucket ./a.jpg may be a name
     stripped = name.strip()
     if stripped != name:
         yield stripped, (STRIPPED,)
     if "\\" in stripped:
-        slashed = stripped.replace("\\", "/")
-        yield slashed if "://" in slashed or slashed.startswith("/") else posixpath.normpath(slashed), (SLASHED,)
+        yield _tidy(stripped.replace("\\", "/")), (SLASHED,)
 
 
-def _tidy(root: str, name: str) -> str:
-    """A name as one of a folder, where several spellings mean one file; other stores take names as they are."""
-    return name if "://" in root else os.path.normpath(name)
+def _tidy(name: str) -> str:
+    """A name or URI as a folder takes it: without ./ and //."""
+    scheme, separator, rest = name.partition("://")
+    if not separator:
+        return posixpath.normpath(name)
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host}{posixpath.normpath(slash + path.lstrip('/'))}" if path else name
 
 
 def _stems(names: Iterator[str]) -> dict[str, str | None]:

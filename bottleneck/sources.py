@@ -157,7 +157,7 @@ def _form_of_file(store: Store, only: str, reading: Reading) -> SourceFormat:
         return "webdataset"
     if name.endswith(tables.SUFFIXES):
         return "parquet" if tables.holds_images(store, only, reading) else "list"
-    return "list" if name.endswith(lists.SUFFIXES) else "files"
+    return "list" if name.endswith(listrows.SUFFIXES) else "files"
 
 
 def _open(uri: str, reading: Reading, form: SourceFormat = "auto") -> tuple[Store, str | None]:
@@ -168,7 +168,7 @@ def _open(uri: str, reading: Reading, form: SourceFormat = "auto") -> tuple[Stor
     """
     uri = normal_uri(uri)
     is_archive = uri.lower().endswith(ARCHIVES)
-    if form == "list" or is_archive or uri.lower().endswith((*webdataset.SUFFIXES, *lists.SUFFIXES)):
+    if form == "list" or is_archive or uri.lower().endswith((*webdataset.SUFFIXES, *listrows.SUFFIXES)):
         folder, _, name = uri.rpartition("/")
         if open_store(folder or "/").stat(name) is not None:
             if is_archive:
