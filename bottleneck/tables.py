@@ -270,21 +270,32 @@ _PATHS_ONLY = (
 
 def _check_bytes(file: pq.ParquetFile, columns: Columns, name: str) -> None:
     """Raise UsageError where all images of a file are elsewhere: datasets that are not embedded have paths alone."""
-    if not columns.has_path or not file.metadata.num_rows:
+    if not columns.has_path or _has_bytes(file, columns.image):
         return
-    for group in range(file.num_row_groups):
-        metadata = file.metadata.row_group(group)
-        for number in range(metadata.num_columns):
-            chunk = metadata.column(number)
-            if chunk.path_in_schema == f"{columns.image}.bytes":
-                known = chunk.statistics is not None and chunk.statistics.has_null_count
-                if not known or chunk.statistics.null_count < metadata.num_rows:
-                    return  # without statistics it is not worth reading images for
     for batch in file.iter_batches(ROWS_AT_ONCE, columns=[f"{columns.image}.path"], use_threads=False):
         for value in batch.column(0).to_pylist():
             if value and value["path"]:
                 path = value["path"][:200]
                 raise UsageError(f"{name} has the paths of its images ({path!r}, ...) and no bytes. {_PATHS_ONLY}")
+
+
+def _has_bytes(file: pq.ParquetFile, image: str) -> bool:
+    """Whether any row has bytes: by the statistics, or where a file has none by reading groups too small for images."""
+    column = f"{image}.bytes"
+    for group in range(file.num_row_groups):
+        metadata = file.metadata.row_group(group)
+        chunks = map(metadata.column, range(metadata.num_columns))
+        chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
+        if chunk.statistics is not None and chunk.statistics.has_null_count:
+            if chunk.statistics.null_count < metadata.num_rows:
+                return True
+        elif chunk.total_uncompressed_size >= LEAST_IMAGE_BYTES * metadata.num_rows:
+            return True
+        else:
+            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
+                if any(value and value["bytes"] is not None for value in batch.column(0).to_pylist()):
+                    return True
+    return False
 
 
 def _bytes_type(kind: pa.DataType) -> pa.DataType | None:

@@ -160,6 +160,19 @@ def test_images_that_are_not_bytes_are_told_for_what_they_are(
             make_plan(str(source), str(tmp_path / "out"), tiny.spec())
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+def test_some_rows_without_bytes_are_rows_all_the_same(tmp_path: Path, statistics: bool) -> None:
+    rows: list[dict[str, Any]] = [{"image": {"bytes": None, "path": f"{n}.jpg"}} for n in range(6)]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([pa.field("image", FILE)]))
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3, write_statistics=statistics)
+    with pytest.raises(UsageError, match="no bytes"):
+        found(tmp_path)
+    rows[4]["image"]["bytes"] = b"x"
+    table = pa.Table.from_pylist(rows, schema=table.schema)
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3, write_statistics=statistics)
+    assert len(found(tmp_path)[0]) == 6
+
+
 def test_paths_of_a_table_are_a_list_when_asked(tmp_path: Path) -> None:
     tiny.photos(tmp_path, 3)
     rows = [
