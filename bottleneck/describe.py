@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bottleneck.bases import base_names, find_network
-from bottleneck.networks import build_network
+from bottleneck.errors import UsageError
+from bottleneck.networks import build_network, layer_names
 from bottleneck.spec import split_layer
 
 PLAIN_KINDS = {
@@ -106,6 +107,19 @@ def describe(base: str) -> Description:
             Layer(layer.name, type(layer).__name__, shape, num_parameters, in_top, is_default=layer.name == default)
         )
     return Description(base, tuple(int(size) for size in network.input_shape[1:]), tuple(layers), row.default_layer)
+
+
+def layer_shape(base: str, layer: str) -> tuple[int, ...]:
+    """The shape of a layer's output without the batch: (H, W, C), or (D,). Builds the network, with its top if needed.
+
+    Raises:
+        UsageError: for a base or layer that is not there.
+    """
+    for with_top in (False, True):
+        network = build_network(base, with_top)
+        if layer in layer_names(network):
+            return tuple(int(size) for size in network.get_layer(layer).output.shape[1:])
+    raise UsageError(f"{base} has no layer {layer}. `bottleneck describe {base}` lists them.")
 
 
 def table(description: Description) -> str:

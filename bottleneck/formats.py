@@ -1,26 +1,34 @@
 """Features as files of other programs: HDF5, NumPy, TFRecord, Lance. One data file is in memory at a time.
 
-Legend: N images of the file, D features of the layer, K labels.
+Legend: N images of the file, D features of the layer, which may be a map of H x W positions and C channels; K labels.
 """
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from bottleneck.choices import check_choice
+from bottleneck.describe import layer_shape
 from bottleneck.errors import CorruptError, StoreError, UsageError
-from bottleneck.features import Features, finished, rows_of
+from bottleneck.features import Features, finished, rows_of, vectors
 from bottleneck.labels import are_numbers, numbered
 from bottleneck.objects import Store
 from bottleneck.progress import quiet_start
+from bottleneck.shuffle import shuffled
+from bottleneck.spec import split_layer
 from bottleneck.store import normal_uri, place_of
+
+Order = Literal["shuffled", "plan"]
 
 UNLABELLED = -1
 """The number of no label."""
@@ -29,9 +37,10 @@ CHUNK_BYTES = 1 << 20
 
 
 class Batch(NamedTuple):
-    """The ok rows of one data file."""
+    """Some ok rows."""
 
-    features_ND: np.ndarray
+    features: np.ndarray
+    """In the stored dtype: [rows, D], or [rows, H, W, C] of a map."""
     codes_N: np.ndarray
     """int64, the number of the label among the label names, or UNLABELLED."""
     labels: Sequence[str | None]
@@ -45,9 +54,13 @@ class Contents:
     features: Features
     layer: str
     num_images: int
-    dtype: np.dtype[Any]
+    feature_shape: tuple[int, ...]
+    """Of one image's features: (D,), or (H, W, C) of a map."""
+    order: Order
     label_names: list[str]
     """All labels of the plan, in order, so that a label's number does not depend on which images are ok."""
+    scratch: str
+    """A folder for temporary files."""
     on_images: Callable[[int], None]
 
     @property
@@ -56,31 +69,65 @@ class Contents:
         return "number" if are_numbers(self.label_names) else "text"
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.num_images, self.features.spec.dims[self.features.layers.index(self.layer)]
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.features.spec.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.num_images, *self.feature_shape
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What a reader should know of the file, as JSON values."""
+        spec = self.features.spec
+        return {
+            "layer": self.layer,
+            "shape": list(self.feature_shape),
+            "order": self.order,
+            "label_order": self.label_order,
+            "fingerprint": spec.fingerprint,
+            "spec": spec.to_json(),
+        }
 
     def batches(self) -> Iterator[Batch]:
-        """Every ok row, in the order of the data files. Raises CorruptError if their number is another."""
+        """Every ok row, in the order asked for. Raises CorruptError if their number is another."""
         numbers = {label: code for code, label in enumerate(self.label_names)}
-        num_images = 0
-        for features_ND, labels_N, keys_N in self.features.keyed_batches(self.layer):
-            num_images += len(keys_N)
-            if num_images > self.num_images:
-                break
-            if unknown := set(labels_N) - {None} - numbers.keys():
+        num_written = 0
+        for table, num_read in self._rows():
+            labels = table.column("label").to_pylist()
+            if unknown := set(labels) - {None} - numbers.keys():
                 raise CorruptError(
                     f"{self.features.plan.output} has a label that is not in its plan: {min(unknown)!r}."
                 )
-            codes = [UNLABELLED if label is None else numbers[label] for label in labels_N]
-            yield Batch(
-                np.ascontiguousarray(features_ND), np.array(codes, np.int64), labels_N.tolist(), keys_N.tolist()
-            )
-            self.on_images(num_images)
-        if num_images != self.num_images:
-            raise CorruptError(
-                f"{self.features.plan.output} says that it has {self.num_images:,} ok images, and its rows are more or "
-                "fewer. Look at it with `bottleneck verify --full`."
-            )
+            codes = [UNLABELLED if label is None else numbers[label] for label in labels]
+            features = np.ascontiguousarray(vectors(table.column(self.layer))).reshape(-1, *self.feature_shape)
+            yield Batch(features, np.array(codes, np.int64), labels, table.column("key").to_pylist())
+            num_written += table.num_rows
+            self.on_images((num_read + num_written) // 2)
+
+    def _rows(self) -> Iterator[tuple[pa.Table, int]]:
+        """Tables of ok rows in the order asked for, and how many rows are read by then."""
+        num_read = 0
+
+        def tables() -> Iterator[pa.Table]:
+            nonlocal num_read
+            for table in self.features.tables(["key", "label", "status", self.layer]):
+                ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+                num_read += ok.num_rows
+                if num_read > self.num_images:
+                    break
+                if ok.num_rows:
+                    yield ok.select(["key", "label", self.layer])
+                if self.order != "plan":
+                    self.on_images(num_read // 2)
+            if num_read != self.num_images:
+                raise CorruptError(
+                    f"{self.features.plan.output} says that it has {self.num_images:,} ok images, and its rows are "
+                    "more or fewer. Look at it with `bottleneck verify --full`."
+                )
+
+        for table in tables() if self.order == "plan" else shuffled(tables(), self.scratch):
+            yield table, num_read
 
 
 def _labels(features: Features) -> list[str]:
@@ -97,6 +144,9 @@ def export_features(
     file: str,
     layer: str | None = None,
     on_images: Callable[[int], None] = lambda images: None,
+    *,
+    order: Order = "shuffled",
+    flat: bool = False,
 ) -> dict[str, Any]:
     """Write the ok rows of a dataset to a new file, which appears under its name when it is whole.
 
@@ -105,7 +155,10 @@ def export_features(
     Args:
         file: a path or s3:// URI whose suffix is one of WRITERS; what goes to a bucket is written to a temporary file.
         layer: as in the spec; may be left out where there is only one.
-        on_images: told how many images are written so far.
+        on_images: told how far the work is, as a number of images.
+        order: `shuffled`, in the order of the keys' sha256, so that any slice is a random sample; or `plan`, in which
+            the images of a class stand together.
+        flat: write a map (`LAYER:none` of a layer with positions) as one vector an image, [N, H * W * C].
 
     Returns:
         A JSON object: how many images, labels and bytes.
@@ -113,6 +166,7 @@ def export_features(
     Raises:
         UsageError: for a file that is there already or within the dataset, a package that is missing, no ok image.
     """
+    check_choice("order", order, Order)
     column = features.column(layer)
     write = WRITERS[suffix_of(file)]
     store, name = place_of(file)
@@ -126,18 +180,12 @@ def export_features(
         raise UsageError(f"{file} is there already. Give another name, or remove it.")
     store.try_writing()
     rows = rows_of(features)
-    spec = features.spec
-    contents = Contents(
-        features,
-        column,
-        sum(rows[name] for name in features.files),
-        np.dtype(spec.dtype),
-        _labels(features),
-        on_images,
-    )
-    if not contents.num_images:
+    num_images = sum(rows[name] for name in features.files)
+    if not num_images:
         raise UsageError(f"{features.plan.output} has no ok image, so there is nothing to export.")
     with _scratch(store) as folder:
+        shape = _feature_shape(features, column, flat)
+        contents = Contents(features, column, num_images, shape, order, _labels(features), folder, on_images)
         path = os.path.join(folder, "whole" + suffix_of(file))
         try:
             write(path, contents)
@@ -149,15 +197,33 @@ def export_features(
         if not store.create_from_file(name, path):
             raise UsageError(f"Another job wrote {file} at the same time. Give another name.")
     return {
-        "images": contents.num_images,
+        "images": num_images,
         "labels": len(contents.label_names),
         "label_order": contents.label_order,
         "layer": column,
-        "dim": contents.shape[1],
-        "dtype": spec.dtype,
+        "dim": math.prod(shape),
+        "shape": list(contents.shape),
+        "order": order,
+        "dtype": features.spec.dtype,
         "bytes": num_bytes,
-        "fingerprint": spec.fingerprint,
+        "fingerprint": features.spec.fingerprint,
     }
+
+
+def _feature_shape(features: Features, column: str, flat: bool) -> tuple[int, ...]:
+    """Of one image's features. Builds the network where they may be a map, as the spec has their number only."""
+    dim = features.spec.dims[features.layers.index(column)]
+    layer, pooling = split_layer(column)
+    if flat or pooling != "none":
+        return (dim,)
+    shape = layer_shape(features.spec.base, layer)
+    if math.prod(shape) != dim:
+        raise CorruptError(
+            f"{features.plan.output} says that {column} has {dim:,} values, the layer of {features.spec.base} here has "
+            f"{' x '.join(map(str, shape))}. Export with --flat (in Python flat=True), or use the version of Keras the "
+            "features were made with, which their footers name."
+        )
+    return shape
 
 
 def suffix_of(file: str) -> str:
@@ -168,23 +234,20 @@ def _write_hdf5(path: str, contents: Contents) -> None:
     """`features`, `labels` and `label_names` as the tutorials' writer has them, and `keys`."""
     import h5py
 
-    num_images, dim = contents.shape
+    num_images, *shape = contents.shape
     text = h5py.string_dtype()
     with h5py.File(path, "w") as file:
-        rows = max(1, min(num_images, CHUNK_BYTES // (dim * contents.dtype.itemsize)))
-        features = file.create_dataset("features", contents.shape, contents.dtype, chunks=(rows, dim))
+        rows = max(1, min(num_images, CHUNK_BYTES // (math.prod(shape) * contents.dtype.itemsize)))
+        features = file.create_dataset("features", contents.shape, contents.dtype, chunks=(rows, *shape))
         labels = file.create_dataset("labels", (num_images,), np.int64)
         keys = file.create_dataset("keys", (num_images,), text)
         names = np.array(contents.label_names, object)
         file.create_dataset("label_names", names.shape, text, data=names)
-        spec = contents.features.spec
-        attributes = {"layer": contents.layer, "fingerprint": spec.fingerprint, "spec": json.dumps(spec.to_json())}
-        attributes["label_order"] = contents.label_order
-        file.attrs.update(attributes)
+        file.attrs.update({**contents.attributes, "spec": json.dumps(contents.attributes["spec"])})
         start = 0
         for batch in contents.batches():
             rows_written = slice(start, start := start + len(batch.keys))
-            features[rows_written] = batch.features_ND
+            features[rows_written] = batch.features
             labels[rows_written] = batch.codes_N
             if odd := next((key for key in batch.keys if "\0" in key), None):
                 raise UsageError(f"HDF5 holds no text with a NUL in it, as the key {odd!r}. Export to another format.")
@@ -196,11 +259,11 @@ def _write_npy(path: str, contents: Contents) -> None:
     with open(path, "wb") as file:
         _write_header(file, contents.dtype, contents.shape)
         for batch in contents.batches():
-            file.write(batch.features_ND.data)
+            file.write(batch.features.data)
 
 
 def _write_npz(path: str, contents: Contents) -> None:
-    """`features`, `labels`, `label_names` and `keys`, each a .npy without pickles in a zip without compression.
+    """`features`, `labels`, `label_names`, `keys` and `attributes`, .npy without pickles in a zip without compression.
 
     Text is of a fixed width, that of the longest key, which is known when all have been read: until then keys wait in
     a file beside, and labels (8 bytes each) in memory.
@@ -211,7 +274,7 @@ def _write_npz(path: str, contents: Contents) -> None:
         with archive.open("features.npy", "w", force_zip64=True) as entry:
             _write_header(entry, contents.dtype, contents.shape)
             for batch in contents.batches():
-                entry.write(batch.features_ND.data)
+                entry.write(batch.features.data)
                 codes.append(batch.codes_N)
                 if batch.keys:
                     width = max(width, *map(len, batch.keys))
@@ -225,12 +288,12 @@ def _write_npz(path: str, contents: Contents) -> None:
                 keys_N = np.load(waiting, allow_pickle=False).astype(kind)
                 entry.write(keys_N.tobytes())
                 written += len(keys_N)
-        others = {
+        rest = {
             "labels": np.concatenate(codes),
             "label_names": np.array(contents.label_names, str),
-            "label_order": np.array(contents.label_order),
+            "attributes": np.array(json.dumps(contents.attributes)),
         }
-        for name, values in others.items():
+        for name, values in rest.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, values, allow_pickle=False)
     os.unlink(f"{path}.keys")
@@ -256,7 +319,11 @@ def _write_tfrecord(path: str, contents: Contents) -> None:
     with tf.io.TFRecordWriter(path) as writer:
         for batch in contents.batches():
             for features_D, code, label, key in zip(
-                batch.features_ND, batch.codes_N.tolist(), batch.labels, batch.keys, strict=True
+                batch.features.reshape(len(batch.keys), -1),
+                batch.codes_N.tolist(),
+                batch.labels,
+                batch.keys,
+                strict=True,
             ):
                 feature = {
                     "features": train.Feature(float_list=train.FloatList(value=features_D.tolist())),
@@ -277,13 +344,14 @@ def _write_lance(path: str, contents: Contents) -> None:
             f"Writing Lance needs its package: `pip install pylance` ({error}). Or read the output itself: it is "
             "Parquet."
         ) from error
-    dim = contents.shape[1]
+    dim = math.prod(contents.feature_shape)
     vector = pa.list_(pa.from_numpy_dtype(contents.dtype), dim)
-    schema = pa.schema([pa.field("key", pa.string()), pa.field("label", pa.string()), pa.field("features", vector)])
+    columns = [pa.field("key", pa.string()), pa.field("label", pa.string()), pa.field("features", vector)]
+    schema = pa.schema(columns, metadata={"bottleneck": json.dumps(contents.attributes)})
 
     def record_batches() -> Iterator[pa.RecordBatch]:
         for batch in contents.batches():
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(batch.features_ND.reshape(-1)), dim)
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(batch.features.reshape(-1)), dim)
             columns = [pa.array(batch.keys, pa.string()), pa.array(batch.labels, pa.string()), vectors]
             yield pa.record_batch(columns, schema=schema)
 

@@ -5,10 +5,10 @@
     bottleneck export head/ flowers.keras
 
 The suffix of FILE says what is written. Of features: .h5 or .hdf5 (`features`, `labels`, `label_names`, `keys`), .npz
-(the same), .npy (the matrix alone), .tfrecord (one tf.train.Example an image) or .lance; the ok rows, streamed a data
-file at a time, about 70 MB a second (TFRecord 20). Of a head: .keras or .onnx, uint8 images in and probabilities of
-the classes out, compared with what the head says, with FILE.json beside it; about half a minute. The file appears under
-its name when it is whole, and one that is there is never replaced.
+(the same), .npy (the matrix alone), .tfrecord (one tf.train.Example an image) or .lance; the ok rows, shuffled unless
+asked otherwise, in flat memory, about RATE MB a second (TFRecord 20). Of a head: .keras or .onnx, uint8 images in and
+probabilities of the classes out, compared with what the head says, with FILE.json beside it; about half a minute. The
+file appears under its name when it is whole, and one that is there is never replaced.
 """
 
 import logging
@@ -21,7 +21,7 @@ import tyro
 from bottleneck.errors import UsageError
 from bottleneck.export import Format, export_head, facts_file
 from bottleneck.features import open_features
-from bottleneck.formats import WRITERS, export_features, suffix_of
+from bottleneck.formats import WRITERS, Order, export_features, suffix_of
 from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import Display, Progress, duration
 from bottleneck.store import open_store, place_of
@@ -42,6 +42,11 @@ class Config:
     features), .keras or .onnx (of a head)."""
     layer: str | None = None
     """The features' column; may be left out where there is only one. Of features."""
+    order: Order = "shuffled"
+    """`shuffled`, the same way each time, so that any slice is a random sample of all classes; or `plan`, in which the
+    images of a class stand together. Of features."""
+    flat: bool = False
+    """Write LAYER:none as one vector an image, in place of the map's shape (H x W x C). Of features."""
     weights: str | None = None
     """Where the network's weights are now, if they moved; others are refused. Default: where the head says. Of a
     head."""
@@ -75,9 +80,12 @@ def of_features(config: Config) -> int:
             config.file,
             config.layer,
             lambda images: display.show(Progress(images, features.plan.num_images, 0, "")),
+            order=config.order,
+            flat=config.flat,
         )
     show(
-        f"{config.file}: {counted(facts['images'], 'image')} of {counted(facts['dim'], 'value')} of {facts['layer']}, "
+        f"{config.file}: {counted(facts['images'], 'image')} of {' x '.join(f'{size:,}' for size in facts['shape'][1:])} "
+        f"values of {facts['layer']}, {'shuffled' if config.order == 'shuffled' else 'in the order of the plan'}, "
         f"{facts['bytes'] / 1e6:,.1f} MB, in {duration(time.monotonic() - started)}"
     )
     answer({"file": config.file, **facts})
@@ -85,8 +93,10 @@ def of_features(config: Config) -> int:
 
 
 def of_head(config: Config) -> int:
-    if config.layer or config.allow_incomplete:
-        raise UsageError("--layer and --allow-incomplete are of features; a head has its layer. Leave them out.")
+    if config.layer or config.flat or config.order != "shuffled" or config.allow_incomplete:
+        raise UsageError(
+            "--layer, --order, --flat and --allow-incomplete are of features; a head has its layer. Leave them out."
+        )
     if open_store(config.source).exists("plan.json"):
         raise UsageError(
             f"{config.source} is an output of features. Expected a file ending in {', '.join(WRITERS)} for it, or a "

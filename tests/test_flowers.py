@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow.dataset
 import pytest
 from assets import asset
 from servers import S3Server
+from sklearn.linear_model import LogisticRegression
 
 from bottleneck.extract import extract_local
 from bottleneck.features import open_features
+from bottleneck.formats import export_features
 from bottleneck.head import Head
 from bottleneck.spec import FeatureRequest, Limits
 from bottleneck.splits import split
@@ -67,6 +70,15 @@ def test_accuracy_of_a_head_on_the_flowers(from_folder: str, kind: Any, least: f
         head = Head(kind, C=0.01 if kind == "svm" else 1.0).fit(features_ND[seen].astype(np.float32), labels_N[seen])
         scores.append(head.score(features_ND[~seen].astype(np.float32), labels_N[~seen]))
     assert np.mean(scores) >= least
+
+
+def test_the_tutorials_reader_recognises_the_flowers(from_folder: str, tmp_path: Path) -> None:
+    """Fitted on the first three quarters of the exported file and judged on the rest, as the tutorial goes on."""
+    export_features(open_features(from_folder), str(tmp_path / "flowers.h5"))
+    with h5py.File(tmp_path / "flowers.h5", "r") as db:
+        i = int(db["labels"].shape[0] * 0.75)
+        model = LogisticRegression(max_iter=1000).fit(db["features"][:i], db["labels"][:i])
+        assert model.score(db["features"][i:], db["labels"][i:]) >= 0.94
 
 
 @pytest.mark.parametrize("tiff", [False, True])

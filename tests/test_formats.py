@@ -1,5 +1,6 @@
 """Features in other programs' formats: what was stored comes back, memory stays flat, no half file is ever there."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 import tracemalloc
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -17,9 +18,10 @@ import pyarrow as pa
 import pytest
 from tiny import data_rows, spec, write_files
 
+from bottleneck import shuffle
 from bottleneck.errors import CorruptError, StoreError, UsageError
 from bottleneck.features import Features, finish, open_features, write_shard
-from bottleneck.formats import WRITERS, export_features
+from bottleneck.formats import WRITERS, Order, export_features
 from bottleneck.plan import make_plan
 from bottleneck.store import open_store
 from jobs.__main__ import main
@@ -56,8 +58,10 @@ def features(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def expected(features: Features, layer: str = LAYER) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
-    """Features, labels' numbers, the labels and the keys."""
+    """Features, labels' numbers, the labels and the keys, shuffled as exports are."""
     features_ND, labels_N, keys_N = features.arrays(layer)
+    order_N = np.argsort([hashlib.sha256(key.encode()).hexdigest() for key in keys_N])
+    features_ND, labels_N, keys_N = features_ND[order_N], labels_N[order_N], keys_N[order_N]
     names = sorted({key.rpartition("/")[0] for key in KEYS} - {""})
     codes = [-1 if label is None else names.index(label) for label in labels_N]
     assert -1 in codes
@@ -83,6 +87,7 @@ def test_hdf5_has_the_tutorials_layout(features: Features, tmp_path: Path) -> No
         assert file.attrs["fingerprint"] == features.spec.fingerprint
         assert file.attrs["layer"] == LAYER
         assert file.attrs["label_order"] == "text"
+        assert (file.attrs["order"], file.attrs["shape"].tolist()) == ("shuffled", [16])
 
 
 def test_labels_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
@@ -90,17 +95,17 @@ def test_labels_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
     assert export_features(numbered, str(tmp_path / "x.npz"), LAYER)["label_order"] == "number"
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
         assert file["label_names"].tolist() == ["9", "10", "100"]
-        assert file["label_order"] == "number"
+        assert json.loads(str(file["attributes"]))["label_order"] == "number"
         names = [key.partition("/")[0] for key in file["keys"]]
         assert file["label_names"][file["labels"]].tolist() == names
 
 
 def test_npz_is_read_without_pickles(features: Features, tmp_path: Path) -> None:
-    facts = export_features(features, str(tmp_path / "x.npz"), "fc2")
+    facts = export_features(features, str(tmp_path / "x.npz"), "fc2", flat=True)
     features_ND, codes_N, names, keys = expected(features, "fc2:none")
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
-        assert set(file) == {"features", "labels", "label_names", "label_order", "keys"}
-        assert file["label_order"] == "text"
+        assert set(file) == {"features", "labels", "label_names", "keys", "attributes"}
+        assert json.loads(str(file["attributes"]))["order"] == "shuffled"
         assert file["features"].dtype == features.spec.dtype
         assert np.array_equal(file["features"], features_ND)
         assert np.array_equal(file["labels"], codes_N)
@@ -197,9 +202,12 @@ def test_a_file_is_linked_in_once(tmp_path: Path) -> None:
     assert (tmp_path / "out/here/y/one").read_bytes() == b"1"
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_memory_does_not_grow_with_the_images(file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "order"), [*((file, "shuffled") for file in FILES), ("x.h5", "plan")])
+def test_memory_does_not_grow_with_the_images(
+    file: str, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """100 data files of 64 x 512 values; all of them are 6.6 MB in float16."""
+    monkeypatch.setattr(shuffle, "BUCKET_BYTES", 300_000)
     write_features(str(tmp_path / "features"), 6_400, 512, 3, 64)
     alive: list[weakref.ref[pa.Table]] = []
 
@@ -208,6 +216,7 @@ def test_memory_does_not_grow_with_the_images(file: str, tmp_path: Path) -> None
             table = super().table(name, columns)
             alive.append(weakref.ref(table))
             assert sum(one() is not None for one in alive) <= 3
+            assert pa.total_allocated_bytes() - before < 2_500_000
             return table
 
     opened = open_features(str(tmp_path / "features"))
@@ -219,14 +228,96 @@ def test_memory_does_not_grow_with_the_images(file: str, tmp_path: Path) -> None
         import tensorflow  # noqa: F401  # its modules are no data
     tracemalloc.start()
     try:
-        export_features(features, str(tmp_path / file), on_images=seen.append)
+        export_features(features, str(tmp_path / file), on_images=seen.append, order=order)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert len(alive) == 100
-    assert seen == list(range(64, 6_464, 64))
+    assert seen == sorted(seen)
+    assert len(seen) >= 100
+    assert seen[-1] == 6_400
     assert peak < 3_000_000
     assert pa.total_allocated_bytes() - before < 1_000_000
+
+
+def test_the_plans_order_is_written_when_asked(features: Features, tmp_path: Path) -> None:
+    facts = export_features(features, str(tmp_path / "x.h5"), LAYER, order="plan")
+    features_ND, _, keys_N = features.arrays(LAYER)
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert file.attrs["order"] == facts["order"] == "plan"
+        assert file["keys"].asstr()[:].tolist() == keys_N.tolist()
+        assert np.array_equal(file["features"][:], features_ND)
+    with pytest.raises(UsageError, match="order takes shuffled or plan"):
+        export_features(features, str(tmp_path / "y.h5"), LAYER, order="random")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 3_000, 1 << 24])
+def test_the_order_is_that_of_the_digests_whatever_fits_in_memory(
+    bucket_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shuffle, "BUCKET_BYTES", bucket_bytes)
+    keys = [f"class {n % 3}/{n}" for n in range(600)]
+    rows = pa.table({"key": keys, "row": range(len(keys))})
+    parts = [rows.slice(start, 100) for start in range(0, len(keys), 100)]
+    found = pa.concat_tables(shuffle.shuffled(iter(parts), str(tmp_path)))
+    assert found.schema == rows.schema
+    expected = sorted(range(len(keys)), key=lambda n: hashlib.sha256(keys[n].encode()).digest())
+    assert found.column("row").to_pylist() == expected
+    assert found.column("key").to_pylist() == [keys[n] for n in expected]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tutorials_own_next_step_finds_every_class(tmp_path: Path) -> None:
+    """Its reader fits on the first three quarters of the file and is judged on the rest."""
+    from sklearn.linear_model import LogisticRegression
+
+    write_features(str(tmp_path / "features"), 1_000, 32, 10, 128)
+    scores: dict[str, float] = {}
+    for order in get_args(Order):
+        export_features(open_features(str(tmp_path / "features")), str(tmp_path / f"{order}.h5"), order=order)
+        with h5py.File(tmp_path / f"{order}.h5", "r") as db:
+            i = int(db["labels"].shape[0] * 0.75)
+            model = LogisticRegression(max_iter=1000).fit(db["features"][:i], db["labels"][:i])
+            scores[order] = model.score(db["features"][i:], db["labels"][i:])
+    assert scores["shuffled"] > 0.9
+    assert scores["plan"] < 0.3
+
+
+def test_a_map_keeps_its_shape_unless_asked(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    keys = [f"{n % 2}/{n}.jpg" for n in range(6)]
+    write_files(tmp_path / "photos", dict.fromkeys(keys, b"an image, by its name"))
+    asked = spec(layers=("conv_pw_13_relu:none",), dims=(7 * 7 * 256,))
+    plan = make_plan(str(tmp_path / "photos"), str(tmp_path / "features"), asked, shard_size=3)
+    for shard in range(2):
+        rows = data_rows(plan.spec, sorted(keys)[3 * shard : 3 * shard + 3], seed=shard)
+        write_shard(open_store(plan.output), plan.data_name(shard), asked, shard, rows, run_id="test", device="none")
+    finish(plan)
+    features = open_features(plan.output)
+    features_ND = features.arrays()[0]
+
+    for flat, shape in ((False, (6, 7, 7, 256)), (True, (6, 12544))):
+        kept = {"order": "plan", "flat": flat}
+        written = {
+            suffix: export_features(features, str(tmp_path / f"{flat}.{suffix}"), **kept)  # type: ignore[arg-type]
+            for suffix in ("h5", "npz", "npy", "tfrecord")
+        }
+        assert all(facts["shape"] == list(shape) for facts in written.values())
+        expected_N = features_ND.reshape(shape)
+        with h5py.File(tmp_path / f"{flat}.h5") as file:
+            assert np.array_equal(file["features"][:], expected_N)
+            assert tuple(file.attrs["shape"]) == shape[1:]
+        with np.load(tmp_path / f"{flat}.npz") as file:
+            assert np.array_equal(file["features"], expected_N)
+            assert json.loads(str(file["attributes"]))["shape"] == list(shape[1:])
+        assert np.array_equal(np.load(tmp_path / f"{flat}.npy"), expected_N)
+        columns = {"features": tf.io.FixedLenFeature(shape[1:], tf.float32)}
+        [batch] = [
+            tf.io.parse_example(records, columns)
+            for records in tf.data.TFRecordDataset(str(tmp_path / f"{flat}.tfrecord")).batch(6)
+        ]
+        assert np.array_equal(batch["features"].numpy(), expected_N)
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +332,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("file", ["x.h5", "x.npz", "x.tfrecord"])
 def test_a_kill_leaves_no_half_file(file: str, number: signal.Signals, large: str, tmp_path: Path) -> None:
+    """By -9 while rows are shuffled, or by Ctrl-C while they are written."""
     command = [sys.executable, "-m", "jobs", "--json", "export", large, str(tmp_path / file)]
+    begun = ".bottleneck-export-*/" + ("rows-*" if number == signal.SIGKILL else "whole*")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not any(path.stat().st_size > 1_000_000 for path in tmp_path.glob(".bottleneck-export-*/*")):
+        while not any(tmp_path.glob(begun)):
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.001)
         process.send_signal(number)
@@ -291,7 +384,7 @@ def test_rows_that_are_not_those_counted_are_refused(features: Features, tmp_pat
 def test_the_job_tells_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = made_up(tmp_path)
     output, file = dataset.plan.output, str(tmp_path / "new" / "x.npy")
-    code, result, told = run(capsys, output, file, "--layer", "fc2")
+    code, result, told = run(capsys, output, file, "--layer", "fc2", "--flat")
     assert (code, result["images"], result["dim"], result["layer"]) == (0, 38, 3, "fc2:none")
     assert "45 of 45" not in told  # 7 are rejected
     assert np.load(file).shape == (38, 3)
@@ -316,6 +409,8 @@ def test_what_is_not_done_is_exported_when_asked(tmp_path: Path, capsys: pytest.
         (["{features}", "x.h5"], "features of several layers"),
         (["{features}", "x.h5", "--weights", "w.h5"], "--weights is of heads"),
         (["{head}", "x.onnx", "--layer", "fc2"], "are of features"),
+        (["{head}", "x.onnx", "--flat"], "are of features"),
+        (["{head}", "x.onnx", "--order", "plan"], "are of features"),
         (["{features}", "{features}/x.h5", "--layer", "fc2"], "is inside"),
         (["{empty}", "x.h5"], "no plan.json"),
         (["{empty}", "x.keras"], "holds no head"),
@@ -336,7 +431,7 @@ def test_what_does_not_fit_is_said(
     places["rejected"] = Path(rejected.plan.output)
     monkeypatch.chdir(tmp_path)
     arguments = [one.format(**places) for one in arguments]
-    if "{rejected}" not in words and "rejected" in arguments[0]:
+    if "rejected" in arguments[0]:
         arguments += ["--layer", "fc2"]
     before = sorted(tmp_path.rglob("*"))
     code, _, told = run(capsys, *arguments)

@@ -67,7 +67,7 @@ OPTIONS = {
     "classify": ["images", "head", "base", "weights", "names", "top"],
     "similar": ["image", "features", "top", "layer", "sheet", "weights", "allow_incomplete"],
     "describe": ["base", "plot"],
-    "export": ["source", "file", "layer", "weights", "allow_incomplete"],
+    "export": ["source", "file", "layer", "order", "flat", "weights", "allow_incomplete"],
     "diff": ["a", "b", "top", "min_cosine", "allow_incomplete"],
     "doctor": ["source", "output", "address"],
     "demo": ["folder"],

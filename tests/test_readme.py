@@ -11,6 +11,8 @@ import pytest
 from tiny import digits_folder
 
 from bottleneck.extract import extract_local
+from bottleneck.features import open_features
+from bottleneck.formats import export_features
 from bottleneck.spec import FeatureRequest
 from jobs.__main__ import JOBS, options, parse
 
@@ -35,12 +37,13 @@ def test_every_job_and_option_is_described(job: str) -> None:
 
 @pytest.fixture(scope="module")
 def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`photos` and `features`, as the README's examples have them."""
+    """`photos`, `features` and `flowers.h5`, as the README's examples have them."""
     folder = tmp_path_factory.mktemp("readme")
     digits_folder(folder / "photos", per_class=3)
     (folder / "photos" / "0" / "broken.jpg").write_bytes(b"no image")
     request = FeatureRequest(base="vgg16", weights="random:0", precision="float32")
     extract_local(str(folder / "photos"), str(folder / "features"), request, max_rejected=1.0)
+    export_features(open_features(str(folder / "features")), str(folder / "flowers.h5"))
     return folder
 
 
