@@ -21,6 +21,7 @@ from bottleneck.choices import check_choice
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError
 from bottleneck.head import Head
 from bottleneck.networks import import_keras, preprocess
+from bottleneck.objects import ObjectChangedError, ObjectGoneError, Store, Wanted
 from bottleneck.spec import FeatureRequest, FeatureSpec, split_layer
 from bottleneck.weights import load_network, sha256_weights
 
@@ -29,6 +30,8 @@ Format = Literal["keras", "onnx"]
 MAX_DIFFERENCE = 1e-3
 """Of a probability, between the exported model and base and head in float32; found were below 1e-5."""
 NUM_CHECKED = 4
+INPUT, OUTPUT, BATCH_AXIS = "pixels", "probabilities", "batch"
+"""Names in the model file."""
 
 
 def export_head(head: Head, file_format: Format, weights: str | None = None) -> tuple[bytes, dict[str, Any]]:
@@ -64,12 +67,17 @@ def export_head(head: Head, file_format: Format, weights: str | None = None) -> 
             f"The exported model's probabilities differ from the head's by {difference:.2g}. Expected "
             f"{MAX_DIFFERENCE} at most. Report this, with the head; nothing was written."
         )
-    data = _keras_file(model) if file_format == "keras" else _onnx_file(model)
     spec = origin.spec
-    facts = {
+    facts: dict[str, Any] = {
         "classes": [str(label) for label in head.classes_],
-        "input": {"shape": ["N", spec.image_size_px, spec.image_size_px, 3], "dtype": "uint8", "channels": "RGB"},
-        "output": {"shape": ["N", len(head.classes_)], "dtype": "float32", "values": "probabilities"},
+        "input": {
+            "name": INPUT,
+            "shape": [BATCH_AXIS, spec.image_size_px, spec.image_size_px, 3],
+            "dtype": "uint8",
+            "channels": "RGB",
+        },
+        "output": {"name": OUTPUT, "shape": [BATCH_AXIS, len(head.classes_)], "dtype": "float32"},
+        "image_size_px": spec.image_size_px,
         "resize": spec.resize,
         "interpolation": spec.interpolation,
         "exif": spec.exif,
@@ -80,7 +88,7 @@ def export_head(head: Head, file_format: Format, weights: str | None = None) -> 
         "head_sha256": getattr(head, "sha256_", None),
         "max_difference": difference,
     }
-    return data, facts
+    return _keras_file(model) if file_format == "keras" else _onnx_file(model, facts), facts
 
 
 def build_model(head: Head, network: Any) -> Any:
@@ -89,7 +97,7 @@ def build_model(head: Head, network: Any) -> Any:
     spec, layers = head.origin_.spec, keras.layers
     size = spec.image_size_px
     name, pooling = split_layer(head.origin_.layer)
-    pixels = keras.Input((size, size, 3), dtype="uint8", name="pixels")
+    pixels = keras.Input((size, size, 3), dtype="uint8", name=INPUT)
     values = layers.Rescaling(1.0, name="as_float")(pixels)
     values = _preprocessing(spec.base)(values)
     values = keras.Model(network.input, network.get_layer(name).output, name=spec.base)(values, training=False)
@@ -109,7 +117,7 @@ def build_model(head: Head, network: Any) -> Any:
     if len(coef_KD) == 1:  # the log odds of the second class: those of the first are 0
         coef_KD, intercept_K = np.vstack([np.zeros_like(coef_KD), coef_KD]), np.append(0.0, intercept_K)
     sharpness = head.temperature_ if head.kind == "svm" else 1.0
-    values = _dense(coef_KD * sharpness, intercept_K * sharpness, "softmax", "probabilities")(values)
+    values = _dense(coef_KD * sharpness, intercept_K * sharpness, "softmax", OUTPUT)(values)
     model = keras.Model(pixels, values, name="bottleneck_head")
     model.trainable = False
     return model
@@ -172,7 +180,7 @@ def _keras_file(model: Any) -> bytes:
             return file.read()
 
 
-def _onnx_file(model: Any) -> bytes:
+def _onnx_file(model: Any, facts: dict[str, Any]) -> bytes:
     keras = import_keras()
     if keras.backend.backend() != "tensorflow":
         raise UsageError(
@@ -187,8 +195,28 @@ def _onnx_file(model: Any) -> bytes:
     with tempfile.TemporaryDirectory(prefix="bottleneck-export-") as folder, _quiet():
         path = os.path.join(folder, "model.onnx")
         model.export(path, format="onnx", verbose=False)
-        with open(path, "rb") as file:
-            return file.read()
+        return _named(path, facts)
+
+
+def _named(path: str, facts: dict[str, Any]) -> bytes:
+    """An ONNX file with names for its input, output and batch axis, and the facts as metadata.
+
+    The converter names the output after nothing, and the batch axis differently on either side.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    for [port], name in ((graph.input, INPUT), (graph.output, OUTPUT)):
+        old, port.name = port.name, name
+        for node in graph.node:
+            node.input[:] = [name if one == old else one for one in node.input]
+            node.output[:] = [name if one == old else one for one in node.output]
+        port.type.tensor_type.shape.dim[0].dim_param = BATCH_AXIS
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    onnx.helper.set_model_props(model, shown)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 @contextlib.contextmanager
@@ -203,6 +231,31 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(before)
+
+
+def facts_etag(store: Store, name: str, head: Head) -> str:
+    """The etag of a file with facts that an export of this head left when it was killed; empty where there is no file.
+
+    Raises:
+        UsageError: if anything else has this name.
+    """
+    entry = store.stat(name)
+    if entry is None and not store.exists(name):
+        return ""
+    try:
+        facts = json.loads(store.get(Wanted(name, 0, entry.etag))) if entry else None
+    except (ObjectGoneError, ObjectChangedError, ValueError, RecursionError):
+        facts = None
+    is_ours = isinstance(facts, dict) and (facts.get("fingerprint"), facts.get("head_sha256")) == (
+        head.origin_.spec.fingerprint,
+        getattr(head, "sha256_", None),
+    )
+    if entry is None or not is_ours:
+        raise UsageError(
+            f"{store.uri}/{name} is there already and does not describe an export of this head. It would be written "
+            "beside the model. Give another name, or remove it."
+        )
+    return entry.etag
 
 
 def facts_file(facts: dict[str, Any]) -> bytes:

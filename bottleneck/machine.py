@@ -142,11 +142,12 @@ def _count_nvidia() -> int:
 
 def processor() -> Iterator[Finding]:
     """Cores that may be used, and bfloat16."""
-    from bottleneck.base import has_bfloat16
-    from bottleneck.measure import count_cores
+    import joblib
 
-    cores, there = count_cores(), os.cpu_count() or 1
-    told = f"{cores} core{'s' if cores > 1 else ''}" + (f" of {there}, by a quota" if cores < there else "")
+    from bottleneck.base import has_bfloat16
+
+    cores, there = joblib.cpu_count(), os.cpu_count() or 1
+    told = f"{cores} core{'s' if cores > 1 else ''}" + (f" of {there}, by a quota or affinity" if cores < there else "")
     if has_bfloat16():
         yield Finding("processor", "ok", f"{told}; bfloat16 in hardware")
     else:

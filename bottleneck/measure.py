@@ -3,13 +3,12 @@
 Legend: N images, H x W pixels, C channels, D features of a layer.
 """
 
-import contextlib
-import os
 import time
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
+import joblib
 import numpy as np
 import pyarrow as pa
 
@@ -32,7 +31,6 @@ from bottleneck.store import open_store
 NUM_SAMPLED = 32
 """VGG16 does them in 3 s on two cores without AMX; of 512 photos they told the output's size to 2 %."""
 NUM_SHARDS_SAMPLED = 4
-CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 SAMPLE_BATCH_SIZE = 16
 """On a CPU, where VGG16 takes 0.142 core-seconds an image in batches of 16 and of 32; so two are timed, not one."""
 MEASURE_SECONDS = 8.0
@@ -80,15 +78,6 @@ def _answer(pipe: Connection) -> None:
     answer(pipe, measured)
 
 
-def count_cores() -> int:
-    """Cores of this machine, or those that a container's quota leaves, as Ray counts them too."""
-    cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError), open(CPU_QUOTA) as file:
-        quota, period = file.read().split()
-        cores = min(cores, max(1, int(quota) // int(period)))  # ValueError where it is `max`
-    return cores
-
-
 def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
     work = Work.of(plan)
     shards = [shard for shard in plan.shards() if shard.number not in done]
@@ -110,7 +99,7 @@ def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
         ]
     )
 
-    cores = count_cores()
+    cores = joblib.cpu_count()
     networks = max(1, cores // CORES_PER_ACTOR)
     threads = cores // networks
     import_keras(threads)  # before the devices are counted, which starts TensorFlow with the threads it has

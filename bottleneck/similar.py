@@ -5,7 +5,6 @@ Legend: N rows of a data file, B rows of a block, D features of the layer, T ima
 
 import heapq
 import itertools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +47,8 @@ def nearest(
     top: int,
     layer: str | None = None,
     on_images: Callable[[int], None] = lambda images: None,
+    *,
+    without: str | None = None,
 ) -> list[Neighbour]:
     """Find the ok images whose features have the largest cosine to a vector, best first.
 
@@ -59,33 +60,37 @@ def nearest(
         top: how many, from 1 up; fewer come back where the dataset has fewer.
         layer: as in the spec; may be left out where there is only one.
         on_images: told how many images have been compared so far.
+        without: the key of an image that is left out: the one asked about, which is most like itself.
 
     Raises:
         UsageError: for a vector of another length, or a layer that is not there.
         CorruptError: if a data file is damaged.
     """
+    import joblib
     from threadpoolctl import threadpool_limits
 
     column = features.column(layer)
     dim = features.spec.dims[features.layers.index(column)]
     if query_D.shape != (dim,):
         raise UsageError(f"Expected a vector of the {dim:,} values of {column}. Received: {query_D.shape}.")
+    wanted = top if without is None else top + 1
     in_bucket = features.plan.output.startswith("s3://")
-    num_threads = max(len(os.sched_getaffinity(0)), BUCKET_THREADS if in_bucket else 1)
+    num_threads = max(joblib.cpu_count(), BUCKET_THREADS if in_bucket else 1)
     best: list[_Place] = []
     num_images = 0
 
     def search(number: int) -> tuple[int, list[_Place]]:
-        return _search(features, number, column, query_D, top)
+        return _search(features, number, column, query_D, wanted)
 
     # A product of one block is too small to be shared out by BLAS, whose threads would be in the way of these.
     with threadpool_limits(1), ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(features.files), FILES_AHEAD):
             for images, places in pool.map(search, range(start, min(start + FILES_AHEAD, len(features.files)))):
-                best = heapq.nsmallest(top, itertools.chain(best, places))
+                best = heapq.nsmallest(wanted, itertools.chain(best, places))
                 num_images += images
                 on_images(num_images)
-        return _named(features, column, query_D, best)
+        found = _named(features, column, query_D, best)
+    return [one for one in found if one.key != without][:top]
 
 
 def features_of(features: Features, key: str, layer: str | None = None) -> np.ndarray | None:

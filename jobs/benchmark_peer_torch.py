@@ -14,6 +14,7 @@ import sys
 import time
 from typing import Any
 
+import joblib
 import numpy as np
 
 from bottleneck.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
@@ -60,7 +61,7 @@ def main(folder: str, output: str) -> None:
     import pyarrow.parquet as pq
     import torch
 
-    device, cores = "cuda" if torch.cuda.is_available() else "cpu", len(os.sched_getaffinity(0))
+    device, cores = "cuda" if torch.cuda.is_available() else "cpu", joblib.cpu_count()
     torch.set_num_threads(cores)
     batch_size = GPU_BATCH_SIZE if device == "cuda" else CPU_BATCH_SIZE
     model = network().to(device, torch.bfloat16, memory_format=torch.channels_last).eval()

@@ -49,7 +49,7 @@ def watched(title: str, function: Callable[..., Figures], *arguments: Any) -> Fi
     figures = function(*arguments)
     seconds, busy, own = time.perf_counter() - started, busy_seconds() - busy, own_seconds() - own
     others = busy - max(own, figures.pop("cpu_seconds", 0.0))
-    return {**figures, "others_cpu_share": max(0.0, others / (seconds * psutil.cpu_count()))}
+    return {**figures, "others_cpu_share": max(0.0, others / (seconds * (os.cpu_count() or 1)))}
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:
@@ -175,6 +175,7 @@ def tell(result: Figures, rounds: list[Figures], hardware: Figures, table: Calla
 
 
 def describe_hardware() -> Figures:
+    import joblib
     import psutil
 
     cpuinfo: dict[str, str] = {}
@@ -190,7 +191,7 @@ def describe_hardware() -> Figures:
         gpus = found.stdout.splitlines()
     return {
         "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": joblib.cpu_count(),
         "bfloat16": [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flag in flags],
         "gpus": gpus,
         "memory_bytes": psutil.virtual_memory().total,

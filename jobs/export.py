@@ -19,7 +19,7 @@ from typing import Annotated, cast
 import tyro
 
 from bottleneck.errors import UsageError
-from bottleneck.export import Format, export_head, facts_file
+from bottleneck.export import Format, export_head, facts_etag, facts_file
 from bottleneck.features import open_features
 from bottleneck.formats import WRITERS, Order, export_features, suffix_of
 from bottleneck.head import HEAD_JSON, Head
@@ -106,13 +106,14 @@ def of_head(config: Config) -> int:
     head = Head.load(config.source)
     if store.exists(name):  # before the seconds that building takes
         raise UsageError(f"{config.file} is there already. Give another name, or remove it.")
+    etag = facts_etag(store, f"{name}.json", head)
     store.try_writing()
     file_format = cast(Format, suffix_of(config.file).removeprefix("."))
     data, facts = export_head(head, file_format, config.weights)
     # The facts come first: a job killed between the two leaves no file, and so is run again, which writes both.
-    if not store.exists(name):
-        store.replace(f"{name}.json", facts_file(facts))
-    if not store.create(name, data):
+    beside = f"{name}.json"
+    is_written = store.replace(beside, facts_file(facts), etag) if etag else store.create(beside, facts_file(facts))
+    if not is_written or not store.create(name, data):
         raise UsageError(f"Another job wrote {config.file} at the same time. Give another name.")
     classes = counted(len(facts["classes"]), "class", "classes")
     show(f"{config.file}: {len(data) / 1e6:,.1f} MB, {classes}, as {file_format}")

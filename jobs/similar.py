@@ -5,8 +5,8 @@
 
 Exact: every stored row is compared, a million of 512 values in about three seconds on two cores. IMAGE is a file or
 s3:// URI, whose features are extracted as the dataset's were (about ten seconds, most of them Keras' start); or, where
-there is no such file, the key of an image of the dataset, whose stored features are taken. `--sheet`
-writes a page with thumbnails from the source.
+there is no such file, the key of an image of the dataset, whose stored features are taken. An image of the dataset is
+not listed as like itself. `--sheet` writes a page with thumbnails from the source.
 """
 
 import logging
@@ -24,7 +24,7 @@ from bottleneck.features import Features, open_features
 from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.progress import Display, Progress
 from bottleneck.similar import Neighbour, features_of, nearest
-from bottleneck.store import place_of
+from bottleneck.store import normal_uri, place_of
 from bottleneck.text import counted, printable
 from jobs.results import answer, show
 
@@ -63,7 +63,8 @@ def main(config: Config) -> int:
     data = read_image(config.image)
     query_D = stored(features, config.image, layer) if data is None else extracted(data, config, features, layer)
     started = time.monotonic()
-    found, num_images = search(features, query_D, config.top, layer)
+    own = config.image if data is None else own_key(features, config.image)
+    found, num_images = search(features, query_D, config.top, layer, own)
     seconds = time.monotonic() - started
     for line in table(found):
         show(line)
@@ -120,8 +121,16 @@ def extracted(data: bytes, config: Config, features: Features, layer: str) -> np
     return found_D
 
 
-def search(features: Features, query_D: np.ndarray, top: int, layer: str) -> tuple[list[Neighbour], int]:
-    """The neighbours and how many images were compared, with progress on stderr."""
+def own_key(features: Features, image: str) -> str | None:
+    """The key that a file has in the dataset's source; None for one from elsewhere."""
+    uri, root = normal_uri(image), f"{features.plan.source}/"
+    return uri.removeprefix(root) if uri.startswith(root) else None
+
+
+def search(
+    features: Features, query_D: np.ndarray, top: int, layer: str, own: str | None
+) -> tuple[list[Neighbour], int]:
+    """The neighbours without the image itself, and how many images were compared, with progress on stderr."""
     seen = 0
     with Display("similar") as display:
 
@@ -130,7 +139,7 @@ def search(features: Features, query_D: np.ndarray, top: int, layer: str) -> tup
             seen = images
             display.show(Progress(images, features.plan.num_images, 0, ""))
 
-        return nearest(features, query_D, top, layer, show), seen
+        return nearest(features, query_D, top, layer, show, without=own), seen
 
 
 def table(found: Sequence[Neighbour]) -> list[str]:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 from tiny import REQUEST, photos, real_spec, write_files
 
-from bottleneck import measure
 from bottleneck.errors import FeaturesError
 from bottleneck.estimate import STARTUP_SECONDS, Costs, Estimate, Prediction, predict_run
 from bottleneck.extract import extract_local
@@ -211,18 +210,3 @@ def test_the_stages_count_what_images_cost(tmp_path: Path) -> None:
     made = predict_run(spent, done=12, planned=100, cores=2, networks=1)
     assert made is not None
     assert made.images_per_second > 0
-
-
-def test_cores_are_those_a_containers_quota_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    quota = tmp_path / "cpu.max"
-
-    def counted(text: str) -> int:
-        quota.write_text(text)
-        return measure.count_cores()
-
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
-    monkeypatch.setattr(measure, "CPU_QUOTA", str(quota))
-    assert counted("max 100000\n") == 64
-    assert counted("250000 100000\n") == 2
-    assert counted("50000 100000\n") == 1
-    assert counted("9900000 100000\n") == 64

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from tiny import REQUEST, jpeg, real_spec, saved_head, write_files
+from tiny import REQUEST, jpeg, real_spec, saved_head, spec, write_files
 
 from bottleneck.base import Base, resolve
 from bottleneck.decode import Decoded, decode
@@ -107,15 +107,24 @@ def test_preprocessing_and_every_pooling_are_in_the_file(base: str, layer: str, 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_onnx_file_gives_the_heads_probabilities() -> None:
     pytest.importorskip("tf2onnx", reason="needs tf2onnx (the extra `onnx`)")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
     head = head_of("svm", "l2", 4, real_spec())
-    data, _ = export_head(head, "onnx")
+    data, facts = export_head(head, "onnx")
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    (pixels_input,) = session.get_inputs()
-    assert pixels_input.type == "tensor(uint8)"
+    ports = [(one.name, one.type, one.shape) for one in (*session.get_inputs(), *session.get_outputs())]
+    assert ports == [
+        ("pixels", "tensor(uint8)", ["batch", 224, 224, 3]),
+        ("probabilities", "tensor(float)", ["batch", 4]),
+    ]
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["classes"]) == [f"class {n}" for n in range(4)] == facts["classes"]
+    assert (told["resize"], told["image_size_px"]) == ("squash", "224")
+    assert told["fingerprint"] == real_spec().fingerprint
+    assert told.keys() == facts.keys()
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     for num_images in (1, 6):
         pixels_NHWC = pixels(real_spec(), num_images)
-        found_NK = session.run(None, {pixels_input.name: pixels_NHWC})[0]
+        [found_NK] = session.run(["probabilities"], {"pixels": pixels_NHWC})
         assert np.abs(found_NK - expected_of(head, pixels_NHWC)).max() < 2e-5
 
 
@@ -141,7 +150,7 @@ def test_the_job_writes_model_and_facts(tmp_path: Path, capsys: pytest.CaptureFi
     facts = json.loads((tmp_path / "model.keras.json").read_text())
     assert facts["classes"] == result["classes"] == ["cat", "dog"]
     assert facts["fingerprint"] == real_spec().fingerprint
-    assert facts["input"]["shape"] == ["N", 224, 224, 3]
+    assert facts["input"] == {"name": "pixels", "shape": ["batch", 224, 224, 3], "dtype": "uint8", "channels": "RGB"}
     assert result["bytes"] == file.stat().st_size
     before = file.read_bytes()
     assert main(["export", str(tmp_path / "head"), str(file)]) == 2
@@ -155,12 +164,31 @@ def test_no_file_is_there_without_what_says_how_to_use_it(tmp_path: Path) -> Non
     """Else a job killed between the two could not be run again: a file that is there is never replaced."""
     features_ND = Base(real_spec(), 8)(pixels(real_spec()))[0]
     saved_head(tmp_path / "head", features_ND, np.array(["cat", "dog"] * 3, object), real_spec())
-    file = tmp_path / "model.keras"
-    (tmp_path / "model.keras.json").mkdir()  # where nothing can be written
-    assert main(["export", str(tmp_path / "head"), str(file)]) == 5
-    assert not file.exists()
-    (tmp_path / "model.keras.json").rmdir()
+    file, beside = tmp_path / "model.keras", tmp_path / "model.keras.json"
     assert main(["export", str(tmp_path / "head"), str(file)]) == 0
+    file.unlink()  # as a kill between the two leaves them
+    left = json.loads(beside.read_text())
+    beside.write_text(json.dumps(left | {"base": "of another version"}))
+    assert main(["export", str(tmp_path / "head"), str(file)]) == 0
+    assert file.exists()
+    assert json.loads(beside.read_text()) == left
+
+
+def test_what_lies_beside_the_model_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FILE.json of the user's is found before the work, whatever it holds."""
+    features_ND = np.random.default_rng(0).normal(size=(6, 256))
+    saved_head(tmp_path / "head", features_ND, np.array(["cat", "dog"] * 3, object), spec())
+    facts = {"fingerprint": spec().fingerprint, "head_sha256": "that of another head"}
+    beside = tmp_path / "model.onnx.json"
+    for mine in ("{}", '{"mine": 1}', "[1]", "no JSON", json.dumps(facts)):
+        beside.write_text(mine)
+        assert main(["export", str(tmp_path / "head"), str(tmp_path / "model.onnx")]) == 2
+        assert "model.onnx.json is there already" in capsys.readouterr().err
+        assert beside.read_text() == mine
+    beside.unlink()
+    beside.mkdir()
+    assert main(["export", str(tmp_path / "head"), str(tmp_path / "model.onnx")]) == 2
+    assert list(beside.iterdir()) == []
 
 
 def test_the_file_holds_no_code(tmp_path: Path) -> None:

@@ -11,15 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-<<<<<<< HEAD
-    {"errors", "text", "metrics", "pages", "hdf5", "heap", "retry"},
+    {"errors", "text", "metrics", "pages", "hdf5", "heap", "retry", "shuffle"},
     {"progress", "choices", "labels", "bases", "child"},
     {"spec", "parquet", "objects", "estimate", "live", "dashboard", "doctor"},
-=======
-    {"errors", "text", "metrics", "pages", "hdf5", "parquet", "heap", "retry", "shuffle"},
-    {"progress", "choices", "labels", "bases"},
-    {"spec", "objects", "estimate", "live", "dashboard", "doctor"},
->>>>>>> 5749fc4 (Exports are shuffled and keep the shape of maps: the tutorials' own split tested on classes it had not fitted)
     {"answers"},
     {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "containers"},
@@ -118,6 +112,19 @@ def test_no_process_of_the_library_starts_its_callers_main_module_again(path: Pa
     """As `multiprocessing` does; `child` is what starts processes."""
     assert not imports_of(path) & {"multiprocessing", "concurrent.futures.process"}
     assert "ProcessPoolExecutor" not in path.read_text()
+
+
+def test_cores_are_counted_in_one_way() -> None:
+    """By joblib, which knows affinity and containers' limits, on every system."""
+    found = {
+        (name_of(path), f"{ast.unparse(node.value)}.{node.attr}")
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("cpu_count", "process_cpu_count", "sched_getaffinity")
+    }
+    of_the_whole_machine = {("bottleneck.machine", "os.cpu_count"), ("jobs.benchmark_process", "os.cpu_count")}
+    assert {one for one in found if one[1] != "joblib.cpu_count"} == of_the_whole_machine
+    assert {name for name, call in found if call == "joblib.cpu_count"} >= {"bottleneck.similar", "bottleneck.measure"}
 
 
 def test_the_verifier_shares_no_code_with_what_it_verifies() -> None:

@@ -90,6 +90,15 @@ def test_an_image_of_the_dataset_is_most_like_itself(features: Features) -> None
         assert nearest(features, query_D, 1)[0] == similar.Neighbour(1.0, keys_N[3], keys_N[3][:4])
 
 
+def test_an_image_asked_about_takes_no_place(features: Features) -> None:
+    for _, _, keys_N in features.keyed_batches():
+        query_D = features_of(features, keys_N[3])
+        assert query_D is not None
+        with_itself = nearest(features, query_D, 8)
+        assert nearest(features, query_D, 7, without=keys_N[3]) == with_itself[1:]
+        assert nearest(features, query_D, 8, without="another") == with_itself
+
+
 def test_of_equal_images_the_first_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = made_up(tmp_path, num_images=60)
     rows = dataset.table(dataset.files[0])
@@ -139,13 +148,17 @@ def test_a_planned_image_is_found_without_reading_all(tmp_path: Path) -> None:
 
 
 def test_an_image_file_is_extracted_as_the_dataset_was(extracted: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    features, copy = str(extracted / "features"), extracted / "photos" / "dogs" / "0004.jpg"
-    code, result, _ = run(capsys, str(copy), features, "--top", "3")
+    features, itself = str(extracted / "features"), extracted / "photos" / "dogs" / "0004.jpg"
+    copy = extracted / "copy.jpg"
+    copy.write_bytes(itself.read_bytes())
+    code, result, _ = run(capsys, str(copy), features, "--top", "4")
     assert (code, result["is_key"], result["images"]) == (0, False, 12)
-    assert result["similar"][0] == {"cosine": pytest.approx(1, abs=1e-6), "key": "dogs/0004.jpg", "label": "dogs"}
+    first, *others = result["similar"]
+    assert first == {"cosine": pytest.approx(1, abs=1e-6), "key": "dogs/0004.jpg", "label": "dogs"}
     by_key = run(capsys, "dogs/0004.jpg", features, "--top", "3")[1]
     assert by_key["is_key"]
-    assert [one["key"] for one in by_key["similar"]] == [one["key"] for one in result["similar"]]
+    for other in (by_key, run(capsys, str(itself), features, "--top", "3")[1]):
+        assert [one["key"] for one in other["similar"]] == [one["key"] for one in others]
     assert len(run(capsys, str(extracted / "other.jpg"), features)[1]["similar"]) == 10
     code, result, _ = run(capsys, str(copy), features, "--weights", "random:1")
     assert (code, result["exit_code"]) == (4, 4)
@@ -174,9 +187,9 @@ def test_the_sheet_shows_thumbnails_and_frames_for_those_that_are_gone(
     code, result, _ = run(capsys, "cats/0005.jpg", dataset.plan.output, "--top", "86", "--sheet", str(sheet))
     assert (code, result["sheet"]) == (0, str(sheet))
     text = sheet.read_text()
-    assert text.count("data:image/jpeg") == 1 + 85
+    assert text.count("data:image/jpeg") == 1 + 84
     assert text.count('aria-label="no picture"') == 1
-    assert "1 of 86 pictures missing" in text
+    assert "1 of 85 pictures missing" in text
     assert ask(sheet, tmp_path, "document.documentElement.scrollWidth", 320, 1280) == ["320", "1280"]
     for options in ((), (DARK,)):
         with Image.open(screenshot(sheet, 1000, 1200, tmp_path, *options)) as picture:
