@@ -1,4 +1,4 @@
-"""The one page of a report: its frame, its looks and the few lines of script that sort tables.
+"""The one page of a report: its frame, its looks and the few lines of script that sort tables and enlarge pictures.
 
 Everything a page shows comes in as text and is escaped here; nothing is loaded from anywhere.
 """
@@ -6,6 +6,7 @@ Everything a page shows comes in as text and is escaped here; nothing is loaded 
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,25 +41,42 @@ section { background: var(--surface); border: 1px solid var(--line); border-radi
 .numbers dd small { display: block; font-size: .8125rem; font-weight: 400; color: var(--muted); }
 .note { background: var(--note); color: var(--note-text); border-radius: 6px; padding: .6rem .9rem; max-width: none;
   overflow-wrap: anywhere; }
-.scroll { overflow: auto; max-height: 44rem; border: 1px solid var(--line); border-radius: 6px; }
-.scroll.picture { max-height: none; border: 0; }
+.frame { position: relative; }
+.frame.more::after { content: "\\203a"; position: absolute; inset: 1px 1px 1px auto; width: 2.5rem;
+  padding-right: .3rem; display: flex; align-items: center; justify-content: flex-end; font-size: 2rem;
+  font-weight: 700; color: var(--accent);
+  background: linear-gradient(to right, transparent, var(--surface) 70%); border-radius: 6px; pointer-events: none; }
+.scroll { overflow: auto; max-height: 44rem; border: 1px solid var(--line); border-radius: 6px;
+  container-type: inline-size; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .5rem .6rem; font-size: .875rem; }
+caption { text-align: left; font-size: .875rem; }
+caption span { display: inline-block; position: sticky; left: 0; padding: .5rem .6rem;
+  max-width: calc(100cqi - 2.5rem); }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
+th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6rem; position: sticky;
+  left: 0; background: var(--surface); }
 thead th { position: sticky; top: 0; background: var(--surface); border-top: 0; font-size: .875rem; }
+thead th:first-child { z-index: 1; }
 tbody th { font-weight: 500; }
 td.bar { background: linear-gradient(var(--meter), var(--meter)) left bottom / var(--share) 3px no-repeat content-box; }
 .sortable th { width: 17%; } .sortable th:first-child { width: 32%; }
-tr.best { background: var(--bar); font-weight: 650; }
+tr.best, tr.best th { background: var(--bar); font-weight: 650; }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: .2rem 0; cursor: pointer; }
 th button::after { content: " \\2195"; color: var(--muted); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 figure { margin: 0; }
+.open { display: block; width: 100%; padding: 0; border: 0; background: none; font: inherit; color: inherit;
+  cursor: zoom-in; }
 .picture img { display: block; width: 100%; height: auto; border-radius: 6px; }
-.confusion { max-width: 54rem; }
-.calibration { max-width: 26rem; }
+dialog { max-width: calc(100vw - 1rem); max-height: calc(100vh - 1rem); padding: 1rem; overflow: auto;
+  border: 1px solid var(--line); border-radius: 10px; background: var(--surface); color: var(--text);
+  cursor: zoom-out; }
+dialog::backdrop { background: rgb(0 0 0 / .6); }
+dialog img { display: block; width: min(28rem, 100vw - 4rem); min-width: var(--large-width); height: auto;
+  margin-top: .6rem; }
+dialog button { position: sticky; top: 0; left: 0; font: inherit; padding: .3rem .8rem; border-radius: 6px;
+  border: 1px solid var(--line); background: var(--page); color: inherit; cursor: pointer; }
 .pairs, .gallery { list-style: none; padding: 0; margin: 0; display: grid; gap: 1rem; }
 .pairs { grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
 .pairs > li { border: 1px solid var(--line); border-radius: 8px; padding: .75rem; min-width: 0; }
@@ -68,6 +86,8 @@ figure { margin: 0; }
 .gallery figure, .three figure { min-width: 0; }
 .thumb { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 6px; background: var(--page);
   border: 1px solid var(--line); }
+.absent { display: grid; place-items: center; padding: .4rem; text-align: center; font-size: .8125rem; line-height: 1.3;
+  color: var(--muted); }
 figcaption { font-size: .8125rem; line-height: 1.35; margin-top: .3rem; overflow-wrap: anywhere; }
 figcaption b { color: var(--text); font-weight: 600; }
 code, .key { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; font-size: .8125rem;
@@ -79,11 +99,19 @@ details ul { margin: .4rem 0; padding-left: 1.25rem; }
 .made dt { color: var(--muted); overflow-wrap: anywhere; }
 .made dd { margin: 0; overflow-wrap: anywhere; }
 footer { padding-bottom: 2rem; font-size: .875rem; color: var(--muted); }
+@media (max-width: 40rem) { .sortable, .sortable thead, .sortable tbody, .sortable caption { display: block; }
+  .sortable tr { display: grid; grid-template-columns: repeat(4, 1fr); border-top: 1px solid var(--line); }
+  .sortable th, .sortable td { border: 0; width: auto; min-width: 0; }
+  .sortable th:first-child { grid-column: 1 / -1; width: auto; }
+  .sortable tbody th { padding-bottom: 0; } .sortable thead { position: sticky; top: 0; z-index: 1; } }
 @media (max-width: 30rem) { section { padding: 1rem .8rem; } th, td { padding: .3rem .35rem; }
   table { font-size: .8125rem; } thead th { font-size: .75rem; } .numbers dd { font-size: 1.25rem; }
   .made { grid-template-columns: 1fr; gap: 0; } .made dd { margin-bottom: .4rem; } }
+@media (max-width: 23rem) { .three { grid-template-columns: 1fr; }
+  .three figure { display: grid; grid-template-columns: 5rem 1fr; gap: .5rem; align-items: center; } }
 @media (min-width: 56rem) { .pairs { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
-@media print { section { break-inside: avoid; } .scroll { max-height: none; overflow: visible; } nav { display: none; }
+@media print { section { break-inside: avoid; } .scroll { max-height: none; overflow: visible; }
+  nav, dialog, .frame.more::after { display: none; }
   }
 """
 
@@ -106,6 +134,27 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+for (const scroll of document.querySelectorAll(".scroll")) {
+  const mark = () => scroll.parentElement.classList.toggle(
+    "more", scroll.scrollLeft + scroll.clientWidth < scroll.scrollWidth - 1);
+  mark();
+  scroll.addEventListener("scroll", mark, { passive: true });
+  new ResizeObserver(mark).observe(scroll);
+}
+const dialog = document.querySelector("dialog");
+document.addEventListener("click", event => {
+  const opener = event.target.closest(".open"), close = document.createElement("button"), large = new Image();
+  if (!opener) return;
+  const small = opener.querySelector("img"), caption = opener.parentElement.querySelector("figcaption");
+  close.type = "button";
+  close.textContent = "Close";
+  large.src = small.currentSrc;
+  large.alt = small.alt;
+  large.style.setProperty("--large-width", opener.dataset.width ?? "0");
+  dialog.replaceChildren(close, large, ...(caption ? [caption.cloneNode(true)] : []));
+  dialog.showModal();
+});
+dialog.addEventListener("click", event => event.target.closest("figcaption") || dialog.close());
 """
 
 _SCRIPT_SHA256 = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -116,14 +165,18 @@ POLICY = (
 )
 
 
+_PARTS = re.compile(r"[^-_./\\]*[-_./\\]+|[^-_./\\]+")
+"""`lily_valley/0001.jpg` -> `lily_`, `valley/`, `0001.`, `jpg`."""
+
+
 def escape(text: Any) -> str:
     """Text, safe inside elements and quoted attributes."""
     return html.escape(str(text), quote=True)
 
 
 def name(text: str) -> str:
-    """A key or label inside text: its writing direction ends with it."""
-    return f"<bdi>{escape(text)}</bdi>"
+    """A key or label inside text: its writing direction ends with it, and lines are broken between its parts."""
+    return f"<bdi>{'<wbr>'.join(escape(part) for part in _PARTS.findall(text))}</bdi>"
 
 
 def data_uri(kind: str, data: bytes) -> str:
@@ -162,6 +215,7 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]], fo
 {body}
 </main>
 <footer><p>{escape(footer)}</p></footer>
+<dialog aria-label="The picture, enlarged"></dialog>
 <script>{SCRIPT}</script>
 </body>
 </html>
@@ -175,7 +229,9 @@ def table(
     *,
     sortable: bool = False,
 ) -> str:
-    """A table that scrolls inside its own region, by keyboard too.
+    """A table that scrolls inside its own region, by keyboard too, and says so where columns are hidden.
+
+    A sortable one has five columns, and where the screen is narrow the first is a line of its own.
 
     Args:
         rows: cells as HTML (`<td>` is put around them, the first is the row's heading), and the row's class or "".
@@ -189,10 +245,10 @@ def table(
         lines.append(f'<tr{attribute}><th scope="row">{first}</th>{others}</tr>')
     kind = ' class="sortable"' if sortable else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table{kind}>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>\n"
+        f'<div class="frame"><div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f"<table{kind}><caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>\n"
         + "\n".join(lines)
-        + "\n</tbody></table></div>"
+        + "\n</tbody></table></div></div>"
     )
 
 
@@ -201,22 +257,27 @@ def share_cell(value: float) -> str:
     return f'<td class="bar" style="--share:{100 * value:.0f}%">{value:.3f}</td>'
 
 
-def picture(light: str, dark: str, alt: str, *, kind: str, min_width_px: int = 0) -> str:
-    """A picture in two colourings; one that would be too small on a phone scrolls inside its own region."""
-    style = f' style="min-width:{min_width_px}px"' if min_width_px else ""
+def picture(light: str, dark: str, alt: str, *, max_width_px: int, large_width_px: int = 0) -> str:
+    """A picture in two colourings, no wider than the screen; a click shows it as large as it is worth looking at.
+
+    Args:
+        max_width_px: on the page.
+        large_width_px: enlarged, where it scrolls; 0 for what fits the screen.
+    """
     return (
-        f'<div class="scroll picture {kind}" tabindex="0" role="region" aria-label="{escape(alt)}"><picture>'
-        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(alt)}"{style}></picture></div>'
+        f'<button type="button" class="open picture" style="max-width:{max_width_px}px" title="Enlarge" '
+        f'data-width="{large_width_px}px"><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{escape(alt)}"></picture></button>'
     )
 
 
-def thumbnail(image: bytes | None, alt: str, caption: str) -> str:
-    """A small picture with a caption (HTML); an empty frame where there is no picture."""
+def thumbnail(image: bytes | None, alt: str, caption: str, absent: str = "no picture") -> str:
+    """A small picture, which a click enlarges, with a caption (HTML); where there is none, a frame that says why."""
     shown = (
-        f'<img class="thumb" src="{data_uri("image/jpeg", image)}" alt="{escape(alt)}" loading="lazy">'
+        f'<button type="button" class="open" title="Enlarge"><img class="thumb" src="{data_uri("image/jpeg", image)}" '
+        f'alt="{escape(alt)}"></button>'
         if image
-        else '<div class="thumb" role="img" aria-label="no picture"></div>'
+        else f'<div class="thumb absent">{escape(absent)}</div>'
     )
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 

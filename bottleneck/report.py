@@ -26,8 +26,9 @@ CONFUSION_PNG = "confusion.png"
 EVALUATION_JSON = "evaluation.json"
 
 MAX_THUMBNAILS = 60
-"""About 4 kB each, so that a page stays below a megabyte."""
-THUMBNAIL_PX = 112
+"""About 10 kB each, so that a page stays near a megabyte."""
+THUMBNAIL_PX = 224
+"""Twice as large as they are shown: sharp on any screen, and something to see when enlarged."""
 MAX_REJECTED_KEYS = 20
 """Keys named for each reason."""
 

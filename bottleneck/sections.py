@@ -112,14 +112,15 @@ def _confusion(evaluation: Evaluation) -> str:
     if group > 1:
         words += f" Each square stands for {group} neighbouring classes: on the diagonal their mean recall, elsewhere "
         words += "the largest share of one class taken for another."
+    words += " A click enlarges it."
     worst = "".join(f" {pair.label} taken for {pair.predicted}, {pair.images}." for pair in evaluation.confused[:3])
     alt = f"Confusion matrix of {counted(num_classes, 'class', 'classes')}. Most confused:{worst or ' none'}"
     # Digits are sharp at any size as SVG; ten thousand squares are smaller as PNG.
     file_format: Format = "svg" if num_classes <= MAX_NUMBERED else "png"
     light, dark = (_drawn(draw_confusion(evaluation, file_format, theme), file_format) for theme in (LIGHT, DARK))
-    # A cell of 30 px fits two digits.
-    width = min(30 * num_classes + 160, 900) if num_classes <= MAX_NUMBERED else 840
-    shown = page.picture(light, dark, alt, kind="confusion", min_width_px=width)
+    # A cell of 30 px fits two digits; beyond, a pixel of the screen for each of the PNG.
+    width = max(460, 30 * num_classes + 160) if num_classes <= MAX_NUMBERED else 1650
+    shown = page.picture(light, dark, alt, max_width_px=min(width, 1000), large_width_px=width)
     return f"<p>{words}</p>{shown}"
 
 
@@ -127,7 +128,7 @@ def _calibration(evaluation: Evaluation) -> str:
     light, dark = (_drawn(draw_calibration(evaluation, "svg", theme), "svg") for theme in (LIGHT, DARK))
     error = evaluation.calibration_error
     words = f"Of the images the head is p sure of, a share p should be right. The gap is {error:.3f} on average."
-    return f"<p>{words}</p>" + page.picture(light, dark, f"Calibration, error {error:.3f}", kind="calibration")
+    return f"<p>{words}</p>" + page.picture(light, dark, f"Calibration, error {error:.3f}", max_width_px=416)
 
 
 def _drawn(data: bytes, file_format: Format) -> str:
@@ -148,7 +149,8 @@ def _pair(pair: ConfusedPair, evaluation: Evaluation, images: dict[str, bytes]) 
         (pair.label, pair.keys[0] if pair.keys else None, f"{name(pair.label)}, <b>mistaken</b>"),
         (pair.predicted, evaluation.examples.get(pair.predicted), f"<b>{name(pair.predicted)}</b>"),
     ):
-        shown.append(page.thumbnail(images.get(key or ""), f"{label}: {key or 'no example'}", words))
+        absent = "no picture" if key else "none was recognised"
+        shown.append(page.thumbnail(images.get(key or ""), f"{label}: {key}", words, absent))
     keys = "".join(f'<li class="key">{name(key)}</li>' for key in pair.keys)
     plural = "image" if pair.images == 1 else "images"
     return (

@@ -83,9 +83,10 @@ def of_features(config: Config) -> int:
             order=config.order,
             flat=config.flat,
         )
+    values = " x ".join(f"{size:,}" for size in facts["shape"][1:])
     show(
-        f"{config.file}: {counted(facts['images'], 'image')} of {' x '.join(f'{size:,}' for size in facts['shape'][1:])} "
-        f"values of {facts['layer']}, {'shuffled' if config.order == 'shuffled' else 'in the order of the plan'}, "
+        f"{config.file}: {counted(facts['images'], 'image')} of {values} values of {facts['layer']}, "
+        f"{'shuffled' if config.order == 'shuffled' else 'in the order of the plan'}, "
         f"{facts['bytes'] / 1e6:,.1f} MB, in {duration(time.monotonic() - started)}"
     )
     answer({"file": config.file, **facts})

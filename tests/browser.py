@@ -1,8 +1,10 @@
 """A page in a real browser: headless Chromium, skipped where there is none."""
 
+import html
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,24 +32,30 @@ def chromium(*options: str, page: Path, scratch: Path) -> str:
 def screenshot(page: Path, width: int, height: int, scratch: Path, *options: str) -> Path:
     """A picture of a window of this size; a narrow one through a frame, as Chromium's windows are 500 px at least."""
     picture = scratch / f"{page.stem}-{width}{'-dark' if DARK in options else ''}.png"
-    shown = page if width >= 500 else _framed(page, (width,), height, scratch, "")
+    shown = page if width >= 500 else _framed([page], (width,), height, scratch, "")
     chromium(f"--screenshot={picture}", f"--window-size={width},{height}", *options, page=shown, scratch=scratch)
     return picture
 
 
 def ask(page: Path, scratch: Path, expression: str, *widths: int) -> list[str]:
     """The values of a JavaScript expression over `document`, of a page shown in frames of these widths (or 800)."""
-    shown = _framed(page, widths or (800,), 800, scratch, expression)
+    return ask_all([page], scratch, expression, *widths)
+
+
+def ask_all(pages: Sequence[Path], scratch: Path, expression: str, *widths: int) -> list[str]:
+    """`ask` of several pages in one start of the browser: the values of the first in all widths, of the second, ..."""
+    shown = _framed(pages, widths or (800,), 800, scratch, expression)
     printed = chromium("--dump-dom", page=shown, scratch=scratch)
     found = re.findall(r"<output[^>]*>(.*?)</output>", printed, re.DOTALL)
-    assert len(found) == len(widths or (800,)), "the page's script did not run"
-    return found
+    assert len(found) == len(pages) * len(widths or (800,)), "the page's script did not run"
+    return [html.unescape(one) for one in found]
 
 
-def _framed(page: Path, widths: tuple[int, ...], height: int, scratch: Path, expression: str) -> Path:
+def _framed(pages: Sequence[Path], widths: tuple[int, ...], height: int, scratch: Path, expression: str) -> Path:
     frames = "".join(
         f"""<iframe src="{page.as_uri()}" style="width:{width}px;height:{height}px;border:0"
         onload="tell(this)"></iframe><output hidden></output>"""
+        for page in pages
         for width in widths
     )
     script = f"""const ask = document => {expression or "''"};

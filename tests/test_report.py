@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import DARK, ask, screenshot
+from browser import DARK, ask, ask_all, screenshot
 from PIL import Image
 from test_evaluate import evaluated, head_of
 from tiny import data_rows, jpeg, saved_head, spec, write_files
@@ -254,22 +254,85 @@ def test_nothing_is_asked_of_anyone(hostile_page: Path) -> None:
     assert "@import" not in text
 
 
-@pytest.mark.parametrize("num_classes", [17, 1000])
-def test_any_number_of_classes_fits_on_any_screen(num_classes: int, tmp_path: Path) -> None:
-    evaluation = evaluation_of(num_classes, 20 * num_classes if num_classes < 100 else 3000)
-    pictures = pictures_of(evaluation)
-    assert len(pictures.images) <= MAX_THUMBNAILS
-    rejected = {"truncated": Rejections(1, ("a/very/long/key/" + "x" * 300 + ".jpg",))}
-    write_report(str(tmp_path), "A report", evaluation, grid=GRID, details={}, thumbnails=pictures, rejected=rejected)
-    page = tmp_path / "report.html"
-    assert page.stat().st_size < 1_500_000
-    assert ask(page, tmp_path, "document.documentElement.scrollWidth", 320, 390, 1280) == ["320", "390", "1280"]
+FLOWERS = ["bluebell", "colts_foot", "dandelion", "fritillary", "lily_valley", "snowdrop", "sunflower", "windflower"]
+CUT = """(() => {
+    const wrong = new Set(), width = document.documentElement.clientWidth;
+    if (document.documentElement.scrollWidth > width) wrong.add("the page is wider than the window");
+    const clips = node => getComputedStyle(node).overflowX !== "visible";
+    const shown = [...document.images, ...document.querySelectorAll(".sortable tr > *, caption span")];
+    for (const one of shown) {
+        const box = one.getBoundingClientRect();
+        for (let node = one.parentElement; node !== document.body; node = node.parentElement)
+            if (clips(node) && box.right > node.getBoundingClientRect().right + 1)
+                wrong.add("cut on the right: " + (one.alt || one.textContent));
+        if (!box.width || box.right > width + 1) wrong.add("out of the window: " + (one.alt || one.textContent));
+    }
+    for (const one of document.querySelectorAll(".scroll"))
+        if (one.scrollWidth > one.clientWidth + 1 && !one.parentElement.classList.contains("more"))
+            wrong.add("columns are hidden without a cue: " + one.ariaLabel);
+    for (const one of document.querySelectorAll(".thumb"))
+        if (!one.alt && !one.textContent.trim()) wrong.add("a blank frame");
+    for (const name of document.querySelectorAll("bdi"))
+        for (const part of name.childNodes) {
+            const range = document.createRange();
+            range.selectNodeContents(part);
+            const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+            if (part.length <= 11 && lines.size > 1) wrong.add("broken in mid-word: " + part.data);
+        }
+    return JSON.stringify([...wrong].slice(0, 9));
+})()"""
+
+
+def test_any_number_of_classes_fits_on_any_screen(tmp_path: Path) -> None:
+    pages, widths = [], (320, 375, 500, 1200)
+    for num_classes in (2, 17, 24, 48, 102, 1000):
+        names = (FLOWERS + [f"purple_coneflower_{n}" for n in range(num_classes)])[:num_classes]
+        evaluation = evaluation_of(num_classes, min(20 * num_classes, 3000), names)
+        pictures = pictures_of(evaluation)
+        assert len(pictures.images) <= MAX_THUMBNAILS
+        rejected = {"truncated": Rejections(1, ("a/very/long/key/" + "x" * 300 + ".jpg",))}
+        pages.append(tmp_path / f"{num_classes}.html")
+        pages[-1].write_text(report_html("A report", evaluation, GRID, {}, pictures, rejected))
+        assert pages[-1].stat().st_size < 1_800_000
+    found = ask_all(pages, tmp_path, CUT, *widths)
+    cases = [f"{page.stem} classes, {width} px" for page in pages for width in widths]
+    assert {case: json.loads(one) for case, one in zip(cases, found, strict=True) if one != "[]"} == {}
     for width, options in ((1280, ()), (390, ()), (1280, (DARK,))):
-        with Image.open(screenshot(page, width, 1600, tmp_path, *options)) as picture:
+        with Image.open(screenshot(pages[-1], width, 1600, tmp_path, *options)) as picture:
             pixels_HWC = np.asarray(picture.convert("RGB"))
         assert len(np.unique(pixels_HWC.reshape(-1, 3), axis=0)) > 50, "blank"
         is_dark = pixels_HWC[5, 5].mean() < 100
         assert is_dark == bool(options)
+
+
+def test_what_has_no_picture_says_why() -> None:
+    evaluation = evaluation_of(1000, 3000)
+    pair = next(one for one in evaluation.confused if not {one.label, one.predicted} <= evaluation.examples.keys())
+    without = {key: data for key, data in pictures_of(evaluation).images.items() if key not in pair.keys}
+    html = report_html("x", evaluation, None, {}, Thumbnails(without), {})
+    assert ">none was recognised</div>" in html
+    assert ">no picture</div>" in html
+
+
+def test_a_click_enlarges_a_picture(hostile_page: Path, tmp_path: Path) -> None:
+    click = """(() => {
+        const dialog = document.querySelector("dialog"), told = [dialog.open];
+        for (const small of document.querySelectorAll(".gallery .open, .open.picture")) {
+            const before = small.querySelector("img").getBoundingClientRect().width;
+            small.click();
+            const large = dialog.querySelector("img"), button = dialog.querySelector("button");
+            told.push(dialog.open && large.alt === small.querySelector("img").alt && large.src.startsWith("data:"));
+            const wanted = small.matches(".picture") ? 380 : Math.max(before + 1, 300);  // of 375 px
+            told.push(large.getBoundingClientRect().width >= wanted || small.matches("#calibration *"));
+            button.click();
+            told.push(!dialog.open);
+        }
+        return told.length + " " + told.indexOf(false, 1) + " " + told[0];
+    })()"""
+    [told] = ask(hostile_page, tmp_path, click, 375)
+    number, wrong, was_open = told.split()
+    assert (int(wrong), was_open) == (-1, "false")
+    assert int(number) > 10
 
 
 def test_the_table_is_sorted_by_its_headings(hostile_page: Path, tmp_path: Path) -> None:
