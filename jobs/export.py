@@ -6,7 +6,7 @@
 
 The suffix of FILE says what is written. Of features: .h5 or .hdf5 (`features`, `labels`, `label_names`, `keys`), .npz
 (the same), .npy (the matrix alone), .tfrecord (one tf.train.Example an image) or .lance; the ok rows, shuffled unless
-asked otherwise, in flat memory, about RATE MB a second (TFRecord 20). Of a head: .keras or .onnx, uint8 images in and
+asked otherwise, in flat memory, about 60 MB a second (TFRecord 20). Of a head: .keras or .onnx, uint8 images in and
 probabilities of the classes out, compared with what the head says, with FILE.json beside it; about half a minute. The
 file appears under its name when it is whole, and one that is there is never replaced.
 """
