@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bottleneck.errors import UsageError
+from bottleneck.text import counted
 
 NUM_SHOWN = 5
 """Groups of labels that look alike a warning shows."""
@@ -109,9 +110,14 @@ def read_label_names(path: str) -> tuple[str, ...]:
             f"--label-names {path} cannot be read: {error}. Expected a UTF-8 text file with a class name a line, the "
             "first for label 0."
         ) from None
-    names = check_label_names(text.rstrip().splitlines(), path)
+    return parse_label_names(text, path)
+
+
+def parse_label_names(text: str, where: str) -> tuple[str, ...]:
+    """The names in a text, a line each. Raises UsageError for fewer than two, or what `check_label_names` refuses."""
+    names = check_label_names(text.rstrip().splitlines(), where)
     if len(names) < 2:
-        raise UsageError(f"--label-names {path} holds {len(names)} class names. Expected two at least, a line each.")
+        raise UsageError(f"{where} holds {counted(len(names), 'class name')}. Expected two at least, a line each.")
     return names
 
 

@@ -32,6 +32,7 @@ from bottleneck.sources import (
     images_to_plan,
     open_source,
     resolve_reading,
+    with_class_names,
 )
 from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
 from bottleneck.store import normal_uri, open_store
@@ -249,6 +250,7 @@ def make_plan(
     asked = reading or Reading()
     reading = resolve_reading(source, asked)
     preflight(source, output, reading)
+    reading = with_class_names(source, reading)
     skipped: Counter[str] = Counter()
     images = images_to_plan(source, reading, skipped, max_rejected)
     listing = freeze(open_store(output), spec, in_order(images), skipped, first_shard=0, shard_size=shard_size)

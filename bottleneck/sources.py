@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,10 +13,14 @@ from bottleneck.containers import IMAGES_BESIDE, OTHERS_BESIDE
 from bottleneck.errors import UsageError
 from bottleneck.files import Files
 from bottleneck.images import NEVER, Image, names_image, no_image
-from bottleneck.objects import ObjectError, Store
+from bottleneck.labels import parse_label_names
+from bottleneck.objects import ObjectError, ObjectGoneError, Store, Wanted
 from bottleneck.places import open_place
 from bottleneck.spec import Reading, SourceFormat
 from bottleneck.store import normal_uri, open_store
+from bottleneck.text import counted
+
+log = logging.getLogger(__name__)
 
 ARCHIVES = (
     *(".zip", ".7z", ".rar", ".tgz", ".tbz2", ".txz"),
@@ -27,6 +32,8 @@ NO_ARCHIVES = (
     "Images in archives and compressed tars cannot be read one by one. Expected files, or tars that are not "
     "compressed: unpack them (unzip, tar -xf), or write them anew as .tar."
 )
+CLASSES = "classes.txt"
+"""Beside tars: the names of the classes whose numbers their labels are, a line each."""
 NUM_LOOKED_AT = 1000
 """Objects of a prefix that decide what kind of source it is: a page of a listing."""
 KINDS: dict[SourceFormat, str] = {"files": "image files", "webdataset": "tars", "parquet": "Parquet files"}
@@ -107,6 +114,32 @@ def resolve_reading(uri: str, reading: Reading) -> Reading:
         found = {form: f"{KINDS[form]} ({count:,}" for form, count in kinds.items()}
         raise _mixed(uri, found, f"among the first {NUM_LOOKED_AT:,} objects of ")
     return replace(reading, source_format=next(iter(kinds), "files"))
+
+
+def with_class_names(uri: str, reading: Reading) -> Reading:
+    """Take the names of classes from a file beside the tars, if labels may be their numbers and nobody named them.
+
+    Args:
+        reading: as it was resolved.
+
+    Raises:
+        UsageError: for a file that does not name classes, a line each.
+    """
+    is_named = reading.label_names or reading.label_column == "txt" or reading.labels == "none"
+    if reading.source_format != "webdataset" or is_named:
+        return reading
+    store, _ = _open(uri, reading, reading.source_format)
+    try:
+        text = store.get(Wanted(CLASSES, 0, "")).decode("utf-8-sig")
+    except ObjectGoneError:
+        return reading
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{store.uri}/{CLASSES} is no text in UTF-8: {error}. Give --label-names, or move it."
+        ) from None
+    names = parse_label_names(text, f"{store.uri}/{CLASSES} (which --label-names replaces)")
+    log.info("%s/%s names %s", store.uri, CLASSES, counted(len(names), "class", "classes"))
+    return replace(reading, label_names=names)
 
 
 def check_one_kind(uri: str, reading: Reading, num_images: int, skipped: Counter[str]) -> None:

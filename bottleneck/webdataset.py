@@ -16,6 +16,7 @@ from bottleneck.containers import ContainerFile, containers, look_into, while_pl
 from bottleneck.decode import MAGIC_BYTES, begins_as_image
 from bottleneck.errors import UsageError
 from bottleneck.images import NO_MAGIC, Image, folder_label, names_image, no_image
+from bottleneck.labels import LabelError, as_label, unusable
 from bottleneck.objects import ObjectError, Store, Wanted
 from bottleneck.spec import Reading
 from bottleneck.text import counted
@@ -120,7 +121,7 @@ class WebDataset:
                     continue
                 others[reason] += 1
                 if self.reading.labels == "folder" and member.isreg() and is_whole:
-                    labels.add(member.name, self._label(file, member))
+                    labels.add(member.name, self._label(file, member, where))
         except _CutError as error:
             if not self.reading.accept_cut:
                 raise UsageError(
@@ -140,13 +141,17 @@ class WebDataset:
                 num_of_name[name] = max(2, num_of_name[name] + 1)
                 key = f"{entry.key}/{name}#{num_of_name[name]}"
             label = labels.of(name)
-            if label is None and self.reading.labels == "folder":
-                label = folder_label(name)
+            if self.reading.labels == "folder" and not labels.are_beside:
+                label = folder_label(name, self.reading.label_names)
             images[key] = Image(key, length, entry.etag, label, offset, length, entry.key)
         return _Index(sorted(images.values(), key=lambda image: image.key.encode()), others, cut)
 
-    def _label(self, file: ContainerFile, member: tarfile.TarInfo) -> tuple[int, str] | None:
-        """What a file beside an image says of its label, and how much that counts: .cls before .json."""
+    def _label(self, file: ContainerFile, member: tarfile.TarInfo, where: str) -> tuple[int, str | None] | None:
+        """What a file beside an image says of its label, and how much that counts: .cls before .json.
+
+        Raises:
+            UsageError: for a value that is there and cannot be a label.
+        """
         suffix = member.name.rpartition(".")[2].lower()
         column = self.reading.label_column
         if suffix not in ("cls", "txt", "json") or member.size > LABEL_BYTES:
@@ -156,16 +161,16 @@ class WebDataset:
         if suffix == "json" and column in ("cls", "txt"):
             return None
         file.seek(member.offset_data)
-        text = file.read(member.size).decode(errors="replace").strip()
-        if suffix != "json":
-            return (2, text) if text else None
+        value: Any = file.read(member.size)
+        if suffix == "json":
+            try:
+                value = json.loads(value)[column or "label"]
+            except (ValueError, KeyError, TypeError, RecursionError):  # no JSON, or not in it
+                return None
         try:
-            value: Any = json.loads(text)[column or "label"]
-            label = str(value) if isinstance(value, str | int) else ""
-            label.encode()
-        except (ValueError, KeyError, TypeError, RecursionError):  # no JSON, not in it, or half a surrogate pair
-            return None
-        return (1, label) if label else None
+            return (1 if suffix == "json" else 2), as_label(value, self.reading.label_names)
+        except LabelError as error:
+            raise unusable(f"{where}/{member.name}", error) from None
 
 
 class _Labels:
@@ -178,10 +183,16 @@ class _Labels:
         self.by_sample: dict[str, tuple[int, str | None]] = {}
         """By the name up to the first dot of its last part, which is what WebDataset calls a sample: what counts most;
         None in place of several labels that count as much."""
+        self.are_beside = False
+        """Whether any file says a label, or that there is none: then the folders of images are none."""
 
-    def add(self, name: str, label: tuple[int, str] | None) -> None:
-        if label is None:
+    def add(self, name: str, said: tuple[int, str | None] | None) -> None:
+        if said is None:
             return
+        self.are_beside = True
+        if said[1] is None:
+            return
+        label = said[0], said[1]
         stem = name.rpartition(".")[0]
         known = self.by_stem.get(stem, label)
         if known[0] == label[0] and known != label:

@@ -71,7 +71,7 @@ def test_label_names_are_read_from_a_file_and_kept(tmp_path: Path) -> None:
     [
         ("daisy\n\ntulip\n", "Class 1 has no name"),
         ("daisy\ntulip\ndaisy \n", "Class 2 has the name 'daisy', as class 0"),
-        ("daisy\n", "holds 1 class names"),
+        ("daisy\n", "holds 1 class name"),
         ("", "holds 0 class names"),
         (None, "cannot be read"),
     ],

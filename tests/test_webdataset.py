@@ -114,7 +114,9 @@ def test_long_and_odd_names_come_through(tmp_path: Path) -> None:
         ({"a.json": b'{"kind": "daisy", "label": "tulip"}', "a.cls": b"7"}, "kind", "daisy"),
         ({"a.txt": b"ein Bild"}, None, None),
         ({"a.txt": "grün ".encode(), "a.cls": b"7"}, "txt", "grün"),
-        ({"a.json": b'{"label": ["x"]}'}, None, None),
+        ({"a.json": b'{"label": 3.0}'}, None, "3"),
+        ({"a.json": b'{"label": null}'}, None, None),
+        ({"a.cls": b"-1"}, None, None),
         ({"a.json": b"{not json"}, None, None),
         ({"a.json": b"[" * 5000}, None, None),
         ({"a.cls": b""}, None, None),
@@ -128,6 +130,35 @@ def test_labels_stand_beside_the_image(
     options = {"label_column": column} if column else {}
     assert [image.label for image in found(tmp_path, **options)[0]] == [label]
     assert [image.label for image in found(tmp_path, labels="none", **options)[0]] == [None]
+
+
+@pytest.mark.parametrize(
+    "side", [("a.json", b'{"label": ["x"]}'), ("a.cls", b"\xff"), ("a.cls", b"2"), ("a.cls", b"rose")]
+)
+def test_a_label_beside_an_image_that_cannot_be_used_is_told(tmp_path: Path, side: tuple[str, bytes]) -> None:
+    tiny.write_files(tmp_path, {"0.tar": tar({"a.jpg": b"1", side[0]: side[1]})})
+    with pytest.raises(UsageError, match=rf"0\.tar/{side[0]}: label .*--labels none"):
+        found(tmp_path, label_names=("daisy", "tulip"))
+    assert len(found(tmp_path, labels="none")[0]) == 1
+
+
+def test_labels_that_are_numbers_have_the_names_beside_the_tars(tmp_path: Path) -> None:
+    tiny.write_files(tmp_path / "in", {"0.tar": tar(samples(range(3))), "classes.txt": b"daisy\ntulip\nred rose\n"})
+    plan = make_plan(str(tmp_path / "in"), str(tmp_path / "out"), tiny.spec())
+    assert plan.label_counts == {"daisy": 1, "red rose": 1, "tulip": 1}
+    (tmp_path / "in/classes.txt").unlink()  # the plan has them
+    tiny.write_files(tmp_path / "in", {"1.tar": tar(samples(range(3, 5)))})
+    plan, _ = extend_plan(load_plan(str(tmp_path / "out")) or plan)
+    assert plan.label_counts == {"daisy": 2, "red rose": 1, "tulip": 2}
+    named = Reading(label_names=("a", "b", "c"))
+    plan = make_plan(str(tmp_path / "in" / "0.tar"), str(tmp_path / "named"), tiny.spec(), reading=named)
+    assert plan.label_counts == {"a": 1, "b": 1, "c": 1}
+
+
+def test_the_folder_is_no_label_of_a_single_image(tmp_path: Path) -> None:
+    members = {"cats/1.jpg": b"1", "cats/1.cls": b"tiger", "cats/2.jpg": b"2", "cats/3.jpg": b"3", "cats/3.cls": b"-1"}
+    tiny.write_files(tmp_path, {"0.tar": tar(members)})
+    assert [image.label for image in found(tmp_path)[0]] == ["tiger", None, None]
 
 
 def test_without_a_label_beside_it_the_folder_in_the_tar_is_one(tmp_path: Path) -> None:
