@@ -11,6 +11,9 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Self
@@ -19,6 +22,9 @@ from bottleneck import errors
 from bottleneck.errors import BottleneckError
 
 log = logging.getLogger(__name__)
+
+PARENT_SECONDS = 0.5
+"""Between two looks whether the parent is still there."""
 
 Serve = Callable[[Connection], None]
 """What a child runs: a module's function of the pipe to its parent."""
@@ -37,7 +43,7 @@ class Child:
     def __init__(self, serve: Serve) -> None:
         self.pipe, far_end = Pipe()
         with far_end:
-            arguments = (serve.__module__, serve.__name__, str(far_end.fileno()))
+            arguments = (serve.__module__, serve.__name__, str(far_end.fileno()), str(os.getpid()))
             self._process = subprocess.Popen(  # noqa: S603  # this Python, no shell
                 command(__name__, *arguments),
                 env=environment(),
@@ -111,22 +117,32 @@ def as_result(error: BaseException) -> dict[str, Any]:
     """An error as JSON, for another process."""
     if isinstance(error, BottleneckError):
         return {"error": [type(error).__name__, str(error)]}
-    log.exception("a worker failed")
-    return {"error": ["BottleneckError", f"A worker failed with {type(error).__name__}: {error}."]}
+    told = f"A worker failed with {type(error).__name__}: {error}."
+    return {"error": ["BottleneckError", told, "".join(traceback.format_exception(error))]}
 
 
 def raised(error: list[str]) -> BottleneckError:
-    """Such an error as an exception again."""
-    kind, message = error
+    """Such an error as an exception again; where nobody foresaw it the log gets its traceback."""
+    kind, message, *tracebacks = error
+    for one in tracebacks:
+        log.error("%s", one)
     made: BottleneckError = getattr(errors, kind, BottleneckError)(message)
     return made
 
 
 def run() -> None:
     """The program."""
-    module, name, handle = sys.argv[1:]
+    module, name, handle, parent = sys.argv[1:]
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     with Connection(int(handle)) as pipe:
         getattr(importlib.import_module(module), name)(pipe)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has gone: killed, it had no time to do so, and what runs here takes long."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,7 @@ def checks_of_machine() -> list[Check]:
         Check("processor", processor),
         Check("memory", memory),
         Check("temporary folder", temporary_folder),
+        Check("Ray's token", token),
         Check("weights", weights),
     ]
 
@@ -187,6 +189,18 @@ def temporary_folder() -> Iterator[Finding]:
     enough = usage.free >= TEMPORARY_BYTES and usage.used <= FULL * usage.total
     hint = "" if enough else f"; Ray needs {_gb(TEMPORARY_BYTES)} and a twentieth of the disk: free some or set TMPDIR"
     yield Finding("temporary folder", "ok" if enough else "warning", f"{_gb(usage.free)} free in {folder}{hint}")
+
+
+def token() -> Iterator[Finding]:
+    """Whether others can read the file with the token of a cluster, if there is one."""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.join(os.path.expanduser("~"), ".ray", "auth_token")
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            told = f"{path} can be read by other users (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}"
+            yield Finding("Ray's token", "warning", told)
+        else:
+            yield Finding("Ray's token", "ok", f"{path} is its owner's alone")
 
 
 def weights() -> Iterator[Finding]:

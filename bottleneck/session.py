@@ -1,13 +1,18 @@
 """Ray itself: started on this machine or joined, and asked what its workers can do."""
 
 import contextlib
+import fcntl
+import importlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
+import time
 from typing import Any
 
 from bottleneck.errors import StoreError
@@ -31,6 +36,13 @@ NUM_STARTS = 3
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # looked at, Ray writes there
 WAITING_SECONDS = 60.0
 """Between two lines that say what a run waits for."""
+FOLDER_PREFIX = "bn-ray-"
+"""Of a local Ray's folder. Short, as the sockets in it have names of at most 107 bytes."""
+MAX_FOLDER = 41
+"""Characters that the rest of these names leave for the folder's own."""
+LOCK = "lock"
+UNLOCKED_SECONDS = 3600.0
+"""Such a folder without a lock is of a process that was killed, unless it is younger."""
 
 _ours: str | None = None
 """The worker id, new for every `ray.init`, under which `start_ray` last started or joined a Ray."""
@@ -74,7 +86,7 @@ def start_ray() -> None:
 
     A Ray that runs in this process already is used as it is; `stop_ray` then leaves it running.
     """
-    global _ours
+    global _ours, _alone
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
     # A thread that still iterates while the run is being stopped must not start Ray a second time.
@@ -105,14 +117,21 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process: Ray's C++ part writes to stderr
     try:
         if address:
+            log.info("joining the Ray cluster at %s", address)
             check_reachable(address)
             with quiet_start():
                 ray.init(address=address, **options)
         else:
+            log.info("starting Ray on this machine")
+            _alone = _Alone()
             with quiet_start():
-                _start_here(**options)
+                _start_here(_temp_dir=_alone.temporary, **options)
     except SystemExit as stopped:  # how Ray, which takes SIGTERM over, answers it
+        _end_alone()
         raise KeyboardInterrupt from stopped
+    except KeyboardInterrupt:
+        _end_alone()
+        raise
     except Exception as error:  # also of no other class, see _start_here
         if address and _is_about_token(error):
             message = (
@@ -127,8 +146,9 @@ def start_ray() -> None:
         else:
             message = (
                 f"Ray did not start on this machine: {str(error).rstrip('.')}. Run the same command again if the "
-                "machine was busy; else look at the disk and the rights of /tmp/ray."
+                f"machine was busy; else look at the disk and the rights of {_temporary_root()}, or set TMPDIR."
             )
+        _end_alone()
         raise StoreError(message) from error
     finally:
         if in_main_thread:
@@ -139,6 +159,88 @@ def start_ray() -> None:
         stop_ray()
         raise KeyboardInterrupt
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+class _Alone:
+    """What keeps other users of this machine out of a local Ray, until `end`: a token, and a folder of mode 0700.
+
+    The token is in the environment of this process and of those it starts, and nowhere else. Left to itself Ray would
+    write one to ~/.ray/auth_token, which the user's next `ray start` would then ask for.
+    """
+
+    def __init__(self) -> None:
+        root = _temporary_root()
+        os.makedirs(root, exist_ok=True)
+        _sweep(root)
+        self.folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=root)
+        self.temporary = os.path.join(self.folder, "r")  # one below, as Ray opens its own to everybody
+        self._lock = os.open(os.path.join(self.folder, LOCK), os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # until this process ends, whatever ends it
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+        self._before = {name: os.environ.pop(name, None) for name in names}
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        _read_token_again()
+
+    def end(self) -> None:
+        """Leave nothing; what this process does with Ray afterwards is its own matter again."""
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _read_token_again()
+        _remove(self.folder)
+        os.close(self._lock)
+
+
+_alone: _Alone | None = None
+"""Of the Ray that `start_ray` last started on this machine."""
+
+
+def _end_alone() -> None:
+    global _alone
+    if _alone is not None:
+        _alone.end()
+        _alone = None
+
+
+def _read_token_again() -> None:
+    """Have Ray's C++ part, which remembers what it has read, look into the environment once more."""
+    _raylet: Any = importlib.import_module("ray._raylet")
+    _raylet.Config.initialize("")
+    _raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _temporary_root() -> str:
+    """The folder for temporary files, as Ray finds it; /tmp where that one's name is too long for sockets in it."""
+    root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  # mkdtemp makes what is used
+    is_short = len(os.path.join(root, FOLDER_PREFIX)) + len("12345678/r") <= MAX_FOLDER
+    return root if is_short else "/tmp"  # noqa: S108  # as above
+
+
+def _sweep(root: str) -> None:
+    """Remove the folders of local Rays whose process was killed."""
+    for entry in os.scandir(root):
+        with contextlib.suppress(OSError):
+            if entry.name.startswith(FOLDER_PREFIX) and entry.is_dir(follow_symlinks=False):
+                if entry.stat(follow_symlinks=False).st_uid != os.getuid():
+                    continue
+                try:
+                    lock = os.open(os.path.join(entry.path, LOCK), os.O_RDWR | os.O_NOFOLLOW)
+                except FileNotFoundError:  # being made, or half removed
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > UNLOCKED_SECONDS:
+                        _remove(entry.path)
+                    continue
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError where its process runs
+                    _remove(entry.path)
+                finally:
+                    os.close(lock)
+
+
+def _remove(folder: str) -> None:
+    """The lock last, so that what is left half done is found again."""
+    shutil.rmtree(os.path.join(folder, "r"), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_here(**options: Any) -> None:
@@ -200,6 +302,7 @@ def stop_ray() -> None:
             if any(word.endswith("ray/dashboard/dashboard.py") for word in child.cmdline()):
                 child.kill()
                 child.wait()
+    _end_alone()
 
 
 def _end_datasets(only: str = "") -> None:
@@ -229,13 +332,30 @@ def _end_datasets(only: str = "") -> None:
             thread.join(THREAD_SECONDS)
 
 
+def check_use_gpu(use_gpu: bool) -> None:
+    """Refuse GPUs that are asked for and cannot be had, before anything is started. Raises UsageError."""
+    from bottleneck.placement import check_gpus, check_runtime
+
+    check_runtime(use_gpu)
+    if use_gpu and not cluster_address() and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        check_gpus(use_gpu, _count_gpus())
+
+
+def _count_gpus() -> int:
+    """Of this machine, as a Ray that starts here would count them."""
+    accelerators: Any = importlib.import_module("ray._private.accelerators")
+    manager = accelerators.get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    gpus = int(manager.get_current_node_num_accelerators())
+    return gpus if visible is None else min(gpus, len(visible))
+
+
 def workers_have_bfloat16(use_gpu: bool = False) -> bool:
     """Ask a worker like those that will run: on a cluster one with a GPU if it has any, or is to get one."""
     # Not with this module, which also `doctor` needs, where packages may be broken.
     from bottleneck.base import has_bfloat16
-    from bottleneck.placement import check_runtime
 
-    check_runtime(use_gpu)
+    check_use_gpu(use_gpu)
     if not cluster_address():
         return has_bfloat16()
     start_ray()

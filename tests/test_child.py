@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 
@@ -43,6 +45,33 @@ def test_a_script_without_a_main_guard_starts_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "started\n(224, 224, 3)\n"
+
+
+KILLED = """
+import os, signal, sys
+from bottleneck.child import Child
+from test_child import _sleep
+
+child = Child(_sleep)
+print(int(child.pipe.recv_bytes()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _sleep(pipe: Connection) -> None:
+    pipe.send_bytes(str(os.getpid()).encode())
+    time.sleep(1000)
+
+
+def test_a_child_ends_with_a_parent_that_was_killed() -> None:
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True)
+    child = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _serve(pipe: Connection) -> None:

@@ -121,6 +121,19 @@ def test_a_temporary_folder_that_is_none_is_told(tmp_path: Path, monkeypatch: py
     assert states(machine.temporary_folder()) == {"temporary folder": "failure"}
 
 
+@pytest.mark.parametrize(("mode", "state"), [(0o600, "ok"), (0o644, "warning"), (0o640, "warning")])
+def test_a_token_that_others_can_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, state: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert list(machine.token()) == []
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "token").chmod(mode)
+    [finding] = machine.token()
+    assert finding.state == state
+    assert (f"mode {mode:04o}" in finding.message) == (state == "warning")
+
+
 def test_pydatas_package_of_the_same_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = b"Metadata-Version: 2.1\nName: Bottleneck\nVersion: 1.6.0\n"
     tiny.write_files(tmp_path, {"Bottleneck-1.6.0.dist-info/METADATA": metadata})

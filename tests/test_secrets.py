@@ -6,6 +6,7 @@ Each job is run as a user runs it, with canaries where secrets are, and afterwar
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +87,29 @@ def environment_of(world: Path, secrets: dict[str, str]) -> dict[str, str]:
     return {**kept, **own, "RAY_AUTH_MODE": "token", "KERAS_HOME": str(world / "home" / "keras"), **secrets}
 
 
+@contextlib.contextmanager
+def kept(world: Path) -> Iterator[None]:
+    """Keep what Ray writes, which a run removes when it ends: the same files, by other names."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(0.2):
+            for path in (world / "ray").rglob("*"):
+                with contextlib.suppress(OSError):
+                    if path.is_file() and not path.is_symlink():
+                        other = world / "kept" / path.relative_to(world)
+                        other.parent.mkdir(parents=True, exist_ok=True)
+                        other.hardlink_to(path)
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def run_all(world: Path, environment: dict[str, str], **places: str) -> None:
     """Run the flow; what each job prints is kept among the files."""
 
@@ -139,13 +164,16 @@ def test_no_job_writes_a_secret_anywhere(world: Path) -> None:
     secrets = {name: f"canary-{name.lower()}-0123456789abcdef" for name in SECRETS}
     tiny.digits_folder(world / "photos", per_class=4)
     tiny.write_files(world / "photos", {"3/broken.jpg": tiny.jpeg(1)[:300]})
-    run_all(world, environment_of(world, secrets), photos=str(world / "photos"), out=str(world / "out"))
+    environment = environment_of(world, secrets)
+    with kept(world):
+        run_all(world, environment, photos=str(world / "photos"), out=str(world / "out"))
+    assert not list((world / "ray").iterdir())
     seen = dict(files_below(world))
     check(seen, secrets)
     written = "\n".join(seen)
     for expected in ("features/_SUCCESS.json", "head/head.json", "report/report.html", "sheet.html", "features.npz"):
         assert f"out/{expected}" in written
-    assert re.search(r"ray/.*logs/gcs_server", written)  # what Ray writes was looked through
+    assert re.search(r"kept/ray/.*logs/gcs_server", written)  # what Ray writes was looked through
     assert "predictions/data" in written
 
 
@@ -168,7 +196,8 @@ def test_no_job_writes_the_secret_it_reads_a_bucket_with(
     files = {f"photos/{name}": data for name, data in files_below(world / "photos")}
     s3_server.upload(bucket, {**files, "photos/3/broken.jpg": tiny.jpeg(1)[:300]})
     environment = environment_of(world, {**s3_environment, **secrets})
-    run_all(world, environment, photos=f"s3://{bucket}/photos", out=f"s3://{bucket}/out")
+    with kept(world):
+        run_all(world, environment, photos=f"s3://{bucket}/photos", out=f"s3://{bucket}/out")
     client = s3_server.client
     objects = {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in s3_server.keys(bucket)}
     assert any(name.startswith("out/predictions/data/") for name in objects)

@@ -1,37 +1,61 @@
 """Ray as a run starts and leaves it."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+import tiny
 
 from bottleneck.errors import StoreError
+from bottleneck.plan import load_plan
 from bottleneck.session import NUM_STARTS, start_ray, store_bytes
+from jobs import extract as extract_job
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
+import fcntl, os, stat
 import psutil
 from bottleneck.session import start_ray, stop_ray
 
 def running():
     return [one.cmdline() for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
 
+root = os.environ["RAY_TMPDIR"]
+for name in ("killed", "used"):
+    os.mkdir(f"{root}/bn-ray-{name}")
+    lock = os.open(f"{root}/bn-ray-{name}/lock", os.O_CREAT | os.O_RDWR)
+fcntl.flock(lock, fcntl.LOCK_EX)
+
+environment = dict(os.environ)
 start_ray()
 assert any("raylet" in word for command in running() for word in command)
 sockets = [one for child in psutil.Process().children(recursive=True) for one in child.net_connections("inet")]
 listening = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
 assert listening and listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+used, [own] = f"bn-ray-used", [name for name in os.listdir(root) if name != "bn-ray-used"]
+assert stat.S_IMODE(os.stat(f"{root}/{own}").st_mode) == 0o700
+assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+assert "RAY_AUTH_TOKEN_PATH" not in os.environ
 stop_ray()
 psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
-print(running())
+print(running(), os.listdir(root), os.listdir(os.environ["HOME"]))
+assert {name: os.environ.get(name) for name in environment} == environment
 """
 
 
-def test_a_local_ray_listens_on_the_loopback_address_alone_and_leaves_no_process() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True)
+def test_a_local_ray_is_its_users_alone_and_leaves_nothing(tmp_path: Path) -> None:
+    """It listens on the loopback address alone, behind a token; no process stays, nor a file in /tmp or in the home."""
+    (tmp_path / "home").mkdir()
+    with tempfile.TemporaryDirectory(prefix="bn", dir="/tmp") as root:  # sockets in it have short names, or none
+        own = {"HOME": str(tmp_path / "home"), "RAY_TMPDIR": root, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **own}
+        )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "[]\n"
+    assert done.stdout == "[] ['bn-ray-used'] []\n"
 
 
 LOST = """
@@ -229,3 +253,20 @@ def test_a_ray_of_the_callers_is_left_running_with_what_it_does() -> None:
     done = subprocess.run([sys.executable, "-c", CALLERS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "True kept\nTrue 1000 None\n"
+
+
+def test_a_plan_stays_where_ray_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny.photos(tmp_path / "photos", 3)
+    monkeypatch.setattr("bottleneck.extract.resolve_apart", lambda *_: tiny.spec())  # which takes Keras seconds
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = extract_job.Config(source=str(tmp_path / "photos"), output=str(tmp_path / "out"), features=tiny.REQUEST)
+    with caplog.at_level("INFO"), pytest.raises(StoreError, match="Ray did not start on this machine"):
+        extract_job.extract(config)
+    assert "3 images in 1 shard" in caplog.messages[0]
+    assert caplog.messages[1:] == ["starting Ray on this machine"]
+    plan = load_plan(config.output)
+    assert plan is not None
+    assert plan.num_images == 3
