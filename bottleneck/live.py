@@ -29,12 +29,17 @@ class Live:
         )
         self.first_batch_at = math.inf
         self.resolved: dict[str, Any] | None = None
+        self.num_placed = 0
         self.num_networks = 0
         self.order: str | None = None
         self.emitted = False
 
     def report_emitted(self) -> None:
         self.emitted = True
+
+    def report_placed(self) -> None:
+        """Count a network that has found a place, and is now being loaded."""
+        self.num_placed += 1
 
     def report_resolved(self, resolved: dict[str, Any]) -> None:
         self.resolved = resolved
@@ -95,7 +100,7 @@ class Live:
             self.images.pop(shard, None)
         result: dict[str, Any] = {"images": self.images, "limiting": "start"}
         result |= {"resolved": self.resolved, "emitted": self.emitted, "spent": self._spent()}
-        result["networks"] = self.num_networks
+        result |= {"placed": self.num_placed, "networks": self.num_networks}
         seconds = self.seconds
         if seconds["network"]:
             # Where the networks hardly wait they are the limit, else what they wait for.
@@ -108,10 +113,3 @@ class Live:
         """All that was counted; the network's seconds as if every batch had been as fast as the quick ones."""
         quick = sorted(self.batch_seconds)[len(self.batch_seconds) // 4] if self.batch_seconds else 0.0
         return self.spent | {"network": quick * self.spent["images"] + self.spent["commit"]}
-
-
-def process_started_at() -> float:
-    """When this process was started, in seconds since the epoch, so that importing counts as start-up."""
-    import psutil
-
-    return float(psutil.Process().create_time())

@@ -19,8 +19,8 @@ from bottleneck.extend import Extended
 from bottleneck.features import Receipt
 from bottleneck.heap import Trimmer
 from bottleneck.listing import Shard
-from bottleneck.live import Live, process_started_at
-from bottleneck.placement import place
+from bottleneck.live import Live
+from bottleneck.placement import place, waiting_for
 from bottleneck.plan import Plan, differences
 from bottleneck.prepare import Work
 from bottleneck.progress import Progress
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 EMIT_RETRIES = 5
 """How often the task that hands out shards may be lost."""
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 5.0
+"""Between two looks at what the cluster has free, while no network has a place."""
 DETAILS_SECONDS = 10.0
 """At most, for the counter's last answer on a busy machine."""
 
@@ -85,6 +87,7 @@ class Run:
             precision: the concrete one.
         """
         self.request, self.precision, self.options = request, precision, options
+        self.started = time.monotonic()
         self.queued: int | None = None
         self.order: str | None = None
         self.forget: list[int] = []
@@ -92,6 +95,7 @@ class Run:
         self.last_receipt_at = 0.0
         self.prediction: Prediction | None = None
         self.live: Any = None
+        self.waiting_for, self.looked_at = "", self.started
         start_ray()
         try:
             self._start_actors()
@@ -130,8 +134,13 @@ class Run:
         Raises:
             UsageError, WeightsError: what the actor met.
         """
+        told = ""
         while True:
-            if (resolved := self._snapshot().get("resolved")) is not None:
+            live = self._snapshot()
+            if (waiting := self._waiting(live)) and waiting != told:
+                told = waiting
+                log.info("waiting for %s; Ctrl-C ends it", waiting)
+            if (resolved := live.get("resolved")) is not None:
                 if "error" in resolved:
                     raise raised(resolved["error"])
                 return FeatureSpec.from_json(resolved["spec"])
@@ -145,12 +154,14 @@ class Run:
         max_rejected: float,
         on_progress: Callable[[Progress], None],
         extended: Extended | None = None,
+        started: float | None = None,
     ) -> Summary:
         """Extract the shards of a plan that are missing, and finish the output.
 
         Args:
             max_rejected: share of the planned images that may be rejected before the run stops.
             on_progress: called about twice a second.
+            started: by time.monotonic(), where the run's seconds count from. Default: when this Run was made.
 
         Raises:
             IncompleteError: if shards are left over because their workers kept dying.
@@ -159,7 +170,8 @@ class Run:
         """
         import ray
 
-        started = time.monotonic()
+        if started is not None:
+            self.started = started
         if is_file(self.request.weights):  # its content may be another than when it was planned: no image is read then
             found = {"weights_sha256": self.spec().weights_sha256}
             if message := differences(plan, {"spec": found}):
@@ -187,7 +199,9 @@ class Run:
                     networks=min(max(1, live["networks"]), plan.num_shards - len(done_before)),
                 )
             expected = self.prediction.line() if self.prediction else ""
-            on_progress(Progress(images, plan.num_images, tally.rejected, live.get("limiting", "start"), expected))
+            limiting = live.get("limiting", "start")
+            waiting = self._waiting(live)
+            on_progress(Progress(images, plan.num_images, tally.rejected, limiting, waiting, expected))
 
         self._drain(plan, work, None, tally, show)
         for _ in range(EMIT_RETRIES):
@@ -205,7 +219,7 @@ class Run:
                     "memory? What is done is kept; run the same command again, with more memory or a smaller "
                     "--batch-size."
                 )
-        return summarize(plan, tally, done_before, started, extended, self._details(tally))
+        return summarize(plan, tally, done_before, self.started, extended, self._details(tally))
 
     def _drain(
         self, plan: Plan, work: Work, shards: list[Shard] | None, tally: Tally, show: Callable[[], None]
@@ -278,17 +292,35 @@ class Run:
             return {}  # the counter restarts, or the cluster is busy: receipts still count
         return live
 
+    def _waiting(self, live: dict[str, Any]) -> str:
+        """What the networks have no place for, or empty once one has: asked of the cluster now and then.
+
+        Args:
+            live: as the counter knows it; where that does not answer nothing is known.
+        """
+        import ray
+
+        if live.get("placed", 1):
+            return ""
+        now = time.monotonic()
+        if now - self.looked_at > LOOK_SECONDS:
+            self.looked_at = now
+            total, free = ray.cluster_resources(), ray.available_resources()
+            self.waiting_for = waiting_for(self.placement, total, free)
+        return self.waiting_for
+
     def _details(self, tally: Tally) -> dict[str, Any]:
-        """Measured by the run itself: how long the first batch took to arrive, and the rate from there to the end."""
+        """Measured by the run itself: the time until its first batch, and its rate from there to its last shard."""
         live = self._snapshot(DETAILS_SECONDS)
         if "first_batch_at" not in live:
             return {}
+        began = time.time() - (time.monotonic() - self.started)
         images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
         # Where another run did part of it, this one was not alone with the machine: there is nothing to compare.
         alone = all(receipt.created for receipt in tally.receipts.values())
         predicted = self.prediction.compared(images, self.last_receipt_at) if self.prediction and alone else {}
         return {
-            "first_batch_seconds": round(live["first_batch_at"] - process_started_at(), 2),
+            "first_batch_seconds": round(live["first_batch_at"] - began, 2),
             "images_per_second": round(images / max(1e-9, self.last_receipt_at - live["first_batch_at"]), 2),
             "limiting": live["limiting"],
             **predicted,

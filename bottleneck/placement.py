@@ -40,12 +40,14 @@ def place(
         nodes: resources of each node that is alive, as Ray counts them.
         num_actors: one number, or the least and the most. Empty: one a GPU, or one for every `CORES_PER_ACTOR` cores.
         use_gpu: on GPUs even where the cluster has none yet.
-        may_grow: more nodes can join, so that one that is alone is none of a single machine's.
+        may_grow: more nodes can join, so that one that is alone is none of a single machine's, and GPUs may come.
 
     Raises:
-        UsageError: if GPUs are asked for and KERAS_BACKEND is a runtime for CPUs.
+        UsageError: if GPUs are asked for, and KERAS_BACKEND is a runtime for CPUs, or no GPU is there or can come.
     """
     gpus = 0 if check_runtime(use_gpu) else int(sum(node.get("GPU", 0) for node in nodes))
+    if not may_grow:
+        check_gpus(use_gpu, gpus)
     cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if gpus or use_gpu:
         least, most = _asked(num_actors) or (max(1, gpus),) * 2
@@ -67,12 +69,37 @@ def place(
     return Placement(least, most, num_gpus=0, num_cpus=num_cpus, num_threads=size // fit, decode_cpus=DECODE_CPUS)
 
 
+def waiting_for(placement: Placement, total: Mapping[str, float], free: Mapping[str, float]) -> str:
+    """What a network finds no place for on a cluster; empty where there is room for it.
+
+    Args:
+        total, free: of the whole cluster, as Ray counts them.
+    """
+    kind, wanted = ("GPU", float(placement.num_gpus)) if placement.num_gpus else ("CPU", placement.num_cpus)
+    there, left = total.get(kind, 0), free.get(kind, 0)
+    if left >= wanted:
+        return ""
+    if there < wanted:
+        return f"{kind}s: the cluster has {there:g}"
+    return f"{kind}s: others use {there - left:g} of the cluster's {there:g}"
+
+
 def check_runtime(use_gpu: bool) -> bool:
     """Whether the networks' runtime knows CPUs only. Raises UsageError where GPUs are asked for all the same."""
     is_for_cpus = os.environ.get("KERAS_BACKEND") == "openvino"
     if use_gpu and is_for_cpus:
         raise UsageError("--use-gpu and KERAS_BACKEND=openvino do not go together: OpenVINO runs networks on CPUs.")
     return is_for_cpus
+
+
+def check_gpus(use_gpu: bool, gpus: int) -> None:
+    """Refuse to wait for GPUs that a single machine does not have. Raises UsageError."""
+    if use_gpu and not gpus:
+        raise UsageError(
+            "--use-gpu takes a machine with a GPU that Ray finds, or a cluster named by RAY_ADDRESS, which may get its "
+            "GPUs later. Received: a machine without. Leave --use-gpu out to compute on CPUs; `bottleneck doctor` "
+            "tells what is found here."
+        )
 
 
 def _asked(num_actors: Sequence[int]) -> tuple[int, int] | None:

@@ -28,6 +28,8 @@ class Progress:
     limiting: str
     """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image; empty
     where nothing is measured."""
+    waiting: str = ""
+    """What the run waits for, where nothing goes on: told in place of what limits it."""
     expected: str = ""
     """What the run predicts of itself, once it can: said once, in a line of its own."""
 
@@ -69,23 +71,37 @@ class Display:
         elif now - self._printed_at >= PLAIN_SECONDS:
             self._print(progress)
 
-    @property
-    def rate(self) -> float | None:
-        """Images a second, once two states differ."""
+    def _rate_and_eta(self, left: int) -> tuple[float, float] | None:
+        """Images a second and the seconds that the images left take, once two states differ.
+
+        Images come by batches and shards: between two of them the seconds count down. When they are over, what was
+        expected has not come, and the rate is that of all the time until now.
+        """
         (first_time, first), (last_time, last) = self._history[0], self._history[-1]
-        return (last - first) / (last_time - first_time) if last > first else None
+        if last <= first:
+            return None
+        now = time.monotonic()
+        rate = (last - first) / (last_time - first_time)
+        eta = left / rate - (now - last_time)
+        if eta < 1 and left:
+            rate = (last - first) / (now - first_time)
+            eta = left / rate
+        return rate, eta
 
     def line(self, progress: Progress) -> str:
         """One line of words and numbers."""
         parts = [f"{progress.images:,} of {progress.planned:,}"]
-        if self.rate:
-            parts.append(f"{self.rate:.1f} images/s")
-            left = (progress.planned - progress.images) / self.rate
-            parts.append(f"ETA {duration(left)}" if left else "done")
+        left = progress.planned - progress.images
+        if not left:
+            parts.append("done")  # at which rate the summary says, for the whole run
+        elif known := self._rate_and_eta(left):
+            parts += [f"{known[0]:.1f} images/s", f"ETA {duration(known[1])}"]
         if progress.rejected:
             parts.append(f"{progress.rejected:,} rejected")
-        if progress.limiting == "start":
-            parts += ["starting"] if progress.images < progress.planned else []
+        if progress.waiting:
+            parts.append(f"waiting for {progress.waiting}")
+        elif progress.limiting == "start":
+            parts += ["starting"] if left else []
         elif progress.limiting:
             parts.append(f"limited by {progress.limiting}")
         return " · ".join(parts)

@@ -71,6 +71,7 @@ class ExtractFeatures:
         self.idle_since: float | None = None
         self.predictor: Predictor | None = None
         self.is_warm = False
+        live.report_placed.remote()
         try:
             self.base = Base.of(request, precision, batch_size, num_threads)
             live.report_resolved.remote({"spec": self.base.spec.to_json()})

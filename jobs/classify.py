@@ -20,7 +20,6 @@ from bottleneck.base import Base
 from bottleneck.bases import base_named, find_network
 from bottleneck.decode import Decoded, Rejected, decode
 from bottleneck.errors import TooManyRejectedError, UsageError
-from bottleneck.head import Head
 from bottleneck.names import class_names
 from bottleneck.objects import ObjectError, Wanted
 from bottleneck.spec import FeatureRequest, Limits
@@ -75,6 +74,8 @@ class HeadClassifier:
     def __init__(self, config: Config) -> None:
         if config.base or config.names:
             raise UsageError("A head brings its base and its classes: leave --base and --names out.")
+        from bottleneck.head import Head  # scikit-learn takes seconds to import, which --help can do without
+
         self.head = Head.load(str(config.head))
         spec = self.head.origin_.spec
         self.base = Base(replace(spec, weights=config.weights or spec.weights), _batch_size(config))

@@ -44,17 +44,23 @@ def main(config: Config) -> int:
     log.info("1/4 images: %s handwritten digits -> %s", f"{write_digits(images):,}", images)
     log.info("2/4 extract: every image through VGG16")
     summary = extract_with_any_weights(images, folder)
-    extract.report(summary, summary.seconds)
+    extract.report(summary)
     report = verify(summary.output, full=True)
     good = "good" if report.exit_code == 0 else "BAD"
     show(f"3/4 verify: {counted(report.planned, 'image')}, {report.ok:,} ok, {good}")
     log.info("4/4 fit: logistic regression on 3/4 of them, judged on the other 1/4")
-    head = summary.output.replace("features", "head")
+    head = head_of(summary.output)
     fitted = fit.fit(fit.Config(features=summary.output, head=head, request=HeadRequest(c=(0.01, 0.1, 1.0))))
     show(f"open {head}/report.html; features are in {summary.output}")
     result = {"accuracy": fitted["accuracy"], "images": summary.images, "features": summary.output}
     answer({**result, "head": head, "source": str(images)})
     return report.exit_code
+
+
+def head_of(features: str) -> str:
+    """The head's folder, beside that of its features: `demo/features-random` -> `demo/head-random`."""
+    path = Path(features)
+    return str(path.with_name(path.name.replace("features", "head", 1)))
 
 
 def write_digits(folder: Path) -> int:

@@ -19,10 +19,8 @@ from typing import Annotated, cast
 import tyro
 
 from bottleneck.errors import UsageError
-from bottleneck.export import Format, export_head, facts_etag, facts_file
 from bottleneck.features import open_features
 from bottleneck.formats import WRITERS, Order, export_features, suffix_of
-from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import Display, Progress, duration
 from bottleneck.store import open_store, place_of
 from bottleneck.text import counted
@@ -65,6 +63,8 @@ def main(config: Config) -> int:
 
 
 def of_features(config: Config) -> int:
+    from bottleneck.head import HEAD_JSON  # scikit-learn takes seconds to import, which --help can do without
+
     if config.weights:
         raise UsageError("--weights is of heads: stored features need no network. Leave it out.")
     if open_store(config.source).exists(HEAD_JSON):
@@ -94,6 +94,9 @@ def of_features(config: Config) -> int:
 
 
 def of_head(config: Config) -> int:
+    from bottleneck.export import Format, export_head, facts_etag, facts_file
+    from bottleneck.head import Head
+
     if config.layer or config.flat or config.order != "shuffled" or config.allow_incomplete:
         raise UsageError(
             "--layer, --order, --flat and --allow-incomplete are of features; a head has its layer. Leave them out."

@@ -14,15 +14,14 @@ from functools import partial
 
 from bottleneck.base import choose_precision
 from bottleneck.extend import Extended, extend_plan
-from bottleneck.extract import check_request
+from bottleneck.extract import open_or_make_plan
 from bottleneck.pipeline import Run, RunOptions
 from bottleneck.plan import MAX_REJECTED, Plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
-from bottleneck.session import cluster_address, workers_have_bfloat16
+from bottleneck.session import check_use_gpu, cluster_address, workers_have_bfloat16
 from bottleneck.store import check_output_uri
 from bottleneck.tally import Summary, Tally, summarize
 from bottleneck.text import counted
-from bottleneck.weights import check_weights
 from jobs import plan as plan_job
 from jobs.results import answer, show
 
@@ -39,12 +38,11 @@ class Config(plan_job.Request):
 
 
 def main(config: Config) -> int:
-    started = time.monotonic()
     weights = config.features.weights
     if weights.startswith("random:"):
         log.warning("The weights are %s, not trained ones: right for tests and timing, not for accuracy.", weights)
     summary = extract(config)
-    report(summary, time.monotonic() - started)
+    report(summary)
     answer(asdict(summary))
     return 0
 
@@ -53,29 +51,16 @@ def extract(config: Config) -> Summary:
     """The whole job, without its printing of the result."""
     started = time.monotonic()
     check_output_uri(config.output)
-    plan, extended = load_plan(config.output), None
-    if plan is None:
-        preflight(config.source, config.output, config.reading)
-        if not cluster_address():  # where the workers are other machines, only they can tell
-            check_weights(config.features.weights)
-        precision = choose_precision(config.features, partial(workers_have_bfloat16, config.run.use_gpu))
-    else:
-        check_request(
-            plan,
-            config.source,
-            config.features,
-            limits=config.limits,
-            reading=config.reading,
-            shard_size=config.shard_size,
-        )
-        precision = plan.spec.precision
-        if config.extend:
-            plan, extended = extend_plan(plan, config.max_rejected)
-            tell_extended(extended)
+    check_use_gpu(config.run.use_gpu)
+    plan, extended = _plan(config)
+    if plan is not None:
+        tell_plan(plan)
         done = plan.committed()
         if len(done) == plan.num_shards:  # nothing to extract, so nothing to start
-            tell_plan(plan)
             return summarize(plan, Tally(plan, config.max_rejected), done, started, extended)
+        precision = plan.spec.precision
+    else:
+        precision = choose_precision(config.features, partial(workers_have_bfloat16, config.run.use_gpu))
     with Run(config.features, precision, config.run) as run:
         if plan is None:
             plan = make_plan(
@@ -87,9 +72,34 @@ def extract(config: Config) -> Summary:
                 shard_size=config.shard_size,
                 max_rejected=config.max_rejected,
             )
-        tell_plan(plan)
+            tell_plan(plan)
         with Display("extract") as display:
-            return run.extract(plan, config.max_rejected, display.show, extended)
+            return run.extract(plan, config.max_rejected, display.show, extended, started)
+
+
+def _plan(config: Config) -> tuple[Plan | None, Extended | None]:
+    """The plan, made if there is none before Ray is started: it stays if Ray does not start.
+
+    None where the workers are other machines and there is no plan yet: only they can tell which weights they have.
+    """
+    there = load_plan(config.output)
+    if there is None and cluster_address():
+        preflight(config.source, config.output, config.reading)
+        return None, None
+    plan = open_or_make_plan(
+        config.source,
+        config.output,
+        config.features,
+        limits=config.limits,
+        reading=config.reading,
+        shard_size=config.shard_size,
+        max_rejected=config.max_rejected,
+    )
+    extended = None
+    if there is not None and config.extend:
+        plan, extended = extend_plan(plan, config.max_rejected)
+        tell_extended(extended)
+    return plan, extended
 
 
 def tell_plan(plan: Plan) -> None:
@@ -124,12 +134,15 @@ def tell_extended(extended: Extended) -> None:
             log.warning("%s %s: %s%s", counted(count, "planned image"), what, ", ".join(keys), more)
 
 
-def report(summary: Summary, seconds: float) -> None:
+def report(summary: Summary) -> None:
     """Show what a person wants to know at the end."""
     rejected = sum(summary.rejected.values())
+    rate = summary.details.get("images_per_second")
+    told_rate = f", {rate:,.1f} images/s from its first batch on" if rate else ""
     show(
         f"{summary.output}: {counted(summary.images, 'image')}, {summary.ok:,} ok, {rejected:,} rejected; "
-        f"{summary.done_now:,} of {counted(summary.shards, 'shard')} done by this run in {duration(seconds)}"
+        f"{summary.done_now:,} of {counted(summary.shards, 'shard')} done by this run in "
+        f"{duration(summary.seconds)}{told_rate}"
     )
     if "predicted_seconds" in summary.details:
         one = summary.details

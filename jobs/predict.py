@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from bottleneck.base import resolve_apart
 from bottleneck.errors import UsageError, WeightsError
 from bottleneck.extend import extend_plan
 from bottleneck.features import open_features
@@ -30,7 +31,7 @@ from bottleneck.predict import (
     tell_newer,
 )
 from bottleneck.progress import Display
-from bottleneck.session import cluster_address
+from bottleneck.session import check_use_gpu, cluster_address
 from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.store import check_output_uri
 from bottleneck.tally import Summary, Tally, summarize
@@ -74,9 +75,8 @@ class Config:
 
 
 def main(config: Config) -> int:
-    started = time.monotonic()
     summary = predict(config)
-    report(summary, time.monotonic() - started)
+    report(summary)
     answer({**asdict(summary), **told(config.output)})
     return 0
 
@@ -138,12 +138,11 @@ def _from_features(config: Config, spec: PredictionSpec, head: "Head", plan: Pla
 
 def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan | None) -> Summary:
     started = time.monotonic()
+    check_use_gpu(config.run.use_gpu)
     request, extended = spec.features.request, None
     if config.weights is not None:
         request = replace(request, weights=config.weights)
-    if plan is None:
-        preflight(config.source, config.output, config.reading)
-    else:
+    if plan is not None:
         check_predictions(
             plan, config.source, spec, limits=config.limits, reading=config.reading, shard_size=config.shard_size
         )
@@ -160,20 +159,21 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
         except WeightsError as error:
             hint = "The head was fitted with these; say by --weights where they are now, their sha256 is compared."
             raise WeightsError(f"{error} {hint}" if config.weights is None else str(error)) from None
-    with Run(request, spec.features.precision, config.run) as run:
-        if plan is None:
-            head.check_fits(run.spec())
-            plan = make_plan(
-                config.source,
-                config.output,
-                spec,
-                limits=config.limits,
-                reading=config.reading,
-                shard_size=config.shard_size,
-                max_rejected=config.max_rejected,
-            )
-        tell_plan(plan)
-        with Display("predict") as display:
-            # The workers load the head from where it is now, whatever it was called when the plan was made.
-            plan = replace(plan, predictions=spec)
-            return run.extract(plan, config.max_rejected, display.show, extended)
+    if plan is None:  # before Ray: it stays if that does not start
+        preflight(config.source, config.output, config.reading)
+        if config.weights is not None and not cluster_address():  # else the workers look
+            head.check_fits(resolve_apart(request, spec.features.precision))
+        plan = make_plan(
+            config.source,
+            config.output,
+            spec,
+            limits=config.limits,
+            reading=config.reading,
+            shard_size=config.shard_size,
+            max_rejected=config.max_rejected,
+        )
+    tell_plan(plan)
+    with Run(request, spec.features.precision, config.run) as run, Display("predict") as display:
+        # The workers load the head from where it is now, whatever it was called when the plan was made.
+        plan = replace(plan, predictions=spec)
+        return run.extract(plan, config.max_rejected, display.show, extended, started)

@@ -167,7 +167,7 @@ def test_a_prediction_is_compared_with_what_came() -> None:
 def test_the_comparison_is_told_at_the_end(is_predicted: bool, capsys: pytest.CaptureFixture[str]) -> None:
     made = Prediction(at=1000.0, done=1100, left=400, images_per_second=10.0, limiting="network")
     details = made.compared(1500, 1050.0) if is_predicted else {}
-    report(Summary("out", 1500, 1500, {}, 3, 0, 3, 60.0, "f" * 64, details=details), 60.0)
+    report(Summary("out", 1500, 1500, {}, 3, 0, 3, 60.0, "f" * 64, details=details))
     line = "predicted after 1,100 images: 10.0 images/s, was 8.0 (0.80); 40 s for the rest, took 50 s"
     assert capsys.readouterr().out.splitlines()[1:] == ([line] if is_predicted else [])
 
@@ -175,8 +175,32 @@ def test_the_comparison_is_told_at_the_end(is_predicted: bool, capsys: pytest.Ca
 def test_the_display_tells_an_expectation_once(capsys: pytest.CaptureFixture[str]) -> None:
     with Display("extract") as display:
         for images, expected in ((0, ""), (10, "expected: 5 images/s"), (20, "expected: 5 images/s")):
-            display.show(Progress(images, 100, 0, "network", expected))
+            display.show(Progress(images, 100, 0, "network", expected=expected))
     assert capsys.readouterr().err.count("extract: expected: 5 images/s\n") == 1
+
+
+def test_an_eta_counts_down_between_batches_and_what_is_overdue_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("bottleneck.progress.time.monotonic", lambda: now)
+    display = Display("extract")
+    lines = []
+    for after, images in ((0, 0), (18, 32), (36, 64), (46, 64), (53, 64), (72, 64), (90, 96)):
+        now = 1000.0 + after
+        display.show(Progress(images, 96, 0, "network"))
+        lines.append(display.line(Progress(images, 96, 0, "network")).removesuffix(" · limited by network"))
+    assert lines[2:] == [
+        "64 of 96 · 1.8 images/s · ETA 18 s",
+        "64 of 96 · 1.8 images/s · ETA 8 s",
+        "64 of 96 · 1.8 images/s · ETA 1 s",
+        "64 of 96 · 0.6 images/s · ETA 54 s",
+        "96 of 96 · done",
+    ]
+
+
+def test_a_run_that_waits_says_for_what(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display("extract") as display:
+        display.show(Progress(0, 9, 0, "start", "CPUs: others use 2 of the cluster's 2"))
+    assert capsys.readouterr().err == "extract: 0 of 9 · waiting for CPUs: others use 2 of the cluster's 2\n"
 
 
 class Remote:

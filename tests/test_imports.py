@@ -149,6 +149,12 @@ def test_importing_costs_nothing(module: str) -> None:
     assert not loaded & (HEAVY - allowed)
 
 
+def test_the_jobs_are_listed_without_importing_them() -> None:
+    listed, loaded = run("import jobs.__main__ as m, sys; m.main(['--help']); print(*sys.modules)").rsplit("\n", 2)[:2]
+    assert "Extract features of every image" in listed
+    assert not set(loaded.split()) & HEAVY
+
+
 @pytest.mark.parametrize(
     "code",
     ["import pandas; import bottleneck", "import bottleneck; import pandas"],

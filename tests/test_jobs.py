@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from tiny import digits_folder, jpeg, write_files
 
+from bottleneck.progress import duration
 from jobs.__main__ import JOBS, main, options
+from jobs.demo import head_of
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
 LIMITS = ["max_bytes", "max_pixels", "tiff"]
@@ -109,6 +111,10 @@ def test_without_a_job_the_jobs_are_listed(capsys: pytest.CaptureFixture[str]) -
     assert all(job in shown for job in JOBS)
 
 
+def test_the_demo_puts_its_head_beside_its_features() -> None:
+    assert head_of("/data/features/demo/features-random") == "/data/features/demo/head-random"
+
+
 def test_plan_extract_verify(tmp_path: Path) -> None:
     source, output = str(tmp_path / "photos"), str(tmp_path / "features")
     digits_folder(tmp_path / "photos", per_class=4)
@@ -135,7 +141,8 @@ def test_plan_extract_verify(tmp_path: Path) -> None:
     assert code == 0, told
     assert (summary["ok"], summary["done_now"], summary["done_before"]) == (40, 3, 0)
     assert summary["skipped"] == {".txt": 1}
-    assert summary["details"]["first_batch_seconds"] > 0
+    assert 0 < summary["details"]["first_batch_seconds"] < summary["seconds"]  # of one clock
+    assert f"done by this run in {duration(summary['seconds'])}, " in told
     assert "40 of 40" in told
     sizes = [path.stat().st_size for path in (tmp_path / "features" / "data").iterdir()]
     assert estimate["output_bytes"] == pytest.approx(sum(sizes), rel=0.1)

@@ -1,10 +1,15 @@
 """Where networks run, from what Ray says of a cluster's nodes."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from bottleneck.base import CORES_PER_ACTOR
 from bottleneck.errors import UsageError
-from bottleneck.placement import Placement, place
+from bottleneck.pipeline import RunOptions
+from bottleneck.placement import Placement, place, waiting_for
+from jobs import extract as extract_job
 
 HEAD = {"CPU": 0.0, "memory": 1e9}
 
@@ -51,8 +56,37 @@ def test_networks_go_to_gpus_where_there_are_any() -> None:
 
 
 def test_networks_wait_for_gpus_a_cluster_is_to_get() -> None:
-    assert place([HEAD], use_gpu=True) == Placement(1, 1, num_gpus=1, num_cpus=0, num_threads=None)
-    assert place([HEAD], (1, 8), use_gpu=True) == Placement(1, 8, num_gpus=1, num_cpus=0, num_threads=None)
+    coming: dict[str, Any] = {"use_gpu": True, "may_grow": True}
+    assert place([HEAD], **coming) == Placement(1, 1, num_gpus=1, num_cpus=0, num_threads=None)
+    assert place([HEAD], (1, 8), **coming) == Placement(1, 8, num_gpus=1, num_cpus=0, num_threads=None)
+
+
+def test_nobody_waits_for_gpus_of_a_single_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="Received: a machine without"):
+        place([cpus(8)], use_gpu=True)
+    assert place([cpus(8) | {"GPU": 1.0}], use_gpu=True).num_gpus == 1
+    # The command asks before it looks at a source or starts anything.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = extract_job.Config(source=str(tmp_path), output=str(tmp_path / "out"), run=RunOptions(use_gpu=True))
+    with pytest.raises(UsageError, match="Received: a machine without"):
+        extract_job.extract(config)
+
+
+@pytest.mark.parametrize(
+    ("placement", "total", "free", "expected"),
+    [
+        (Placement(1, 1, 0, 1.5, 2), {"CPU": 4.0}, {"CPU": 0.49}, "CPUs: others use 3.51 of the cluster's 4"),
+        (Placement(1, 1, 0, 1.5, 2), {"CPU": 4.0}, {"CPU": 2.0}, ""),
+        (Placement(1, 1, 0, 1.02, None), {}, {}, "CPUs: the cluster has 0"),
+        (Placement(2, 2, 1, 0, None), {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}, "GPUs: others use 2 of the cluster's 2"),
+        (Placement(1, 1, 0, 0, 2), {"CPU": 2.0}, {"CPU": 0.0}, ""),
+    ],
+)
+def test_what_networks_wait_for_is_known(
+    placement: Placement, total: dict[str, float], free: dict[str, float], expected: str
+) -> None:
+    assert waiting_for(placement, total, free) == expected
 
 
 def test_a_runtime_for_cpus_is_not_put_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_an_unknown_base_is_refused(photos: Photos, output: Path, no_ray: dict[s
 
 
 def test_an_unknown_layer_is_refused(photos: Photos, output: Path) -> None:
-    words = ("conv_pw_13_relu", "Received: conv_pw_99")
+    words = ("conv_pw_9", "Received: conv_pw_99")
     refused(
         2,
         "UsageError",
