@@ -77,7 +77,7 @@ def test_every_fold_leaves_every_class_something_to_be_fitted_on() -> None:
 
 def test_a_class_of_one_image_is_named() -> None:
     codes_N = np.concatenate([np.zeros(10, int), [1]])
-    with pytest.raises(UsageError, match=r"1 classes .* class 1 \(1\)"):
+    with pytest.raises(UsageError, match=r"1 class .* class 1 \(1\)"):
         split(codes_N, digests(11), classes(2), 0.25, 3)
     digests_N = digests(12)
     digests_N[11] = digests_N[10]  # two copies are one image
