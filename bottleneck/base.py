@@ -18,6 +18,7 @@ import numpy as np
 from bottleneck.bases import find_network
 from bottleneck.child import ChildDiedError, answer, ask
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
+from bottleneck.layers import check_layers
 from bottleneck.networks import import_keras, preprocess, to_bfloat16
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, canonical_layer, split_layer
 from bottleneck.weights import check_weights, load_network, sha256_weights
@@ -149,6 +150,7 @@ class Base:
 
     def _build(self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None) -> None:
         check_weights(request.weights)  # before the seconds that Keras takes to start
+        check_layers(request.base, request.layers)
         keras = import_keras(num_threads)
         network, model, self.spec = _load(request, precision)
         if precision == "bfloat16" and keras.backend.backend() != "openvino":  # which lowers the precision itself

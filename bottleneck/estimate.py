@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from bottleneck.progress import duration
-from bottleneck.text import counted
+from bottleneck.text import counted, size
 
 STARTUP_SECONDS = 15.0
 """From a command's start to its first batch: Ray, Keras and the network take 11 to 17 s."""
@@ -94,8 +94,8 @@ class Estimate:
         """For a person to read."""
         return (
             f"{self.costs.images_per_second:,.1f} images/s on this machine, limited by {self.costs.limiting}: about "
-            f"{duration(self.seconds)}, output about {self.output_bytes / 1e6:,.1f} MB (measured on {self.sampled} "
-            "images)"
+            f"{duration(self.seconds)}, output about {size(self.output_bytes)} (measured on "
+            f"{counted(self.sampled, 'image')})"
         )
 
 

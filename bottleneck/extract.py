@@ -15,6 +15,7 @@ from bottleneck import base as base_module
 from bottleneck.base import Base, choose_precision, requested_layers, resolve_apart
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.features import Receipt, finished, write_shard
+from bottleneck.layers import check_layers
 from bottleneck.listing import Shard
 from bottleneck.plan import MAX_REJECTED, Plan, data_name, differences, load_plan, make_plan, preflight
 from bottleneck.prepare import Prepared, Taken, Work, prepare_shard
@@ -172,6 +173,7 @@ def open_or_make_plan(
     if plan is None:
         preflight(source, output, reading)  # before the seconds that Keras takes to start
         check_weights(request.weights)
+        check_layers(request.base, request.layers)
         spec = resolve_apart(request, choose_precision(request, has_bfloat16))
         return make_plan(
             source,

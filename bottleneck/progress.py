@@ -95,7 +95,10 @@ class Display:
         if not left:
             parts.append("done")  # at which rate the summary says, for the whole run
         elif known := self._rate_and_eta(left):
-            parts += [f"{known[0]:.1f} images/s", f"ETA {duration(known[1])}"]
+            parts += [
+                f"{known[0]:.1f} images/s" if known[0] >= 0.1 else f"{known[0]:.1g} images/s",
+                f"ETA {duration(known[1])}",
+            ]
         if progress.rejected:
             parts.append(f"{progress.rejected:,} rejected")
         if progress.waiting:

@@ -21,3 +21,10 @@ def printable(text: str) -> str:
 def counted(count: int, noun: str, plural: str = "") -> str:
     """1, image -> `1 image`; 1200, image -> `1,200 images`; 2, class, classes -> `2 classes`."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def size(num_bytes: float) -> str:
+    """29,869 -> `29.9 kB`, 1,500,000 -> `1.5 MB`."""
+    if num_bytes < 1_000:
+        return counted(round(num_bytes), "byte")
+    return f"{num_bytes / 1e3:.1f} kB" if num_bytes < 100_000 else f"{num_bytes / 1e6:,.1f} MB"

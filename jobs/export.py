@@ -23,7 +23,7 @@ from bottleneck.features import open_features
 from bottleneck.formats import WRITERS, Order, export_features, suffix_of
 from bottleneck.progress import Display, Progress, duration
 from bottleneck.store import open_store, place_of
-from bottleneck.text import counted
+from bottleneck.text import counted, size
 from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,11 @@ def of_features(config: Config) -> int:
             order=config.order,
             flat=config.flat,
         )
-    values = " x ".join(f"{size:,}" for size in facts["shape"][1:])
+    values = " x ".join(f"{side:,}" for side in facts["shape"][1:])
     show(
         f"{config.file}: {counted(facts['images'], 'image')} of {values} values of {facts['layer']}, "
         f"{'shuffled' if config.order == 'shuffled' else 'in the order of the plan'}, "
-        f"{facts['bytes'] / 1e6:,.1f} MB, in {duration(time.monotonic() - started)}"
+        f"{size(facts['bytes'])}, in {duration(time.monotonic() - started)}"
     )
     answer({"file": config.file, **facts})
     return 0
@@ -120,7 +120,7 @@ def of_head(config: Config) -> int:
     if not is_written or not store.create(name, data):
         raise UsageError(f"Another job wrote {config.file} at the same time. Give another name.")
     classes = counted(len(facts["classes"]), "class", "classes")
-    show(f"{config.file}: {len(data) / 1e6:,.1f} MB, {classes}, as {file_format}")
+    show(f"{config.file}: {size(len(data))}, {classes}, as {file_format}")
     show(f"its probabilities differ from the head's by {facts['max_difference']:.1e} at most")
     answer({"file": config.file, "bytes": len(data), **facts})
     return 0

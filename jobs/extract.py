@@ -15,6 +15,7 @@ from functools import partial
 from bottleneck.base import choose_precision
 from bottleneck.extend import Extended, extend_plan
 from bottleneck.extract import open_or_make_plan
+from bottleneck.layers import check_layers
 from bottleneck.pipeline import Run, RunOptions
 from bottleneck.plan import MAX_REJECTED, Plan, load_plan, make_plan, preflight
 from bottleneck.progress import Display, duration
@@ -85,6 +86,7 @@ def _plan(config: Config) -> tuple[Plan | None, Extended | None]:
     there = load_plan(config.output)
     if there is None and cluster_address():
         preflight(config.source, config.output, config.reading)
+        check_layers(config.features.base, config.features.layers)
         return None, None
     plan = open_or_make_plan(
         config.source,

@@ -21,7 +21,7 @@ from bottleneck.measure import measure_sample
 from bottleneck.plan import MAX_REJECTED, Plan
 from bottleneck.session import cluster_address, workers_have_bfloat16
 from bottleneck.spec import FeatureRequest, Limits, Reading
-from bottleneck.text import counted
+from bottleneck.text import counted, size
 from jobs.results import answer, show
 
 
@@ -102,15 +102,15 @@ def describe(plan: Plan) -> list[str]:
     labels = list(plan.label_counts.items())
     shown = ", ".join(f"{label} ({count:,})" for label, count in labels[:8]) + (", ..." if len(labels) > 8 else "")
     columns = ", ".join(f"{layer} ({dim:,})" for layer, dim in zip(spec.layers, spec.dims, strict=True))
-    size = counted(plan.shard_size, "image")
+    full = counted(plan.shard_size, "image")
     return [
         f"source       {plan.source} ({plan.reading.source_format})",
-        f"images       {plan.num_images:,} ({plan.num_bytes / 1e6:,.1f} MB)",
+        f"images       {plan.num_images:,} ({size(plan.num_bytes)})",
         f"labels       {len(labels):,}: {shown}" if labels else "labels       none",
         f"not images   {skipped(plan) or 'none'}",
-        f"shards       {plan.num_shards:,} of up to {size}, {len(plan.committed()):,} done",
+        f"shards       {plan.num_shards:,} of up to {full}, {len(plan.committed()):,} done",
         f"features     {spec.base}, weights {spec.weights}: {columns}; {spec.precision}, stored as {spec.dtype}",
-        f"output       {plan.output}, at most about {expected_bytes(plan) / 1e6:,.1f} MB",
+        f"output       {plan.output}, at most about {size(expected_bytes(plan))}",
         f"fingerprint  {spec.fingerprint}",
     ]
 

@@ -20,6 +20,7 @@ from bottleneck.bases import NETWORKS, base_names, find_network
 from bottleneck.describe import describe, draw_network, table, table_of_bases
 from bottleneck.errors import WeightsError
 from bottleneck.export import _preprocessing
+from bottleneck.layers import check_layers
 from bottleneck.networks import build_network, import_keras
 from bottleneck.spec import FeatureRequest
 from bottleneck.weights import load_network, sha256_weights
@@ -101,6 +102,7 @@ def test_a_description_is_keras_own(base: str) -> None:
     body = constructor(weights=None, include_top=False, **arguments)
     assert description.num_body_parameters == body.count_params()
     assert description.layers[-1].name == find_network(base)[0].classifier
+    check_layers(base, [layer.name for layer in description.layers])
     assert (description.layers[-1].shape, description.layers[-1].in_top) == ((1000,), True)
     assert not description.default.in_top
     assert description.default_dim == body.output.shape[-1]

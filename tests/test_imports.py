@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "text", "metrics", "pages", "hdf5", "heap", "retry", "shuffle"},
     {"progress", "choices", "labels", "bases", "child"},
-    {"spec", "parquet", "objects", "estimate", "live", "dashboard", "doctor"},
+    {"spec", "layers", "parquet", "objects", "estimate", "live", "dashboard", "doctor"},
     {"answers"},
     {"joblog", "rows", "folder", "bucket", "remote", "images", "networks", "audit"},
     {"store", "containers"},

@@ -275,6 +275,7 @@ def test_pydatas_package_of_the_same_name_is_named(tmp_path: Path) -> None:
         (["--weights", "{folder}/none.h5"], 5, "No such weights"),
         (["--roots", "{folder}/none"], 2, "There is nothing in"),
         (["--base", "ResNet60"], 2, "Expected resnet50, "),
+        (["--layers", "block5_pol:avg"], 2, "Expected one such as block5_pool, "),
     ],
 )
 def test_what_keras_is_not_needed_for_is_refused_before_it_starts(

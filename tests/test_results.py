@@ -13,7 +13,7 @@ import pytest
 import jobs.describe
 from bottleneck.errors import UsageError
 from bottleneck.progress import Display, Progress
-from bottleneck.text import counted, printable
+from bottleneck.text import counted, printable, size
 from jobs import results
 from jobs.__main__ import main, split_json
 
@@ -145,6 +145,7 @@ def test_what_is_printable_stays_as_it_is() -> None:
 def test_counts_have_their_nouns() -> None:
     assert [counted(count, "image") for count in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
     assert [counted(count, "class", "classes") for count in (1, 2)] == ["1 class", "2 classes"]
+    assert [size(count) for count in (1, 999, 29_869, 1_500_000)] == ["1 byte", "999 bytes", "29.9 kB", "1.5 MB"]
 
 
 def test_a_terminal_without_letters_but_asciis_ends_no_job() -> None:
