@@ -7,6 +7,7 @@ through `LineFormatter`, and is escaped: keys, labels and the answers of servers
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -49,7 +50,16 @@ def show(line: str, lead: str = "") -> None:
 def answer(result: dict[str, Any]) -> None:
     """Give the job's result as JSON, if that was asked for. Called once, at the end."""
     if _Streams.as_json:
-        _print(json.dumps(result), _Streams.stdout or sys.stdout)
+        _print(json.dumps(_finite(result), allow_nan=False), _Streams.stdout or sys.stdout)
+
+
+def _finite(value: Any) -> Any:
+    """A result with null for NaN and infinity, which JSON has not and its readers refuse."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def fail(error: str, message: str, exit_code: int) -> int:

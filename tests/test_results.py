@@ -57,6 +57,13 @@ def test_a_result_is_on_stdout_and_with_json_it_is_the_only_line(capsys: pytest.
     assert_harmless(shown.err + shown.out)
 
 
+def test_the_json_object_is_json_also_of_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with results.answering(as_json=True):
+        results.answer({"mean": float("nan"), "rows": [{"gap": float("inf")}, (1, 0.5, None, "x")]})
+    expected = {"mean": None, "rows": [{"gap": None}, [1, 0.5, None, "x"]]}
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == expected
+
+
 def test_the_reader_of_a_result_may_leave(tmp_path: Path) -> None:
     code = (
         f"from jobs import results; [results.show('x' * 99) for _ in range(9999)]; open({str(tmp_path / 'end')!r}, 'w')"
