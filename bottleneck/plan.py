@@ -45,6 +45,8 @@ SHARD_SIZE = 512
 MAX_REJECTED = 0.05
 """Share of the planned images that may be rejected, unless another is asked for."""
 LINKS_HINT = "where they are meant, give --roots with the folder they lead to, or --follow-links"
+NUM_SHOWN = 10
+"""Names of classes that a refusal shows."""
 NUM_FOOTERS_READ = 16
 """At once; a footer is one small request."""
 _KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet")
@@ -402,4 +404,7 @@ def _read_json(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if not isinstance(value, list | tuple):
+        return str(value)
+    more = [f"... ({len(value):,} in all)"] if len(value) > NUM_SHOWN else []
+    return " ".join([*map(str, value[:NUM_SHOWN]), *more])

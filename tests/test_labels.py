@@ -12,7 +12,7 @@ import tiny
 
 from bottleneck.errors import UsageError
 from bottleneck.labels import LabelError, as_label, look_alikes, numbered
-from bottleneck.plan import load_plan, make_plan
+from bottleneck.plan import differences, load_plan, make_plan
 from bottleneck.spec import Reading
 
 
@@ -112,3 +112,18 @@ def test_planning_warns_of_labels_that_look_alike(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.WARNING, "bottleneck"):
         make_plan(str(tmp_path / "photos"), str(tmp_path / "out"), tiny.spec())
     assert "'Daisy' (1) and 'daisy' (1)" in caplog.text
+
+
+def test_other_names_are_another_plan(tmp_path: Path) -> None:
+    tiny.write_files(tmp_path / "photos", {"0/a.jpg": tiny.jpeg(0)})
+    names = tuple(f"class {n}" for n in range(1000))
+    make_plan(str(tmp_path / "photos"), str(tmp_path / "out"), tiny.spec(), reading=Reading(label_names=names))
+    plan = load_plan(str(tmp_path / "out"))
+    assert plan is not None
+    message = differences(plan, {"reading": Reading(label_names=names[::-1]).asked()})
+    assert message is not None
+    assert "label_names: planned class 0 class 1 " in message
+    assert "... (1,000 in all), requested class 999 " in message
+    assert len(message) < 1000
+    assert differences(plan, {"reading": Reading(label_names=names).asked()}) is None
+    assert differences(plan, {"reading": Reading().asked()}) is None
