@@ -4,7 +4,9 @@ import ipaddress
 import logging
 import os
 import shlex
+import ssl
 from dataclasses import dataclass
+from http.client import HTTPException, RemoteDisconnected
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -138,7 +140,9 @@ def connect(dashboard: Dashboard) -> Any:
                 raise ClusterError(_refused(dashboard.url, error)) from None
             except requests.RequestException as error:
                 if said := _no_http(error):
-                    raise ClusterError(f"{_who(dashboard.url)}, speaks no HTTP: {said}. {EXPECTED}") from None
+                    raise ClusterError(
+                        f"{_who(dashboard.url)} speaks no {urlsplit(dashboard.url).scheme.upper()}: {said}. {EXPECTED}"
+                    ) from None
                 raise LostError(f"No Ray dashboard answers at {dashboard.url}: {_reason(error)}.") from None
             if endpoint == "/api/version":
                 _check_version(dashboard.url, response)
@@ -189,15 +193,21 @@ def _check_version(url: str, response: Any) -> None:
     )
 
 
-def _no_http(error: BaseException) -> str:
-    """What a server that speaks something else said, if that is why a request failed."""
-    from http.client import HTTPException, RemoteDisconnected
+def _innermost(error: BaseException) -> BaseException:
+    """What went wrong, below the errors of requests and urllib3 that are around it."""
+    while True:
+        inner = [one for one in (*error.args, getattr(error, "reason", None)) if isinstance(one, BaseException)]
+        if not inner:
+            return error
+        error = inner[0]
 
-    found: BaseException | None = error
-    while found is not None and not (isinstance(found, HTTPException) and not isinstance(found, RemoteDisconnected)):
-        inner = [one for one in (*found.args, getattr(found, "reason", None)) if isinstance(one, BaseException)]
-        found = inner[0] if inner else None
-    if found is None:
+
+def _no_http(error: BaseException) -> str:
+    """What a server said that speaks something else, if that is why a request failed."""
+    found = _innermost(error)
+    if isinstance(found, ssl.SSLError) and found.reason == "WRONG_VERSION_NUMBER":
+        return "it answered without TLS, as an address with http:// does"
+    if isinstance(found, RemoteDisconnected) or not isinstance(found, HTTPException):
         return ""
     said = str(found.args[0] if found.args else found).strip()[:80]
     return f"it answered {said!r}" if said else type(found).__name__
@@ -217,9 +227,9 @@ def _refused(url: str, error: Exception) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost part of what requests and urllib3 say, which name themselves around it."""
-    cause = getattr(error.args[0], "reason", error) if error.args else error
-    text = str(cause)
+    """What requests, urllib3 and the system say, without what they name themselves by."""
+    found = _innermost(error)
+    text = getattr(found, "strerror", None) or str(found)
     return text.rpartition("): ")[2].rstrip(".") or text
 
 

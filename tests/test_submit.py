@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import select
 import shlex
 import shutil
@@ -581,6 +582,22 @@ def test_what_is_no_dashboard_is_said_to_be_none(
     shown = capsys.readouterr().err
     assert words in shown
     assert "Expected the address of a Ray cluster's dashboard" in shown
+
+
+def test_a_server_without_tls_or_that_hangs_up_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), Replies) as server:
+        server.reply = b"HTTP/1.0 400 Bad Request\r\n\r\n"  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        assert main(["submit", "--address", f"https://{address}", "--", "describe"]) == 5
+        assert "speaks no HTTPS: it answered without TLS" in capsys.readouterr().err
+        server.reply = b""  # type: ignore[attr-defined]
+        assert main(["submit", "--address", f"http://{address}", "--", "describe"]) == 5
+        shown = capsys.readouterr().err
+        server.shutdown()
+    assert re.search(r"No Ray dashboard answers at \S+: (Connection reset by peer|Remote end closed .*)\.$", shown), (
+        shown
+    )
 
 
 def test_a_cluster_whose_agents_are_still_to_come_is_waited_for() -> None:
