@@ -286,7 +286,7 @@ class Features:
             return self.layers[0]
         known = ", ".join(self.layers)
         if layer is None:
-            raise UsageError(f"{self.plan.output} has features of several layers. Expected --layer, one of {known}.")
+            raise UsageError(f"{self.plan.output} has features of several layers. Expected `layer`, one of {known}.")
         if canonical_layer(layer) not in self.layers:
             raise UsageError(f"{self.plan.output} has no features of that layer. Expected {known}. Received: {layer}.")
         return canonical_layer(layer)
@@ -315,8 +315,7 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
         done = len(plan.committed())
         raise IncompleteError(
             f"{output} is not finished: {done:,} of {counted(plan.num_shards, 'shard')} done. Run its "
-            "`bottleneck extract` command again, or take what there is with --allow-incomplete (in Python "
-            "allow_incomplete=True)."
+            "`bottleneck extract` command again, or take what there is with `allow_incomplete`."
         )
     return Features(plan, [plan.data_name(shard) for shard in sorted(plan.data_files())])
 

@@ -56,13 +56,13 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if list(self.num_actors) != sorted(self.num_actors) or min(self.num_actors, default=1) < 1:
-            raise errors.UsageError(f"--num-actors takes a number from 1 up, or two. Received: {self._asked}.")
+            raise errors.UsageError(f"`num_actors` takes a number from 1 up, or two. Received: {self._asked}.")
         if len(self.num_actors) > 2:
             raise errors.UsageError(
-                f"--num-actors takes one number, or the least and the most. Received: {self._asked}."
+                f"`num_actors` takes one number, or the least and the most. Received: {self._asked}."
             )
         if self.batch_size is not None and self.batch_size < 1:
-            raise errors.UsageError(f"--batch-size takes a number from 1 up. Received: {self.batch_size}.")
+            raise errors.UsageError(f"`batch_size` takes a number from 1 up. Received: {self.batch_size}.")
 
     @property
     def _asked(self) -> str:
@@ -217,7 +217,7 @@ class Run:
                 raise IncompleteError(
                     f"The workers of {counted(len(left), 'shard')} kept dying, first of {left[0].number}: out of "
                     "memory? What is done is kept; run the same command again, with more memory or a smaller "
-                    "--batch-size."
+                    "`batch_size`."
                 )
         return summarize(plan, tally, done_before, self.started, extended, self._details(tally))
 

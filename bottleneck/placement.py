@@ -88,7 +88,7 @@ def check_runtime(use_gpu: bool) -> bool:
     """Whether the networks' runtime knows CPUs only. Raises UsageError where GPUs are asked for all the same."""
     is_for_cpus = os.environ.get("KERAS_BACKEND") == "openvino"
     if use_gpu and is_for_cpus:
-        raise UsageError("--use-gpu and KERAS_BACKEND=openvino do not go together: OpenVINO runs networks on CPUs.")
+        raise UsageError("`use_gpu` and KERAS_BACKEND=openvino do not go together: OpenVINO runs networks on CPUs.")
     return is_for_cpus
 
 

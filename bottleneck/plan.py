@@ -248,7 +248,7 @@ def make_plan(
     """
     shard_size = SHARD_SIZE if shard_size is None else shard_size
     if shard_size < 1:
-        raise UsageError(f"--shard-size takes a number of images from 1 up. Received: {shard_size}.")
+        raise UsageError(f"`shard_size` takes a number of images from 1 up. Received: {shard_size}.")
     asked = reading or Reading()
     reading = resolve_reading(source, asked)
     preflight(source, output, reading)
@@ -326,7 +326,7 @@ def preflight(source: str, output: str, reading: Reading | None = None) -> None:
     uri = normal_uri(source)
     for root in reading.roots if reading else ():
         if next(iter(open_store(root).list()), None) is None:
-            raise UsageError(f"--roots takes folders or prefixes that hold images. There is nothing in {root}.")
+            raise UsageError(f"`roots` takes folders or prefixes that hold images. There is nothing in {root}.")
     skipped: Counter[str] = Counter()
     if open_source(source, resolve_reading(source, reading or Reading())).first(skipped) is None:
         if skipped:

@@ -58,14 +58,14 @@ class FeatureRequest:
             split_layer(layer)
         names = [canonical_layer(layer) for layer in self.layers]
         if len(set(names)) < len(names):
-            raise UsageError(f"--layers names a layer twice. Received: {' '.join(self.layers)}. Name each one once.")
+            raise UsageError(f"`layers` names a layer twice. Received: {' '.join(self.layers)}. Name each one once.")
         seed = self.weights.removeprefix("random:")
         path = os.path.abspath(os.path.expanduser(self.weights))
         if os.path.isfile(path):  # recorded by its whole path, so that it is found again from any folder
             object.__setattr__(self, "weights", path)
         if self.weights.startswith("random:") and not (seed.isascii() and seed.isdigit()):
             raise UsageError(
-                f"--weights random:SEED needs a whole number as its seed. Received: {self.weights}. Try random:0."
+                f"`weights` random:SEED needs a whole number as its seed. Received: {self.weights}. Try random:0."
             )
 
 
@@ -144,7 +144,7 @@ class PredictionSpec:
     def __post_init__(self) -> None:
         check_choices(self)
         if self.top < 1:
-            raise UsageError(f"--top takes a number of classes from 1 up. Received: {self.top}.")
+            raise UsageError(f"`top` takes a number of classes from 1 up. Received: {self.top}.")
 
     @property
     def fingerprint(self) -> str:
@@ -229,8 +229,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels"):
             if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option} takes a number from 1 up. Received: {getattr(self, name)}.")
+                raise UsageError(f"`{name}` takes a number from 1 up. Received: {getattr(self, name)}.")
 
 
 def split_layer(layer: str) -> tuple[str, Pooling]:
@@ -239,7 +238,7 @@ def split_layer(layer: str) -> tuple[str, Pooling]:
     if not colon:
         return layer, "none"
     if pooling not in ("avg", "max", "none") or not name:
-        raise UsageError(f"--layers takes LAYER:POOLING with pooling avg, max or none. Received: {layer}.")
+        raise UsageError(f"`layers` takes LAYER:POOLING with pooling avg, max or none. Received: {layer}.")
     return name, pooling  # type: ignore[return-value]
 
 

@@ -47,7 +47,7 @@ class Tally:
 
     def __init__(self, plan: Plan, max_rejected: float) -> None:
         if not 0 <= max_rejected <= 1:
-            raise UsageError(f"--max-rejected takes a share from 0 to 1. Received: {max_rejected}.")
+            raise UsageError(f"`max_rejected` takes a share from 0 to 1. Received: {max_rejected}.")
         self.allowed = max_rejected * plan.num_images
         self.max_rejected = max_rejected
         self.run_id = uuid.uuid4().hex[:12]
@@ -71,8 +71,8 @@ class Tally:
             named = ", ".join(f"{count:,} x {reason}" for reason, count in sorted(reasons.items()))
             raise TooManyRejectedError(
                 f"{counted(sum(reasons.values()), 'image')} rejected ({named}), more than the {self.max_rejected:.0%} "
-                "of the plan that --max-rejected allows. Look at the rows' `reason`; run again with a higher "
-                "--max-rejected to go on from here."
+                "of the plan that `max_rejected` allows. Look at the rows' `reason`; run again with a higher "
+                "`max_rejected` to go on from here."
             )
 
 

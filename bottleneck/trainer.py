@@ -151,7 +151,7 @@ def _check_resources(resources: dict[str, float], num_workers: int, use_gpu: boo
         tell_waiting(kind, num_workers)
     elif num_workers < 1 or num_workers > there:
         raise UsageError(
-            f"--num-workers takes 1 to the cluster's number of {kind}s, which is {there}, as each worker needs one. "
+            f"`num_workers` takes 1 to the cluster's number of {kind}s, which is {there}, as each worker needs one. "
             f"Received: {num_workers}."
         )
 

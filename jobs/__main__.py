@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return _run(arguments)
         except BottleneckError as error:
-            return results.fail(type(error).__name__, str(error), error.exit_code)
+            return results.fail(type(error).__name__, with_options(str(error), arguments), error.exit_code)
         except KeyboardInterrupt:
             print("interrupted: what is done is kept; run the same command again to go on.", file=sys.stderr)
             results.answer({"error": "Interrupted", "message": "interrupted", "exit_code": 3})
@@ -117,6 +117,16 @@ def _run(arguments: list[str]) -> int:
     config = parse(job, arguments[1:])
     with contextlib.redirect_stdout(sys.stderr):  # Keras prints while it downloads; `results` keeps the real one
         return int(job.main(config))
+
+
+def with_options(message: str, arguments: list[str]) -> str:
+    """An error of the library, which speaks of parameters (`test_fraction`), in a job's options (--test-fraction)."""
+    name = next((one for one in arguments if one in JOBS), "")
+    config = getattr(sys.modules.get(f"jobs.{name}"), "Config", None)
+    named = set(options(config, named=True)) if config else set()
+    return re.sub(
+        r"`([A-Za-z_]+)`", lambda one: f"--{one[1].replace('_', '-')}" if one[1] in named else one[0], message
+    )
 
 
 def split_json(arguments: list[str]) -> tuple[bool, list[str]]:
@@ -173,13 +183,22 @@ def _unboxed(box: str) -> str:
     return " ".join(part if part.endswith((".", ")")) else f"{part}." for part in said)
 
 
-def options(config: type) -> list[str]:
-    """The names of a Config's options, nested ones included, for the tests of help and README."""
-    hints = typing.get_type_hints(config)
+def options(config: type, *, named: bool = False) -> list[str]:
+    """The names of a Config's options, nested ones included.
+
+    Args:
+        named: leave out those that are told by their place.
+    """
+    from tyro.conf import Positional
+
+    hints = typing.get_type_hints(config, include_extras=True)
     names = []
     for field in dataclasses.fields(config):
         kind = hints[field.name]
-        names += options(kind) if dataclasses.is_dataclass(kind) else [field.name]  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(kind):
+            names += options(kind, named=named)  # type: ignore[arg-type]
+        elif not (named and Positional in getattr(kind, "__metadata__", ())):
+            names.append(field.name)
     return names
 
 

@@ -281,7 +281,7 @@ def test_a_finished_job_run_again_reads_no_image(tmp_path: Path) -> None:
 def test_too_many_rejected_images_stop_the_run_which_then_goes_on(tmp_path: Path) -> None:
     source, output = folder_of(tmp_path / "photos"), tmp_path / "features"
     planned(source, output, shard_size=10)
-    with pytest.raises(TooManyRejectedError, match=r"4 images rejected \(1 x empty.*39% .*--max-rejected") as caught:
+    with pytest.raises(TooManyRejectedError, match=r"4 images rejected \(1 x empty.*39% .*`max_rejected`") as caught:
         extracted(source, output, shard_size=10, max_rejected=0.39)
     assert caught.value.exit_code == 6
     summary = extracted(source, output, shard_size=10, max_rejected=0.4)
@@ -299,7 +299,7 @@ def test_rejections_of_earlier_runs_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_that_is_none_is_refused(tmp_path: Path, share: float) -> None:
     plan = planned(tiny.photos(tmp_path / "photos", 2), tmp_path / "features")
-    with pytest.raises(UsageError, match=f"--max-rejected.*Received: {share}"):
+    with pytest.raises(UsageError, match=f"`max_rejected`.*Received: {share}"):
         Tally(plan, share)
 
 

@@ -178,7 +178,7 @@ def test_a_planner_that_comes_second_with_other_settings_is_refused(
 @pytest.mark.parametrize("shard_size", [0, -1])
 def test_a_shard_without_images_is_refused(source: Path, output: Path, shard_size: int) -> None:
     tiny.write_files(source, names(5))
-    with pytest.raises(UsageError, match=f"--shard-size.*Received: {shard_size}"):
+    with pytest.raises(UsageError, match=f"`shard_size`.*Received: {shard_size}"):
         planned(source, output, shard_size=shard_size)
     assert not output.exists()
 
