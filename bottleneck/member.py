@@ -19,6 +19,7 @@ from bottleneck.errors import FeaturesError
 from bottleneck.evaluate import Evaluator
 from bottleneck.features import Features
 from bottleneck.losses import LocalObjective, Problems, Rows, log_loss
+from bottleneck.splits import SplitRule, Traits, all_traits
 
 PRODUCT_VALUES = 8_000_000
 """Of one block while products are summed: 64 MB of float64."""
@@ -38,25 +39,25 @@ class Member:
     # Reading
 
     def read(
-        self, features: Features, layer: str, files: list[str], num_rows: int
-    ) -> tuple[list[str], np.ndarray, np.ndarray, int]:
+        self, features: Features, layer: str, files: list[str], num_rows: int, rule: SplitRule
+    ) -> tuple[list[str], np.ndarray, Traits, int]:
         """Read files, keeping labelled ok images.
 
         Args:
             num_rows: ok images in these files, at least.
+            rule: which tells what the split needs to know of each image.
 
         Returns:
-            The labels here, every image's label as a number into them, its digest, and the number without label.
+            The labels here, every image's label as a number into them, its traits, and the number without label.
         """
         dim = features.spec.dims[features.spec.layers.index(layer)]
         self.features_ND = np.empty((num_rows, dim), np.float32)
-        keys, labels, digests = [], [], []
+        keys, labels, traits = [], [], [rule.no_traits()]
         end = unlabelled = 0
         for name in files:
-            table = features.table(name, ["key", "label", "status", "sha256", layer])
-            ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
-            labelled = ok.filter(pc.is_valid(ok.column("label"))).combine_chunks()
-            unlabelled += len(ok) - len(labelled)
+            table = features.table(name, list(dict.fromkeys(["key", "label", "status", *rule.columns(), layer])))
+            labelled, num_unlabelled = labelled_rows(table)
+            unlabelled += num_unlabelled
             values = labelled.column(layer).combine_chunks().flatten().to_numpy(zero_copy_only=False)
             values_ND = values.reshape(len(labelled), dim)
             start, end = end, end + len(labelled)
@@ -72,10 +73,10 @@ class Member:
                 )
             keys.append(labelled.column("key").to_pylist())
             labels.append(labelled.column("label"))
-            digests.append(_digests(labelled.column("sha256").combine_chunks()))
+            traits.append(rule.traits(labelled))
         self.features_ND = self.features_ND[:end]
         self.keys_N = np.array([key for part in keys for key in part], dtype=object)
-        return *_encoded(labels), np.concatenate([np.empty(0, np.uint64), *digests]), unlabelled
+        return *encoded(labels), all_traits(traits), unlabelled
 
     def hold(self, features_ND: np.ndarray) -> None:
         """Take images that are in memory already."""
@@ -235,13 +236,14 @@ class Member:
         return [slice(start, start + size) for start in range(0, len(self.features_ND), size)]
 
 
-def _digests(sha256: pa.FixedSizeBinaryArray) -> np.ndarray:
-    """The first eight bytes of every sha256."""
-    values = np.frombuffer(b"".join(value[:8] for value in sha256.to_pylist()), ">u8")
-    return values.astype(np.uint64)
+def labelled_rows(table: pa.Table) -> tuple[pa.Table, int]:
+    """The ok rows that have a label, and the number of those that have none."""
+    ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+    labelled = ok.filter(pc.is_valid(ok.column("label"))).combine_chunks()
+    return labelled, len(ok) - len(labelled)
 
 
-def _encoded(labels: list[Any]) -> tuple[list[str], np.ndarray]:
+def encoded(labels: list[Any]) -> tuple[list[str], np.ndarray]:
     """Distinct labels and every row's number among them."""
     chunks = [chunk.cast(pa.string()) for column in labels for chunk in column.chunks]
     encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()

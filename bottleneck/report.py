@@ -80,14 +80,18 @@ def report_of_features(features: Features, head: Head, evaluation: Evaluation) -
         "Features": {"source": plan.source, "output": plan.output, "images": plan.num_images, "layers": layers, **made},
         "Fingerprint": {"features": spec.fingerprint, "plan": plan.sha256},
         "Head": {
-            **{name: getattr(head, name) for name in ("kind", "C", "scale", "class_weight")},
+            "kind": head.kind,
+            **({} if head.kind == "mlp" else {"C": head.C}),
+            "scale": head.scale,
+            "class_weight": head.class_weight,
             "layer": head.origin_.layer,
             "classes": len(head.classes_),
             "fitted on": head.origin_.features,
             "its plan": head.origin_.plan_sha256,
         },
     }
-    if fitted := {key: value for key, value in head.origin_.details.items() if not _is_long(value)}:
+    fitted = {name: value for name, value in head.origin_.details.items() if value is not None and name != "split"}
+    if fitted := {name: value for name, value in fitted.items() if not _is_long(value)}:
         details["Fitting"] = fitted
     if footer:
         details["Made with"] = {**footer["versions"], "device": footer["device"], "written": footer["written"]}

@@ -1,8 +1,9 @@
 """What a fit is asked for, and the members a leader asks: in this process, or on Ray Train."""
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.member import Member
+from bottleneck.splits import SplitRule
 
 Kind = Literal["logistic", "svm", "mlp"]
 Scale = Literal["none", "standard", "l2"]
@@ -32,6 +34,11 @@ class HeadRequest:
     """Of the cross-validation."""
     test_fraction: float = 0.25
     """Share of each class that is held out of the fit and judged at the end; 0 for none."""
+    test_keys: tuple[str, ...] = ()
+    """Hold out the images whose keys match one of these patterns instead, as 'test/*'; * also stands for slashes."""
+    group_by: str | None = None
+    """Keep images of one group together, in the test as in folds. A regular expression that is searched for in keys,
+    where what its parentheses match names the group; or a column of the features' table."""
     scale: Scale = "none"
     """`standard` removes mean and variance of every feature, `l2` gives each image's features length 1."""
     class_weight: ClassWeight = "none"
@@ -40,20 +47,45 @@ class HeadRequest:
     def __post_init__(self) -> None:
         check_choices(self)
         if not self.c or not all(math.isfinite(c) and c > 0 for c in self.c):
-            raise UsageError(f"--c takes numbers above 0. Received: {' '.join(map(str, self.c)) or 'none'}.")
+            raise UsageError(f"`c` takes numbers above 0. Received: {' '.join(map(str, self.c)) or 'none'}.")
         if len(set(self.c)) < len(self.c):
-            raise UsageError(f"--c names a value twice. Received: {' '.join(map(str, self.c))}.")
+            raise UsageError(f"`c` names a value twice. Received: {' '.join(map(str, self.c))}.")
         if self.kind == "mlp" and self.c != (1.0,):
-            raise UsageError("--kind mlp has no penalty, so it takes no --c. Leave --c out, or take logistic or svm.")
+            raise UsageError("An mlp has no penalty, so it takes no `c`. Leave `c` out, or take logistic or svm.")
         if self.folds < 2:
-            raise UsageError(f"--folds takes a number from 2 up. Received: {self.folds}.")
+            raise UsageError(f"`folds` takes a number from 2 up. Received: {self.folds}.")
         if not 0 <= self.test_fraction < 1:
-            raise UsageError(f"--test-fraction takes a share from 0 to below 1. Received: {self.test_fraction}.")
+            raise UsageError(f"`test_fraction` takes a share from 0 to below 1. Received: {self.test_fraction}.")
+        if not isinstance(self.test_keys, tuple) or not all(self.test_keys):
+            raise UsageError(
+                f"`test_keys` takes a tuple of patterns, none of them empty. Received: {self.test_keys!r}."
+            )
+        if self.test_keys and self.test_fraction != type(self).test_fraction:
+            raise UsageError("`test_keys` names the images that are held out, so it takes no `test_fraction`.")
+        try:
+            re.compile(self.group_by or "")
+        except re.error as error:
+            raise UsageError(
+                f"`group_by` takes a regular expression or a column. Received: {self.group_by}, where {error}."
+            ) from None
 
     @property
     def cross_validated(self) -> bool:
         """An svm is, whatever the grid: its probabilities come from the folds."""
         return self.kind != "mlp" and (len(self.c) > 1 or self.kind == "svm")
+
+    @property
+    def split_rule(self) -> SplitRule:
+        """How the images are divided."""
+        return SplitRule(
+            test_fraction=0.0 if self.test_keys else self.test_fraction,
+            num_folds=self.folds if self.cross_validated else 1,
+            test_keys=self.test_keys,
+            group_by=self.group_by,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "c": list(self.c), "test_keys": list(self.test_keys)}
 
 
 @dataclass
@@ -63,6 +95,14 @@ class Grid:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """For each C its accuracy on every fold, the mean, how far objectives are above their optima, relative."""
     best_c: float = 1.0
+
+    @property
+    def end(self) -> Literal["smallest", "largest"] | None:
+        """Which end of the grid the best C is at, beyond which others may be better; None where all are as good."""
+        values = [row["c"] for row in self.rows]
+        if len({row["mean"] for row in self.rows}) < 2 or min(values) < self.best_c < max(values):
+            return None
+        return "smallest" if self.best_c == min(values) else "largest"
 
 
 class Team(Protocol):

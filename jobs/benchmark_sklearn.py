@@ -15,7 +15,6 @@ import numpy as np
 from bottleneck.errors import BottleneckError
 from bottleneck.features import open_features, rows_of
 from bottleneck.member import Member
-from bottleneck.splits import split
 from bottleneck.team import HeadRequest
 from jobs.benchmark_process import Figures
 
@@ -43,10 +42,11 @@ def load(source: str, layer: str) -> Data:
     """Read features and deal them to folds, as `bottleneck fit` does."""
     features = open_features(source)
     member = Member()
-    names, codes_N, digests_N, _ = member.read(features, layer, features.files, sum(rows_of(features).values()))
+    rule, num_rows = REQUEST.split_rule, sum(rows_of(features).values())
+    names, codes_N, traits, _ = member.read(features, layer, features.files, num_rows, rule)
     classes = sorted(names)
     codes_N = np.array([classes.index(name) for name in names])[codes_N]
-    folds_N = split(codes_N, digests_N, classes, REQUEST.test_fraction, REQUEST.folds).folds_N
+    folds_N = rule.split(codes_N, traits, classes).folds_N
     fitted_N = folds_N >= 0
     return Data(member.features_ND[fitted_N], codes_N[fitted_N], folds_N[fitted_N], len(classes))
 

@@ -1,25 +1,24 @@
 """Say how good a head is on labelled features: accuracy with its interval, every class, calibration, worst mistakes.
 
     bottleneck evaluate head/ features/
+    bottleneck evaluate head/ features/ --held-out
     bottleneck evaluate head/ s3://bucket/features --report report/
 
 Streams the features' shards; seconds for 100,000 images. Shows the classification report;
 `--report` writes report.html, confusion.png and evaluation.json (every count) to a folder or s3:// prefix.
 Features made otherwise than the head's are refused with exit code 4. On the features the head was fitted on the
-numbers are no estimate for new images, and the job says so.
+numbers are no estimate for new images, and the job says so; `--held-out` judges on the part that its fit held out.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import pyarrow.compute as pc
 import tyro
 
-from bottleneck.evaluate import Evaluation, Evaluator, classification_report
-from bottleneck.features import Features, open_features
+from bottleneck.evaluate import Evaluation, classification_report
+from bottleneck.features import open_features
+from bottleneck.fitting import evaluate_head
 from bottleneck.head import Head
 from bottleneck.report import report_of_features, write_report
 from bottleneck.store import check_output_uri, open_store
@@ -28,7 +27,11 @@ from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
-FITTED_ON_THESE = "The head was fitted on images of these features: expect less on new ones."
+FITTED_ON_THESE = (
+    "The head was fitted on images of these features: expect less on new ones. `--held-out` judges only those that it "
+    "was not fitted on."
+)
+HELD_OUT = "Judged on the images that the fit of the head held out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class Config:
     """The head to judge: a folder or s3:// prefix that `bottleneck fit` wrote."""
     features: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")]
     """Labelled features: an output of `bottleneck extract`."""
+    held_out: bool = False
+    """Judge only on the images that the head's own fit held out; FEATURES are those of the fit."""
     allow_incomplete: bool = False
     """Also take features whose extraction is not finished, with the shards there are."""
     report: str | None = None
@@ -50,37 +55,20 @@ def main(config: Config) -> int:
     if config.report:
         check_output_uri(config.report)
         open_store(config.report).try_writing()
-    evaluation = evaluate(head, features)
+    evaluation = evaluate_head(head, features, held_out=config.held_out)
     for line in classification_report(evaluation).split("\n"):
         show(line)
-    was_fitted_on = head.origin_.plan_sha256 == features.plan.sha256
+    was_fitted_on = not config.held_out and head.origin_.plan_sha256 == features.plan.sha256
     _tell(evaluation, was_fitted_on=was_fitted_on)
-    result: dict[str, Any] = {**evaluation.summary(), "fitted_on_these": was_fitted_on}
+    result = {**evaluation.summary(), "fitted_on_these": was_fitted_on, "held_out": config.held_out}
     if config.report:
         title = f"Evaluation of {config.head}"
-        notes = [FITTED_ON_THESE] if was_fitted_on else []
+        notes = [FITTED_ON_THESE] if was_fitted_on else [HELD_OUT] if config.held_out else []
         write_report(config.report, title, evaluation, **report_of_features(features, head, evaluation), notes=notes)
         result["report"] = f"{config.report.rstrip('/')}/report.html"
         show(f"report: {result['report']}")
     answer(result)
     return 0
-
-
-def evaluate(head: Head, features: Features) -> Evaluation:
-    """Predict every ok image of the features, a shard at a time."""
-    evaluator = Evaluator(head.classes_)
-    for keys, labels, features_ND in _shards(features, head.origin_.layer):
-        evaluator.add(keys, labels, head.predictions(features_ND))
-    return evaluator.result()
-
-
-def _shards(features: Features, layer: str) -> Iterator[tuple[list[str], list[str | None], np.ndarray]]:
-    dim = features.spec.dims[features.spec.layers.index(layer)]
-    for table in features.tables(["key", "label", "status", layer]):
-        ok = table.filter(pc.equal(table.column("status").cast("string"), "ok")).combine_chunks()
-        values = ok.column(layer).combine_chunks()
-        features_ND = values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), dim)
-        yield ok.column("key").to_pylist(), ok.column("label").to_pylist(), features_ND
 
 
 def _tell(evaluation: Evaluation, *, was_fitted_on: bool) -> None:

@@ -10,7 +10,7 @@ Ray's start. HEAD gets head.safetensors and head.json, report.html and confusion
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import tyro
@@ -18,7 +18,7 @@ import tyro
 from bottleneck.errors import FingerprintError
 from bottleneck.evaluate import Evaluation, classification_report
 from bottleneck.features import Features, open_features, rows_of
-from bottleneck.fitting import Fitted, check_labels, chosen_layer
+from bottleneck.fitting import Fitted, check_labels, chosen_layer, evaluate_head
 from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import PLAIN_SECONDS, duration, start_live
 from bottleneck.report import REPORT_HTML, report_of_features, write_report
@@ -66,7 +66,10 @@ def fit(config: Config) -> dict[str, Any]:
         head = Head.load(config.head)
         _check_same(head, features, config.request, layer, config.head)
         show(f"{config.head} is fitted already")
-        return _result(config.head, head, has_report=store.exists(REPORT_HTML))
+        has_report = store.exists(REPORT_HTML)
+        if head.origin_.details["held_out"] and not has_report:  # the job was stopped before it, or the report failed
+            has_report = try_report(config.head, head, features)
+        return _result(config.head, head, has_report=has_report)
     store.try_writing()  # before the work, which would be lost
     check_labels(features.plan.label_counts, config.features)
     if features.spec.weights.startswith("random:"):
@@ -86,7 +89,7 @@ def fit(config: Config) -> dict[str, Any]:
     fitted.head.save(config.head)
     tell(fitted, evaluation, time.monotonic() - started)
     # After the head: a source that has gone or a disk that is full must not cost the fit.
-    has_report = evaluation is not None and try_report(config.head, fitted, features, evaluation)
+    has_report = evaluation is not None and try_report(config.head, fitted.head, features, evaluation)
     show(f"head: {config.head}{', with report.html' if has_report else ''}")
     return _result(config.head, Head.load(config.head), has_report=has_report)
 
@@ -100,12 +103,17 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
     """
     details = fitted.details
     classes = counted(len(fitted.head.classes_), "class", "classes")
+    penalty = "" if details["c"] is None else f", C = {details['c']:g}"
     show(
-        f"fitted on {counted(details['fitted_on'], 'image')} of {classes}, C = {details['c']:g}, "
-        f"in {duration(seconds)} (the fit itself {duration(details['seconds'])})"
+        f"fitted on {counted(details['fitted_on'], 'image')} of {classes}{penalty}, in {duration(seconds)} "
+        f"(the fit itself {duration(details['seconds'])})"
     )
+    for note in split_notes(details):
+        log.info("%s", note)
     if details["unlabelled"]:
         log.warning("%s without a label left out", counted(details["unlabelled"], "image"))
+    if advice := end_of_grid(details):
+        log.warning("%s", advice)
     if evaluation is not None:
         low, high = evaluation.accuracy_interval
         for line in classification_report(evaluation).split("\n"):
@@ -116,34 +124,71 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
         )
 
 
-def try_report(head: str, fitted: Fitted, features: Features, evaluation: Evaluation) -> bool:
-    """Write the report beside a head that is saved; log why where that fails, and return False."""
+def try_report(uri: str, head: Head, features: Features, evaluation: Evaluation | None = None) -> bool:
+    """Write the report beside a head that is saved; log why where that fails, and return False.
+
+    Args:
+        evaluation: on the held-out images; made here where it is None.
+    """
     try:
-        write_head_report(head, fitted, features, evaluation)
+        write_head_report(uri, head, features, evaluation or evaluate_head(head, features, held_out=True))
     except Exception as error:  # of the source, of what reads it, of drawing: none of them makes the head worth less
-        log.warning("The report could not be written: %s. The head is saved all the same.", str(error).rstrip("."))
+        log.warning(
+            "The report could not be written: %s. The head is saved; run the same command again to write the report.",
+            str(error).rstrip("."),
+        )
         log.debug("the report", exc_info=True)
         return False
     return True
 
 
-def write_head_report(head: str, fitted: Fitted, features: Features, evaluation: Evaluation) -> None:
+def write_head_report(uri: str, head: Head, features: Features, evaluation: Evaluation) -> None:
     """The page beside the head, on the held-out images."""
+    details = head.origin_.details
     grid = [
         {"C": row["c"], "folds": row["accuracies"], "mean": row["mean"], "std": row["std"], "seconds": row["seconds"]}
-        for row in fitted.details["grid"]
+        for row in details["grid"]
     ]
-    title = f"Head ({fitted.head.kind}) of {counted(len(fitted.head.classes_), 'class', 'classes')}"
-    material = report_of_features(features, fitted.head, evaluation)
+    title = f"Head ({head.kind}) of {counted(len(head.classes_), 'class', 'classes')}"
+    material = report_of_features(features, head, evaluation)
     weights = features.spec.weights
     notes = [RANDOM_WEIGHTS % weights] if weights.startswith("random:") else []
-    write_report(head, title, evaluation, grid=grid or None, notes=notes, **material)
+    notes += [note for note in (*split_notes(details), end_of_grid(details)) if note]
+    write_report(uri, title, evaluation, grid=grid or None, notes=notes, **material)
+
+
+def split_notes(details: dict[str, Any]) -> list[str]:
+    """What is worth knowing of how images were divided, a sentence each."""
+    request, notes = details["request"], []
+    if request["test_keys"]:
+        moved = details["held_out_with_test_keys"]
+        also = f"; {counted(moved, 'other')} with them, as copies or of their groups" if moved else ""
+        named = ", ".join(request["test_keys"])
+        notes.append(f"Held out are the images whose keys match {named}{also}.")
+    if request["group_by"] is not None:
+        alone = details["ungrouped"]
+        also = f"; {counted(alone, 'image')} without a group stood alone" if alone else ""
+        groups = counted(details["groups"] - alone, "group")
+        notes.append(f"Images were kept together in {groups} by {request['group_by']}{also}.")
+    if conflicts := details["conflicting_copies"]:
+        sets = counted(conflicts, "set")
+        notes.append(f"{sets} of byte-identical images {'has' if conflicts == 1 else 'have'} different labels.")
+    return notes
+
+
+def end_of_grid(details: dict[str, Any]) -> str:
+    """Advice where the best C is at an end of the grid; else nothing."""
+    if not (end := details["grid_end"]):
+        return ""
+    return f"The best C, {details['c']:g}, is the {end} of the grid: a {end.replace('est', 'er')} one may be better."
 
 
 def _check_same(head: Head, features: Features, request: HeadRequest, layer: str, uri: str) -> None:
     """Refuse a place where another head is, and say in what it differs."""
-    asked = {**asdict(request), "layer": layer, "c": list(request.c)}
-    there = {**head.origin_.details.get("request", {}), "features": head.origin_.plan_sha256}
+    asked = {**request.to_json(), "layer": layer}
+    there = head.origin_.details.get("request", {})
+    if there:  # an earlier version may not have had all options of this one
+        there = {**HeadRequest().to_json(), **there, "features": head.origin_.plan_sha256}
     differing = [
         f"{name}: fitted {there.get(name)}, requested {value}"
         for name, value in {**asked, "features": features.plan.sha256}.items()
@@ -161,11 +206,14 @@ def _result(uri: str, head: Head, *, has_report: bool) -> dict[str, Any]:
     return {
         "head": uri,
         "kind": head.kind,
-        "c": head.C,
+        "c": details["c"],
+        "grid_end": details.get("grid_end"),
         "classes": len(head.classes_),
         "accuracy": details.get("accuracy"),
         "grid": [{"c": row["c"], "mean": row["mean"], "gap": row["gap"]} for row in details["grid"]],
         **{name: details[name] for name in ("images", "fitted_on", "held_out", "num_workers", "seconds", "way")},
+        **{name: details.get("request", {}).get(name) for name in ("test_keys", "group_by")},
+        "groups": details.get("groups"),
         "report": f"{uri.rstrip('/')}/{REPORT_HTML}" if has_report else None,
         "sha256": head.sha256_,
     }

@@ -28,7 +28,7 @@ from bottleneck.head import Head
 from bottleneck.plan import make_plan
 from bottleneck.splits import HELD_OUT, split
 from bottleneck.store import open_store
-from bottleneck.team import HeadRequest
+from bottleneck.team import Grid, HeadRequest
 from jobs.__main__ import main
 
 LAYER = tiny.LAYERS[0]
@@ -267,8 +267,110 @@ def test_a_report_that_cannot_be_made_costs_no_head(
     else:
         assert result["report"] is None
         assert [one for one in caplog.messages if "The report" in one] == [
-            "The report could not be written: division by zero. The head is saved all the same."
+            "The report could not be written: division by zero. The head is saved; run the same command again "
+            "to write the report."
         ]
+
+
+def answer_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What a job says that is done well."""
+    assert main([*arguments, "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_split_that_the_data_has_is_used_and_found_again(
+    forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, output = tmp_path / "head", forest.plan.output
+    options = ["--test-keys", "*/000[0-4]?.jpg", "--group-by", r"/(\d{4})", "--c", "0.1", "1"]
+    result = answer_of(["fit", output, str(head), *options], capsys)
+    assert (result["fitted_on"], result["held_out"], result["groups"]) == (150, 50, 20)
+    assert (result["test_keys"], result["group_by"]) == (["*/000[0-4]?.jpg"], r"/(\d{4})")
+    page = (head / "report.html").read_text()
+    assert "Held out are the images whose keys match *" in page
+    assert "Images were kept together in 20 groups by" in page
+    features_ND, labels_N, keys_N = forest.arrays(LAYER)
+    is_test_N = np.array([key.partition("/")[2] < "00050" for key in keys_N])
+    assert result["accuracy"] == Head.load(str(head)).score(features_ND[is_test_N], labels_N[is_test_N])
+
+    assert answer_of(["fit", output, str(head), *options], capsys) == result
+    judged = answer_of(["evaluate", str(head), output, "--held-out"], capsys)
+    assert (judged["images"], judged["accuracy"]) == (50, result["accuracy"])
+    assert (judged["held_out"], judged["fitted_on_these"]) == (True, False)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_the_held_out_part_is_known_later_and_only_in_the_same_features(
+    forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, output = tmp_path / "head", forest.plan.output
+    result = answer_of(["fit", output, str(head), "--kind", "svm"], capsys)
+    judged = answer_of(["evaluate", str(head), output, "--held-out"], capsys)
+    assert (judged["images"], judged["accuracy"]) == (result["held_out"], result["accuracy"])
+    assert answer_of(["evaluate", str(head), output], capsys)["images"] == 200
+
+    before = (head / "evaluation.json").read_text()
+    (head / "report.html").unlink()  # as if the job had been killed before it
+    (head / "evaluation.json").unlink()
+    assert answer_of(["fit", output, str(head), "--kind", "svm"], capsys) == result
+    again, once = json.loads((head / "evaluation.json").read_text()), json.loads(before)
+    assert again["confusion"] == once["confusion"]
+
+    other = features_of(tmp_path / "other", names(60)).plan.output
+    assert main(["evaluate", str(head), other, "--held-out"]) == 4
+    assert "is not, or no longer, what the head was fitted on" in capsys.readouterr().err
+    answer_of(["fit", other, str(tmp_path / "all"), "--test-fraction", "0"], capsys)
+    assert main(["evaluate", str(tmp_path / "all"), other, "--held-out"]) == 2
+    assert "The fit held no image out. Fit with a `test_fraction` above 0" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--test-keys", "tset/*"], "--test-keys tset/* matches none of the 200 labelled images"),
+        (["--test-keys", "*"], "--test-keys * matches all 200 labelled images"),
+        (["--test-keys", "ash/*"], "ash (0). Expected at least 1 different images of each class outside --test-keys"),
+        (["--test-keys", "a*", "--test-fraction", "0.1"], "so it takes no --test-fraction"),
+        (["--group-by", "("], "--group-by takes a regular expression or a column. Received: (, where"),
+        (["--group-by", "nothing"], "Received: nothing, which gives none of the 200 labelled images a group"),
+        (["--group-by", "label"], "Expected at least 2 groups of images of each class"),
+        (["--c", "1", "2", "--folds", "190"], "--folds 190 needs as many different images"),
+    ],
+)
+def test_a_split_that_cannot_be_is_told_before_the_fit(
+    options: list[str], words: str, forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", forest.plan.output, str(tmp_path / "head"), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "head").exists()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_best_c_at_an_end_of_the_grid_is_told_and_a_small_network_has_none(
+    forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = answer_of(["fit", forest.plan.output, str(tmp_path / "one"), "--c", "1e-4", "1e-3"], capsys)
+    assert (result["c"], result["grid_end"]) == (1e-3, "largest")
+    assert "The best C, 0.001, is the largest of the grid: a larger one may be better." in caplog.messages
+    assert "is the largest of the grid" in (tmp_path / "one/report.html").read_text()
+    assert main(["fit", forest.plan.output, str(tmp_path / "two"), "--kind", "mlp"]) == 0
+    assert "C = " not in capsys.readouterr().out
+    assert "<dt>C</dt>" not in (tmp_path / "two/report.html").read_text()
+    assert answer_of(["fit", forest.plan.output, str(tmp_path / "two"), "--kind", "mlp"], capsys)["c"] is None
+
+
+def test_the_end_of_a_grid_is_one_beyond_which_may_be_more() -> None:
+    def end(best: float, *means: float) -> str | None:
+        return Grid([{"c": c, "mean": mean} for c, mean in zip((0.1, 1.0, 10.0), means, strict=True)], best).end
+
+    assert end(0.1, 0.9, 0.8, 0.8) == "smallest"
+    assert end(10.0, 0.7, 0.8, 0.9) == "largest"
+    assert end(1.0, 0.7, 0.8, 0.7) is None
+    assert end(0.1, 0.9, 0.9, 0.9) is None  # all are as good
+    assert Grid().end is None
 
 
 def test_a_place_that_takes_no_head_is_told_before_the_fit(

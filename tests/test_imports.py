@@ -21,7 +21,7 @@ LAYERS = [
     {"files", "webdataset", "tables", "lists", "weights", "audit_rows", "audit_revisions", "names", "describe"},
     {"sources"},
     {"listing", "footer", "guard", "base"},
-    {"plan", "losses", "placement"},
+    {"plan", "losses", "placement", "dealing"},
     {"features", "extend", "newton", "mlp", "splits"},
     {"compact", "prepare", "tally", "requeue", "evaluate", "verify", "recompute", "similar", "formats", "status"},
     {"member", "diff"},

@@ -14,7 +14,7 @@ import pytest
 from tiny import digits_folder, jpeg, write_files
 
 from bottleneck.progress import duration
-from jobs.__main__ import JOBS, main, options
+from jobs.__main__ import JOBS, main, options, with_options
 from jobs.demo import head_of
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
@@ -62,10 +62,11 @@ OPTIONS = {
         *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size"],
     ],
     "fit": [
-        *["features", "head", "kind", "layer", "c", "folds", "test_fraction", "scale", "class_weight"],
+        *["features", "head", "kind", "layer", "c", "folds", "test_fraction", "test_keys", "group_by", "scale"],
+        "class_weight",
         *["num_workers", "use_gpu", "allow_incomplete"],
     ],
-    "evaluate": ["head", "features", "allow_incomplete", "report"],
+    "evaluate": ["head", "features", "held_out", "allow_incomplete", "report"],
     "classify": ["images", "head", "base", "weights", "names", "top"],
     "similar": ["image", "features", "top", "layer", "sheet", "weights", "allow_incomplete"],
     "describe": ["base", "plot"],
@@ -169,6 +170,15 @@ def test_plan_extract_verify(tmp_path: Path) -> None:
     }
     assert "4/0000.jpg" in told
     assert run("verify", output, "--full")[0] == 0
+
+
+def test_the_librarys_parameters_are_options_on_the_command_line() -> None:
+    importlib.import_module("jobs.fit")
+    message = "`test_fraction` takes a share. Received: 2. Run `bottleneck fit` without `c`; `head` stays."
+    expected = "--test-fraction takes a share. Received: 2. Run `bottleneck fit` without --c; `head` stays."
+    assert with_options(message, ["fit", "features", "head"]) == expected
+    assert with_options(message, ["plan"]).startswith("`test_fraction`")
+    assert with_options(message, []) == message
 
 
 def test_requeue_names_the_command_that_goes_on(tmp_path: Path) -> None:
