@@ -219,7 +219,10 @@ def _temporary_root() -> str:
 
 def _sweep(root: str) -> None:
     """Remove the folders of local Rays whose process was killed."""
-    for entry in os.scandir(root):
+    entries: list[os.DirEntry[str]] = []
+    with contextlib.suppress(OSError):
+        entries += os.scandir(root)
+    for entry in entries:
         with contextlib.suppress(OSError):
             if entry.name.startswith(FOLDER_PREFIX) and entry.is_dir(follow_symlinks=False):
                 if entry.stat(follow_symlinks=False).st_uid != os.getuid():

@@ -39,8 +39,7 @@ def temporary() -> Iterator[Path]:
 
 
 def _left(temporary: Path) -> list[str]:
-    """But for the logs that Ray keeps of its sessions."""
-    return [path.name for path in temporary.iterdir() if path.name != "ray"]
+    return [path.name for path in temporary.iterdir()]
 
 
 @pytest.fixture
