@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +12,15 @@ import pyarrow.compute as pc
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.evaluate import Evaluation, Evaluator
 from bottleneck.features import Features, vectors
-from bottleneck.head import Head, Origin
 from bottleneck.leader import Leader
 from bottleneck.member import encoded, labelled_rows
 from bottleneck.plan import versions
 from bottleneck.spec import canonical_layer
 from bottleneck.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
 from bottleneck.team import HeadRequest, Team
+
+if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
+    from bottleneck.head import Head
 
 SPLIT_VERSION = 1
 """Of what a rule means: another one deals images otherwise."""
@@ -28,7 +30,7 @@ SPLIT_VERSION = 1
 class Fitted:
     """A head and how it was come by."""
 
-    head: Head
+    head: "Head"
     evaluator: Evaluator
     """Of the held-out images."""
 
@@ -48,6 +50,8 @@ def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: 
         UsageError: for labels that cannot be fitted on, or a layer that is not there.
         FeaturesError: for features that are NaN or infinite.
     """
+    from bottleneck.head import Head, Origin
+
     started = time.monotonic()
     layer = chosen_layer(features, request)
     rule = request.split_rule
@@ -93,7 +97,7 @@ def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: 
     return Fitted(head, evaluator)
 
 
-def evaluate_head(head: Head, features: Features, *, held_out: bool = False) -> Evaluation:
+def evaluate_head(head: "Head", features: Features, *, held_out: bool = False) -> Evaluation:
     """Judge a head on the labelled ok images of a dataset, a data file at a time.
 
     Args:
@@ -116,7 +120,7 @@ def evaluate_head(head: Head, features: Features, *, held_out: bool = False) -> 
     return evaluator.result()
 
 
-def held_out_digests(head: Head, features: Features) -> np.ndarray:
+def held_out_digests(head: "Head", features: Features) -> np.ndarray:
     """What the held-out images of a fit are known by, from the rule that the head keeps.
 
     Raises:

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow.compute as pc
 
@@ -14,12 +14,14 @@ from bottleneck.drawing import draw_confusion
 from bottleneck.evaluate import Evaluation
 from bottleneck.features import Features, finished
 from bottleneck.footer import read_footer
-from bottleneck.head import Head
 from bottleneck.plan import Plan
 from bottleneck.sections import Rejections, Thumbnails, report_html
 from bottleneck.sources import open_source
 from bottleneck.store import open_store
 from bottleneck.text import counted
+
+if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
+    from bottleneck.head import Head
 
 REPORT_HTML = "report.html"
 CONFUSION_PNG = "confusion.png"
@@ -70,7 +72,7 @@ def write_report(
     store.replace(REPORT_HTML, html.encode())
 
 
-def report_of_features(features: Features, head: Head, evaluation: Evaluation) -> Material:
+def report_of_features(features: Features, head: "Head", evaluation: Evaluation) -> Material:
     """Gather what a report shows beside the evaluation: from the plan, the first data file's footer and the source."""
     plan, spec = features.plan, features.spec
     footer = _footer(features)

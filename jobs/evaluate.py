@@ -19,7 +19,6 @@ import tyro
 from bottleneck.evaluate import Evaluation, classification_report
 from bottleneck.features import open_features
 from bottleneck.fitting import evaluate_head
-from bottleneck.head import Head
 from bottleneck.report import report_of_features, write_report
 from bottleneck.store import check_output_uri, open_store
 from bottleneck.text import counted
@@ -49,6 +48,8 @@ class Config:
 
 
 def main(config: Config) -> int:
+    from bottleneck.head import Head  # scikit-learn takes seconds to import, which --help can do without
+
     head = Head.load(config.head)
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)
     head.check_fits(features.spec)

@@ -11,7 +11,7 @@ Ray's start. HEAD gets head.safetensors and head.json, report.html and confusion
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -19,7 +19,6 @@ from bottleneck.errors import FingerprintError
 from bottleneck.evaluate import Evaluation, classification_report
 from bottleneck.features import Features, open_features, rows_of
 from bottleneck.fitting import Fitted, check_labels, chosen_layer, evaluate_head
-from bottleneck.head import HEAD_JSON, Head
 from bottleneck.progress import PLAIN_SECONDS, duration, start_live
 from bottleneck.report import REPORT_HTML, report_of_features, write_report
 from bottleneck.store import check_output_uri, open_store
@@ -27,6 +26,9 @@ from bottleneck.team import HeadRequest
 from bottleneck.text import counted
 from bottleneck.trainer import fit_head
 from jobs.results import answer, show
+
+if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
+    from bottleneck.head import Head
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ def main(config: Config) -> int:
 
 def fit(config: Config) -> dict[str, Any]:
     """The whole job, without its printing of the result."""
+    from bottleneck.head import HEAD_JSON, Head
+
     started = time.monotonic()
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)
     layer = chosen_layer(features, config.request)
@@ -124,7 +128,7 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
         )
 
 
-def try_report(uri: str, head: Head, features: Features, evaluation: Evaluation | None = None) -> bool:
+def try_report(uri: str, head: "Head", features: Features, evaluation: Evaluation | None = None) -> bool:
     """Write the report beside a head that is saved; log why where that fails, and return False.
 
     Args:
@@ -142,7 +146,7 @@ def try_report(uri: str, head: Head, features: Features, evaluation: Evaluation 
     return True
 
 
-def write_head_report(uri: str, head: Head, features: Features, evaluation: Evaluation) -> None:
+def write_head_report(uri: str, head: "Head", features: Features, evaluation: Evaluation) -> None:
     """The page beside the head, on the held-out images."""
     details = head.origin_.details
     grid = [
@@ -183,7 +187,7 @@ def end_of_grid(details: dict[str, Any]) -> str:
     return f"The best C, {details['c']:g}, is the {end} of the grid: a {end.replace('est', 'er')} one may be better."
 
 
-def _check_same(head: Head, features: Features, request: HeadRequest, layer: str, uri: str) -> None:
+def _check_same(head: "Head", features: Features, request: HeadRequest, layer: str, uri: str) -> None:
     """Refuse a place where another head is, and say in what it differs."""
     asked = {**request.to_json(), "layer": layer}
     there = head.origin_.details.get("request", {})
@@ -201,7 +205,7 @@ def _check_same(head: Head, features: Features, request: HeadRequest, layer: str
         )
 
 
-def _result(uri: str, head: Head, *, has_report: bool) -> dict[str, Any]:
+def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
     details = head.origin_.details
     return {
         "head": uri,

@@ -149,6 +149,12 @@ def test_importing_costs_nothing(module: str) -> None:
     assert not loaded & (HEAVY - allowed)
 
 
+def test_the_options_of_a_job_cost_neither_ray_nor_keras_nor_scikit_learn() -> None:
+    jobs = "classify, demo, evaluate, export, extract, fit, plan, predict, similar"
+    loaded = set(run(f"import sys; from jobs import {jobs}; print(*sys.modules)").split())
+    assert not loaded & {"ray", "keras", "tensorflow", "sklearn", "pandas", "matplotlib", "s3fs"}
+
+
 def test_the_jobs_are_listed_without_importing_them() -> None:
     listed, loaded = run("import jobs.__main__ as m, sys; m.main(['--help']); print(*sys.modules)").rsplit("\n", 2)[:2]
     assert "Extract features of every image" in listed
