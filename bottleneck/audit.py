@@ -47,6 +47,7 @@ _PLANNING: Fields = {
     list: "parts",
 }
 _REVISION: Fields = {int: "replaced_bytes", dict: "limits replaced_label_counts", list: "revised"}
+_SHARDS: Fields = {int: "shard_size"}
 _PLAN: Fields = {int: "shard_size", str: "source", dict: "spec limits reading"}
 _PREDICTIONS: Fields = {int: "top", str: "head head_sha256 made_of"}
 _PART: Fields = {int: "first_shard shards images", str: "name sha256"}
@@ -227,6 +228,8 @@ class Plan:
             check_fields(document, _PLAN)
             expect("fingerprint is", fingerprint, _fingerprint(document), "but that of its spec is")
             data_schema(document)
+        if "shard_size" in document:  # an extension may have another than the plan
+            check_fields(document, _SHARDS)
         if "revised" in document:
             self._check_revised(document)
         shards = iter(document["revised"] if "revised" in document else count(self.num_shards))
@@ -288,7 +291,8 @@ class Plan:
                 f"has {num_shards} row groups and {num_images} rows, "
                 f"expected {part['shards']} shards and {part['images']} images"
             )
-        full, document = self.documents["plan.json"]["shard_size"], self.documents[name]
+        document = self.documents[name]
+        full = document.get("shard_size", self.documents["plan.json"]["shard_size"])
         last_shard = self.shards_of(name, document["parts"][-1])[-1]
         for shard, table in zip(self.shards_of(name, part), tables, strict=True):
             rows = table.num_rows

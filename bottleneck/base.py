@@ -28,6 +28,20 @@ CORES_PER_ACTOR = 8
 CPU_BATCH_SIZE = 32
 """VGG16's largest activations are 0.4 GB (bfloat16: 0.2 GB) at 32; larger batches are no faster on a CPU."""
 GPU_BATCH_SIZE = 256
+NUM_BATCHES = 8
+"""Of a shard, from where on the padding of its last one is little."""
+
+
+def fitting_batch_size(most: int, shard_size: int | None) -> int:
+    """The batch size that pads the shards of a plan least: they are divided evenly.
+
+    Args:
+        most: images of a batch that a network's device takes well.
+        shard_size: of the plan; None where it is not known.
+    """
+    if shard_size is None or shard_size >= NUM_BATCHES * most:
+        return most
+    return -(-shard_size // -(-shard_size // most))
 
 
 def requested_layers(request: FeatureRequest) -> tuple[str, ...]:

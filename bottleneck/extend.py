@@ -1,11 +1,23 @@
 """Look at a source again: what it has beyond the plan becomes an extension."""
 
+import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 from bottleneck.errors import StoreError
 from bottleneck.listing import Comparison, Listing, freeze, in_order
-from bottleneck.plan import MAX_REJECTED, Plan, extension_name, header, json_bytes, load_plan, warn_of_labels
+from bottleneck.plan import (
+    MAX_REJECTED,
+    NUM_SHARDS,
+    SHARD_SIZE,
+    Plan,
+    default_shard_size,
+    extension_name,
+    header,
+    json_bytes,
+    load_plan,
+    warn_of_labels,
+)
 from bottleneck.sources import images_to_plan
 from bottleneck.store import open_store
 
@@ -36,13 +48,15 @@ def extend_plan(plan: Plan, max_rejected: float = MAX_REJECTED) -> tuple[Plan, E
         skipped: Counter[str] = Counter()
         found = images_to_plan(plan.source, plan.reading, skipped, max_rejected)
         seen = Comparison(plan.images(), in_order(found))
+        new = seen.new_images()
+        first = list(itertools.islice(new, NUM_SHARDS * SHARD_SIZE))
         listing = freeze(
             output_store,
             plan.holds,
-            seen.new_images(),
+            itertools.chain(first, new),
             skipped,
             first_shard=plan.num_shards,
-            shard_size=plan.shard_size,
+            shard_size=_shard_size(plan, len(first)),
         )
         extended = Extended(listing.images, seen.changed, seen.gone, seen.changed_keys, seen.gone_keys)
         if not listing.images:
@@ -52,6 +66,13 @@ def extend_plan(plan: Plan, max_rejected: float = MAX_REJECTED) -> tuple[Plan, E
             warn_of_labels(plan)
             return plan, extended
         # Another run extended first: compare again, with its images planned.
+
+
+def _shard_size(plan: Plan, num_new: int) -> int:
+    """Images of each new shard: as many as the plan's have, or where nobody chose that number the default for all."""
+    if plan.shard_size != default_shard_size(plan.listings[0].images):
+        return plan.shard_size
+    return max(plan.shard_size, default_shard_size(plan.num_images + num_new))
 
 
 def append(plan: Plan, listing: Listing) -> tuple[Plan, bool]:

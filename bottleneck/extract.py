@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from bottleneck import base as base_module
-from bottleneck.base import Base, choose_precision, requested_layers, resolve_apart
+from bottleneck.base import Base, choose_precision, fitting_batch_size, requested_layers, resolve_apart
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.features import Receipt, finished, write_shard
 from bottleneck.layers import check_layers
 from bottleneck.listing import Shard
-from bottleneck.plan import MAX_REJECTED, Plan, data_name, differences, load_plan, make_plan, preflight
+from bottleneck.plan import MAX_REJECTED, Plan, data_name, differences, load_plan, survey
 from bottleneck.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureRequest, Limits, Reading
@@ -142,7 +142,7 @@ def extract_local(
         for shard in pending_shards(plan, done):
             if work.is_committed(shard):
                 continue
-            base = base or Base(plan.spec, batch_size)
+            base = base or Base(plan.spec, fitting_batch_size(batch_size, plan.largest_shard))
             tally.add(extract_shard(work, base, shard))
     return summarize(plan, tally, done, started)
 
@@ -171,19 +171,11 @@ def open_or_make_plan(
     check_output_uri(output)
     plan = load_plan(output)
     if plan is None:
-        preflight(source, output, reading)  # before the seconds that Keras takes to start
+        # Before the seconds that Keras takes to start.
+        found = survey(source, output, reading=reading, shard_size=shard_size, max_rejected=max_rejected)
         check_weights(request.weights)
         check_layers(request.base, request.layers)
-        spec = resolve_apart(request, choose_precision(request, has_bfloat16))
-        return make_plan(
-            source,
-            output,
-            spec,
-            limits=limits,
-            reading=reading,
-            shard_size=shard_size,
-            max_rejected=max_rejected,
-        )
+        return found.make_plan(resolve_apart(request, choose_precision(request, has_bfloat16)), limits)
     check_request(plan, source, request, limits=limits, reading=reading, shard_size=shard_size)
     return plan
 

@@ -72,6 +72,8 @@ class Listing:
     skipped: dict[str, int]
     """Objects that are no images by their names, by suffix."""
     listing_sha256: str
+    shard_size: int
+    """Images of each of its shards; the last may have fewer."""
     parts: list[Part]
 
     @property
@@ -171,7 +173,13 @@ def freeze(
         parts.append(write_part(store, spec, tables))
         shard += len(tables)
         totals.add(batch)
-    return Listing(**totals.counted(), shards=shard - first_shard, skipped=dict(sorted(skipped.items())), parts=parts)
+    return Listing(
+        **totals.counted(),
+        shards=shard - first_shard,
+        skipped=dict(sorted(skipped.items())),
+        shard_size=shard_size,
+        parts=parts,
+    )
 
 
 class Totals:

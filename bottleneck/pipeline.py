@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bottleneck import errors
-from bottleneck.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from bottleneck.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE, fitting_batch_size
 from bottleneck.child import raised
 from bottleneck.dataset import stages
 from bottleneck.errors import FingerprintError, IncompleteError, StoreError
@@ -52,7 +52,7 @@ class RunOptions:
     use_gpu: bool = False
     """Networks on GPUs even where the cluster has none yet; those it has are always used."""
     batch_size: int | None = None
-    """Images a network takes at once. Default: 32 on CPUs, 256 on GPUs."""
+    """Images a network takes at once, at most: shards are divided evenly. Default: 32 on CPUs, 256 on GPUs."""
 
     def __post_init__(self) -> None:
         if list(self.num_actors) != sorted(self.num_actors) or min(self.num_actors, default=1) < 1:
@@ -79,13 +79,17 @@ class Run:
             summary = run.extract(plan, 0.05, show)
     """
 
-    def __init__(self, request: FeatureRequest, precision: Precision, options: RunOptions) -> None:
+    def __init__(
+        self, request: FeatureRequest, precision: Precision, options: RunOptions, shard_size: int | None = None
+    ) -> None:
         """Start Ray, if it is not running, and the actors.
 
         Args:
             request: what to extract; a plan made before must agree with it.
             precision: the concrete one.
+            shard_size: of the plan that is to be extracted, which batches are to fit.
         """
+        self.shard_size = shard_size
         self.request, self.precision, self.options = request, precision, options
         self.started = time.monotonic()
         self.queued: int | None = None
@@ -249,14 +253,14 @@ class Run:
     def _start(self, *, guarded: bool) -> "queue.Queue[Any]":
         """Start the two stages; results, then "end" or an exception, arrive in the queue."""
         results: queue.Queue[Any] = queue.Queue()
-        batch_size = self.options.batch_size or (GPU_BATCH_SIZE if self.placement.num_gpus else CPU_BATCH_SIZE)
+        most = self.options.batch_size or (GPU_BATCH_SIZE if self.placement.num_gpus else CPU_BATCH_SIZE)
         dataset = stages(
             self.live,
             self.placement,
             guarded=guarded,
             request=self.request,
             precision=self.precision,
-            batch_size=batch_size,
+            batch_size=fitting_batch_size(most, self.shard_size),
         )
 
         def pull() -> None:

@@ -30,21 +30,25 @@ from bottleneck.sources import (
     NO_ARCHIVES,
     check_one_kind,
     images_to_plan,
-    open_source,
     resolve_reading,
     with_class_names,
 )
 from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
 from bottleneck.store import normal_uri, open_store
+from bottleneck.text import counted
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3
 SHARD_SIZE = 512
-"""Images of a shard: about 77 MB of pixels, some seconds of work, one Parquet file."""
+"""Images of a shard, at most by default: about 77 MB of pixels, some seconds of work, one Parquet file."""
+LEAST_SHARD_SIZE = 16
+"""... and at least; networks on CPUs are as fast in batches of 16 as in larger ones."""
+NUM_SHARDS = 20
+"""Of small sources, so that a run that is killed has lost little, and others find work beside it."""
 MAX_REJECTED = 0.05
 """Share of the planned images that may be rejected, unless another is asked for."""
-LINKS_HINT = "where they are meant, give --roots with the folder they lead to, or --follow-links"
+LINKS_HINT = "where they are meant, give `roots` with the folder they lead to, or `follow_links`"
 NUM_SHOWN = 10
 """Names of classes that a refusal shows."""
 NUM_FOOTERS_READ = 16
@@ -98,6 +102,11 @@ class Plan:
         return sum(listing.shards for listing in self.grown)
 
     @property
+    def largest_shard(self) -> int:
+        """Images of a shard, in the listing whose shards are the largest."""
+        return max(listing.shard_size for listing in self.grown)
+
+    @property
     def parts(self) -> list[Part]:
         return [part for listing in self.listings for part in listing.parts]
 
@@ -139,7 +148,7 @@ class Plan:
         for listing in self.grown:
             if shard < listing.shards:
                 is_last = shard == listing.shards - 1
-                return listing.images - shard * self.shard_size if is_last else self.shard_size
+                return listing.images - shard * listing.shard_size if is_last else listing.shard_size
             shard -= listing.shards
         raise IndexError(shard)
 
@@ -206,7 +215,7 @@ def load_plan(output: str) -> Plan | None:
         raise UsageError(f"{output} has format {document.get('format')}; this version reads format {FORMAT}.")
     listings = [_listing(document)]
     while (extension := _read_json(store, extension_name(len(listings)))) is not None:
-        listings.append(_listing(extension))
+        listings.append(_listing({"shard_size": listings[0].shard_size, **extension}))
     try:
         spec = FeatureSpec.from_json(document["spec"])
         predictions = document.get("predictions")
@@ -246,23 +255,103 @@ def make_plan(
         FingerprintError: if the output has a plan with other settings.
         StoreError: if source or output cannot be used.
     """
-    shard_size = SHARD_SIZE if shard_size is None else shard_size
-    if shard_size < 1:
+    found = survey(source, output, reading=reading, shard_size=shard_size, max_rejected=max_rejected)
+    return found.make_plan(spec, limits or Limits())
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A source that was looked at, the first of its images in memory, and not yet planned."""
+
+    source: str
+    output: str
+    reading: Reading
+    shard_size: int
+    images: Iterator[Image]
+    """All of them, to be read once."""
+    skipped: Counter[str]
+    """What is not planned, counted as far as the images have been read."""
+    is_asked: bool
+    """Whether the form of the source was asked for, not found."""
+
+    def make_plan(self, spec: OutputSpec, limits: Limits) -> Plan:
+        """What `make_plan` does after the source was looked at. Raises the same."""
+        store = open_store(self.output)
+        listing = freeze(store, spec, self.images, self.skipped, first_shard=0, shard_size=self.shard_size)
+        self.check(listing.images)
+        if links := self.skipped[LINK_OUT]:
+            log.warning(
+                "not followed: %s out of %s; --roots with the folder they lead to, or --follow-links, follows them",
+                counted(links, "link"),
+                self.source,
+            )
+        plan = commit_plan(self.source, self.output, spec, limits, self.reading, self.shard_size, listing)
+        warn_of_labels(plan)
+        return plan
+
+    def check(self, num_images: int) -> None:
+        """Refuse what is not to be planned, once all images are listed. Raises UsageError."""
+        if num_images == 0:
+            if self.skipped:
+                kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(self.skipped.items()))
+                expected = NO_ARCHIVES if ARCHIVE_KINDS & self.skipped.keys() else "Expected .jpg, .png and the like."
+                hint = f" Of the links: {LINKS_HINT}." if self.skipped[LINK_OUT] else ""
+                raise UsageError(f"No images in {self.source}, only other files: {kinds}. {expected}{hint}")
+            raise UsageError(
+                f"The source {self.source} is empty or does not exist. Expected a folder or prefix with images."
+            )
+        if not self.is_asked:
+            check_one_kind(self.source, self.reading, num_images, self.skipped)
+
+
+def survey(
+    source: str,
+    output: str,
+    *,
+    reading: Reading | None = None,
+    shard_size: int | None = None,
+    max_rejected: float = MAX_REJECTED,
+) -> Survey:
+    """Look at a source as far as its images fit the memory, and at the output; nothing is written.
+
+    What is wrong with a list or folder of usual size is found here, in the time it takes to read it, before a network
+    or Ray is started. Arguments and exceptions are those of `make_plan`.
+    """
+    if shard_size is not None and shard_size < 1:
         raise UsageError(f"`shard_size` takes a number of images from 1 up. Received: {shard_size}.")
+    check_output(output)
     asked = reading or Reading()
+    for root in asked.roots:
+        if next(iter(open_store(root).list()), None) is None:
+            raise UsageError(f"`roots` takes folders or prefixes that hold images. There is nothing in {root}.")
     reading = resolve_reading(source, asked)
-    preflight(source, output, reading)
     reading = with_class_names(source, reading)
     skipped: Counter[str] = Counter()
-    images = images_to_plan(source, reading, skipped, max_rejected)
-    listing = freeze(open_store(output), spec, in_order(images), skipped, first_shard=0, shard_size=shard_size)
-    if asked.source_format == "auto":
-        check_one_kind(source, reading, listing.images, skipped)
-    if links := skipped[LINK_OUT]:
-        log.warning("%s links lead out of %s and are not followed: %s", f"{links:,}", normal_uri(source), LINKS_HINT)
-    plan = commit_plan(normal_uri(source), output, spec, limits or Limits(), reading, shard_size, listing)
-    warn_of_labels(plan)
-    return plan
+    images = in_order(images_to_plan(source, reading, skipped, max_rejected))
+    first = list(itertools.islice(images, NUM_SHARDS * SHARD_SIZE))
+    found = Survey(
+        source=normal_uri(source),
+        output=output,
+        reading=reading,
+        shard_size=shard_size or default_shard_size(len(first)),
+        images=itertools.chain(first, images),
+        skipped=skipped,
+        is_asked=asked.source_format != "auto",
+    )
+    if len(first) < NUM_SHARDS * SHARD_SIZE:
+        found.check(len(first))
+    return found
+
+
+def default_shard_size(num_images: int) -> int:
+    """Images of a shard, unless another number is asked for: so many that there are `NUM_SHARDS`, within limits.
+
+    Args:
+        num_images: of the plan; counted no further than to `NUM_SHARDS * SHARD_SIZE`, from where on it is `SHARD_SIZE`.
+    """
+    fitting = num_images // NUM_SHARDS
+    least = LEAST_SHARD_SIZE if fitting < 2 * LEAST_SHARD_SIZE else 2 * LEAST_SHARD_SIZE  # a batch on CPUs is 32
+    return min(SHARD_SIZE, max(least, fitting // least * least))
 
 
 def warn_of_labels(plan: Plan) -> None:
@@ -310,9 +399,14 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
         by_key = isinstance(value, dict) and isinstance(whole, dict)
         for key, old, new in [(key, whole[key], value[key]) for key in value] if by_key else [(name, whole, value)]:
             if old != new and key not in ("weights", "head"):  # where they are; their sha256 tells whether they differ
-                lines.append(f"{key}: planned {_shown(old)}, requested {_shown(new)}")
+                lines.append(_differing(key, old, new))
     if not lines:
         return None
+    if "shard_size" in requested and lines == [_differing("shard_size", plan.shard_size, requested["shard_size"])]:
+        return (
+            f"{plan.output} was planned in shards of {counted(plan.shard_size, 'image')}, which stay as they were cut. "
+            f"Differing: {lines[0]}. Leave `shard_size` out to go on with this output, or give another output."
+        )
     return (
         f"{plan.output} was planned with other settings, so this run would mix two kinds of results. Differing: "
         + "; ".join(lines)
@@ -320,21 +414,8 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
     )
 
 
-def preflight(source: str, output: str, reading: Reading | None = None) -> None:
-    """Refuse a source without images and an output that holds anything but a plan and its data. Raises UsageError."""
-    check_output(output)
-    uri = normal_uri(source)
-    for root in reading.roots if reading else ():
-        if next(iter(open_store(root).list()), None) is None:
-            raise UsageError(f"`roots` takes folders or prefixes that hold images. There is nothing in {root}.")
-    skipped: Counter[str] = Counter()
-    if open_source(source, resolve_reading(source, reading or Reading())).first(skipped) is None:
-        if skipped:
-            kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
-            expected = NO_ARCHIVES if ARCHIVE_KINDS & skipped.keys() else "Expected .jpg, .png and the like."
-            hint = f" Of the links: {LINKS_HINT}." if skipped[LINK_OUT] else ""
-            raise UsageError(f"No images in {uri}, only other files: {kinds}. {expected}{hint}")
-        raise UsageError(f"The source {uri} is empty or does not exist. Expected a folder or prefix with images.")
+def _differing(name: str, planned: Any, requested: Any) -> str:
+    return f"{name}: planned {_shown(planned)}, requested {_shown(requested)}"
 
 
 def check_output(output: str) -> None:

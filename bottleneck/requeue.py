@@ -206,6 +206,7 @@ class _Revising:
             **Totals().counted(),
             shards=sum(map(len, revised)),
             skipped={},
+            shard_size=self.plan.shard_size,
             parts=list(chain.from_iterable(parts)),
             revised=list(chain.from_iterable(revised)),
             limits=self.limits,

@@ -64,15 +64,18 @@ class Tally:
         self.images += receipt.images
         for reason, count in receipt.rejected.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
-        self.check(self.reasons)
+        self.check(self.reasons, self.images)
 
-    def check(self, reasons: dict[str, int]) -> None:
-        if sum(reasons.values()) > self.allowed:
+    def check(self, reasons: dict[str, int], num_images: int) -> None:
+        """Raise TooManyRejectedError where more are rejected than may be, of so many images that were looked at."""
+        if (rejected := sum(reasons.values())) > self.allowed:
             named = ", ".join(f"{count:,} x {reason}" for reason, count in sorted(reasons.items()))
+            advice = "run again with a higher `max_rejected` to go on from here"
+            if rejected == num_images:
+                advice = "not one image could be used, so the source, or how it is read, is probably not what was meant"
             raise TooManyRejectedError(
-                f"{counted(sum(reasons.values()), 'image')} rejected ({named}), more than the {self.max_rejected:.0%} "
-                "of the plan that `max_rejected` allows. Look at the rows' `reason`; run again with a higher "
-                "`max_rejected` to go on from here."
+                f"{counted(rejected, 'image')} rejected ({named}), more than the {self.max_rejected:.0%} "
+                f"of the plan that `max_rejected` allows. Look at the rows' `reason`; {advice}."
             )
 
 
@@ -87,7 +90,7 @@ def summarize(
     """Finish the output (unless it is finished) and say what was done."""
     document = finished(plan) or finish(plan, tally.receipts, tally.run_id)
     open_store(plan.output).sweep()
-    tally.check(document["rejected"])
+    tally.check(document["rejected"], document["images"])
     return Summary(
         output=plan.output,
         images=document["images"],

@@ -106,6 +106,5 @@ def imagenet_is_at_hand() -> bool:
 
 
 def _extract(images: Path, output: Path, weights: str) -> Summary:
-    # Small shards, so that the progress of a small job can be seen.
     request = FeatureRequest(base="vgg16", weights=weights)
-    return extract.extract(extract.Config(source=str(images), output=str(output), features=request, shard_size=64))
+    return extract.extract(extract.Config(source=str(images), output=str(output), features=request))

@@ -17,7 +17,7 @@ from bottleneck.extend import Extended, extend_plan
 from bottleneck.extract import open_or_make_plan
 from bottleneck.layers import check_layers
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import MAX_REJECTED, Plan, load_plan, make_plan, preflight
+from bottleneck.plan import MAX_REJECTED, Plan, Survey, load_plan, survey
 from bottleneck.progress import Display, duration
 from bottleneck.session import check_use_gpu, cluster_address, workers_have_bfloat16
 from bottleneck.store import check_output_uri
@@ -54,40 +54,39 @@ def extract(config: Config) -> Summary:
     check_output_uri(config.output)
     check_use_gpu(config.run.use_gpu)
     plan, extended = _plan(config)
-    if plan is not None:
+    if isinstance(plan, Plan):
         tell_plan(plan)
         done = plan.committed()
         if len(done) == plan.num_shards:  # nothing to extract, so nothing to start
             return summarize(plan, Tally(plan, config.max_rejected), done, started, extended)
-        precision = plan.spec.precision
+        precision, shard_size = plan.spec.precision, plan.largest_shard
     else:
         precision = choose_precision(config.features, partial(workers_have_bfloat16, config.run.use_gpu))
-    with Run(config.features, precision, config.run) as run:
-        if plan is None:
-            plan = make_plan(
-                config.source,
-                config.output,
-                run.spec(),
-                limits=config.limits,
-                reading=config.reading,
-                shard_size=config.shard_size,
-                max_rejected=config.max_rejected,
-            )
+        shard_size = plan.shard_size
+    with Run(config.features, precision, config.run, shard_size) as run:
+        if isinstance(plan, Survey):
+            plan = plan.make_plan(run.spec(), config.limits)
             tell_plan(plan)
         with Display("extract") as display:
             return run.extract(plan, config.max_rejected, display.show, extended, started)
 
 
-def _plan(config: Config) -> tuple[Plan | None, Extended | None]:
+def _plan(config: Config) -> tuple[Plan | Survey, Extended | None]:
     """The plan, made if there is none before Ray is started: it stays if Ray does not start.
 
-    None where the workers are other machines and there is no plan yet: only they can tell which weights they have.
+    Only what is to be planned, where the workers are other machines: they alone can tell which weights they have.
     """
     there = load_plan(config.output)
     if there is None and cluster_address():
-        preflight(config.source, config.output, config.reading)
+        found = survey(
+            config.source,
+            config.output,
+            reading=config.reading,
+            shard_size=config.shard_size,
+            max_rejected=config.max_rejected,
+        )
         check_layers(config.features.base, config.features.layers)
-        return None, None
+        return found, None
     plan = open_or_make_plan(
         config.source,
         config.output,

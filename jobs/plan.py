@@ -36,7 +36,8 @@ class Request:
     """A folder or s3://bucket/prefix for the features."""
     reading: Reading = field(default_factory=Reading)
     shard_size: int | None = None
-    """Images of a shard, the unit of work and of loss, in a new plan (512)."""
+    """Images of a shard, the unit of work and of loss, in a new plan. Default: from 16 to 512, so that there are at
+    least 20 shards where there are images enough."""
     features: FeatureRequest = field(default_factory=FeatureRequest)
     limits: Limits = field(default_factory=Limits)
 

@@ -20,7 +20,7 @@ from bottleneck.errors import UsageError, WeightsError
 from bottleneck.extend import extend_plan
 from bottleneck.features import open_features
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import MAX_REJECTED, Plan, load_plan, make_plan, preflight
+from bottleneck.plan import MAX_REJECTED, Plan, load_plan, survey
 from bottleneck.predict import (
     Predictor,
     check_predictions,
@@ -65,7 +65,8 @@ class Config:
     """Predict what there is of features that are not finished; the predictions stay unfinished as well."""
     reading: Reading = field(default_factory=Reading)
     shard_size: int | None = None
-    """Images of a shard, the unit of work and of loss, in a new plan (512); features keep theirs."""
+    """Images of a shard, the unit of work and of loss, in a new plan. Default: from 16 to 512, so that there are at
+    least 20 shards where there are images enough; features keep theirs."""
     limits: Limits = field(default_factory=Limits)
     extend: bool = False
     """Look at the source again and add the images the plan does not have; of features also what was requeued."""
@@ -160,20 +161,18 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
             hint = "The head was fitted with these; say by --weights where they are now, their sha256 is compared."
             raise WeightsError(f"{error} {hint}" if config.weights is None else str(error)) from None
     if plan is None:  # before Ray: it stays if that does not start
-        preflight(config.source, config.output, config.reading)
-        if config.weights is not None and not cluster_address():  # else the workers look
-            head.check_fits(resolve_apart(request, spec.features.precision))
-        plan = make_plan(
+        found = survey(
             config.source,
             config.output,
-            spec,
-            limits=config.limits,
             reading=config.reading,
             shard_size=config.shard_size,
             max_rejected=config.max_rejected,
         )
+        if config.weights is not None and not cluster_address():  # else the workers look
+            head.check_fits(resolve_apart(request, spec.features.precision))
+        plan = found.make_plan(spec, config.limits)
     tell_plan(plan)
-    with Run(request, spec.features.precision, config.run) as run, Display("predict") as display:
+    with Run(request, spec.features.precision, config.run, plan.largest_shard) as run, Display("predict") as display:
         # The workers load the head from where it is now, whatever it was called when the plan was made.
         plan = replace(plan, predictions=spec)
         return run.extract(plan, config.max_rejected, display.show, extended, started)

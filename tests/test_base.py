@@ -17,7 +17,7 @@ import pytest
 import tiny
 from assets import asset
 
-from bottleneck.base import Base, choose_precision, requested_layers, resolve
+from bottleneck.base import Base, choose_precision, fitting_batch_size, requested_layers, resolve
 from bottleneck.bases import NETWORKS, base_named
 from bottleneck.decode import Decoded, decode
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
@@ -266,6 +266,21 @@ def test_features_have_the_stored_dtype(dtype: str) -> None:
 
 def test_the_same_images_give_the_same_features() -> None:
     np.testing.assert_array_equal(small_base()(noise(4))[0], small_base()(noise(4))[0])
+
+
+@pytest.mark.parametrize(
+    ("most", "shard_size", "batch_size"),
+    [
+        *[(32, 512, 32), (32, 8, 8), (32, 16, 16), (32, 48, 24), (32, 33, 17), (32, 1, 1), (32, 300, 32)],
+        *[(256, 512, 256), (256, 480, 240), (256, 64, 64), (1, 5, 1), (32, None, 32)],
+    ],
+)
+def test_batches_divide_shards_evenly(most: int, shard_size: int | None, batch_size: int) -> None:
+    """Padding costs as much as images do."""
+    assert fitting_batch_size(most, shard_size) == batch_size
+    if shard_size:
+        assert -(-shard_size // batch_size) * batch_size <= shard_size * 1.13
+        assert fitting_batch_size(batch_size, shard_size) == batch_size
 
 
 # Precision

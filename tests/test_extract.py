@@ -288,6 +288,16 @@ def test_too_many_rejected_images_stop_the_run_which_then_goes_on(tmp_path: Path
     assert (summary.done_before, sum(summary.rejected.values())) == (1, 4)
 
 
+def test_where_everything_is_rejected_a_higher_limit_is_no_advice(tmp_path: Path) -> None:
+    source = tiny.write_files(tmp_path / "photos", {f"{n}.jpg": b"<html>" for n in range(4)})
+    tally = Tally(make_plan(str(source), str(tmp_path / "features"), tiny.spec(), shard_size=2), 0.05)
+    with pytest.raises(TooManyRejectedError, match="not one image could be used") as caught:
+        tally.add(Receipt(0, {"not_an_image": 2}, 0, created=True))
+    assert "higher" not in str(caught.value)
+    with pytest.raises(TooManyRejectedError, match="a higher --max-rejected"):
+        tally.add(Receipt(1, {"not_an_image": 1, "ok": 1}, 0, created=True))
+
+
 def test_rejections_of_earlier_runs_count(tmp_path: Path) -> None:
     source, output = folder_of(tmp_path / "photos"), tmp_path / "features"
     planned(source, output)

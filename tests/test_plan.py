@@ -20,13 +20,14 @@ import tiny
 from bottleneck import listing as listing_module
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
 from bottleneck.extend import extend_plan
+from bottleneck.extract import open_or_make_plan
 from bottleneck.files import Files
 from bottleneck.folder import FolderStore
 from bottleneck.images import Image
 from bottleneck.listing import SHARDS_PER_PART, read_images
 from bottleneck.objects import Entry
-from bottleneck.plan import Plan, differences, load_plan, make_plan, preflight
-from bottleneck.spec import Limits, Reading
+from bottleneck.plan import Plan, default_shard_size, differences, load_plan, make_plan, survey
+from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.store import open_store
 
 SPEC = tiny.spec()
@@ -124,7 +125,7 @@ def test_a_planning_killed_before_its_last_write_is_done_again(source: Path, out
     planned(source, output)
     (output / "plan.json").unlink()
     assert load_plan(str(output)) is None
-    preflight(str(source), str(output))
+    survey(str(source), str(output))
     before = files(output)
     plan = planned(source, output)
     assert keys_of(plan) == sorted(names(300))
@@ -300,6 +301,64 @@ def test_differences_name_each_field_with_both_values(source: Path, output: Path
     assert "resize: planned squash, requested crop; tiff: planned False, requested True; labels: planned" in message
     assert "exif" not in message
     assert differences(plan, {"spec": {"weights": "other words for the same"}}) is None
+
+
+def test_a_refused_shard_size_is_told_what_is_true_of_it(source: Path, output: Path) -> None:
+    tiny.write_files(source, names(5))
+    plan = planned(source, output)
+    message = differences(plan, {"spec": SPEC.to_json(), "shard_size": 8})
+    assert message is not None
+    assert "planned in shards of 4 images" in message
+    assert "shard_size: planned 4, requested 8" in message
+    assert "mix two kinds" not in message
+    assert "mix two kinds" in (differences(plan, {"source": "elsewhere", "shard_size": 8}) or "")
+
+
+# Sizes of shards
+
+
+@pytest.mark.parametrize(
+    ("num_images", "shard_size"),
+    [(1, 16), (340, 16), (639, 16), (640, 32), (1360, 64), (10_239, 480), (10_240, 512), (100_000_000, 512)],
+)
+def test_there_are_twenty_shards_of_whole_batches_where_there_are_images_enough(
+    num_images: int, shard_size: int
+) -> None:
+    assert default_shard_size(num_images) == shard_size
+    assert num_images < 320 or -(-num_images // shard_size) >= 20
+
+
+def test_the_default_follows_the_images_of_the_source(source: Path, output: Path) -> None:
+    tiny.write_files(source, names(100))
+    plan = make_plan(str(source), str(output), SPEC)
+    assert (plan.shard_size, plan.num_shards) == (16, 7)
+    assert [plan.images_in(number) for number in range(7)] == [16] * 6 + [4]
+
+
+@pytest.mark.parametrize(("asked", "later"), [(None, 32), (8, 8)])
+def test_an_extension_has_shards_that_fit_all_images(source: Path, output: Path, asked: int | None, later: int) -> None:
+    tiny.write_files(source, names(20))
+    plan = make_plan(str(source), str(output), SPEC, shard_size=asked)
+    tiny.write_files(source, names(700))
+    plan, extended = extend_plan(plan)
+    assert extended.added == 680
+    assert [listing.shard_size for listing in plan.listings] == [asked or 16, later]
+    counts = [plan.images_in(number) for number in range(plan.num_shards)]
+    assert sum(counts) == 700
+    assert [len(read_images(open_store(plan.output), shard)) for shard in plan.shards()] == counts
+    assert load_plan(str(output)) == plan
+
+
+def test_a_source_is_looked_at_before_any_network(source: Path, output: Path) -> None:
+    """Of a list all of it, down to the last line."""
+    tiny.write_files(source, names(40))
+    rows = "".join(f"{name},a\n" for name in names(40))
+    (source / "list.csv").write_text(f"uri,label\n{rows}{next(iter(names(1)))},b\n")
+    request = FeatureRequest(weights="random:0")
+    with pytest.raises(UsageError, match="two labels"):
+        open_or_make_plan(str(source / "list.csv"), str(output), request, limits=Limits(), has_bfloat16=pytest.fail)
+    with pytest.raises(UsageError, match="--shard-size"):
+        open_or_make_plan(str(source), str(output), request, limits=Limits(), shard_size=0, has_bfloat16=pytest.fail)
 
 
 # Extensions
