@@ -183,8 +183,8 @@ class UriList:
         if isinstance(store, SourceFolder) and store.leads_out(key):
             raise UsageError(
                 f"The list {self.only} names {key!r}, a link that leads out of the places it may name: "
-                f"{', '.join(self.roots)}. Where that is meant, give --roots with the folder it leads to, or "
-                "--follow-links; nothing was planned."
+                f"{', '.join(self.roots)}. Where that is meant, give `roots` with the folder it leads to, or "
+                "`follow_links`; nothing was planned."
             )
         return store.stat(key)
 

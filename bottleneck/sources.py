@@ -166,9 +166,9 @@ def check_one_kind(uri: str, reading: Reading, num_images: int, skipped: Counter
 
 
 def _mixed(uri: str, found: Mapping[SourceFormat, str], where: str) -> UsageError:
-    named = " and ".join(f"{found[form]}; --source-format {form})" for form in KINDS if form in found)
+    named = " and ".join(f"{found[form]}; `source_format` {form})" for form in KINDS if form in found)
     return UsageError(
-        f"There are several kinds of sources {where}{normal_uri(uri)}: {named}. Expected one: give --source-format for "
+        f"There are several kinds of sources {where}{normal_uri(uri)}: {named}. Expected one: give `source_format` for "
         "the kind that is meant, and the others are counted but not planned; or move them elsewhere."
     )
 

@@ -458,7 +458,7 @@ def test_a_list_names_no_link_that_leads_out_of_its_places(photos: Path, tmp_pat
     (photos / "linked").symlink_to(tmp_path / "elsewhere")
     for name in ("passwd.jpg", "linked/secret"):
         source = write_list(photos, f"uri\ncats/0001.jpg\n{name}\n")
-        with pytest.raises(UsageError, match=rf"{name}.*leads out .*--roots .*--follow-links"):
+        with pytest.raises(UsageError, match=rf"{name}.*leads out .*`roots` .*`follow_links`"):
             make_plan(str(source), str(tmp_path / "out"), tiny.spec())
         for reading in (Reading(roots=(str(tmp_path / "elsewhere"),)), Reading(follow_links=True)):
             images = list(open_source(str(source), reading).images(Counter()))

@@ -284,7 +284,7 @@ def test_of_a_container_that_was_rewritten_all_images_are_done_again_where_they_
 def test_of_a_list_what_it_names_and_is_not_there_is_gone(tmp_path: Path) -> None:
     names = "\n".join(["uri,label", *(f"{key},one" for key in keys(4)), "none.jpg,one"])
     photos = tiny.write_files(tmp_path / "photos", pictures(4) | {"list.csv": names.encode()})
-    plan = make_plan(str(photos / "list.csv"), str(tmp_path / "features"), SPEC, shard_size=3)
+    plan = make_plan(str(photos / "list.csv"), str(tmp_path / "features"), SPEC, shard_size=3, max_rejected=0.2)
     for shard in plan.shards():
         extract(plan, shard.number, MeanBase(SPEC))
     (photos / "00.jpg").unlink()
