@@ -29,8 +29,9 @@ from bottleneck.retry import GaveUpError, PassingError, Patience, is_network_err
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NO_OBJECT = ".write-test"
-"""The name by which writing is tried. A store that knows no conditions at all keeps an empty object of this name."""
+TRIAL = ".write-test"
+"""The name by which writing is tried. It is written, empty, where a store knows no conditions, or a user may only
+create."""
 
 
 class BucketStore:
@@ -116,9 +117,14 @@ class BucketStore:
             return None
         return Entry(key, found["ContentLength"], found["ETag"].strip('"'))
 
-    def try_writing(self) -> None:
-        # Of an object that nobody has: a user without the right is refused, any other told that there is none.
-        self.replace(NO_OBJECT, b"", "0" * 32)
+    def try_writing(self, *, create_only: bool = False) -> None:
+        try:
+            # In place of what nobody has: a user without the right is refused, any other told that there is none.
+            self.replace(TRIAL, b"", "0" * 32)
+        except StoreError:
+            if not create_only:
+                raise
+            self.create(TRIAL, b"")
 
     def create(self, key: str, data: bytes) -> bool:
         # One PUT, which S3 takes up to 5 GB: the condition holds for the whole object.

@@ -137,7 +137,7 @@ class FolderStore:
     def exists(self, key: str) -> bool:
         return os.path.exists(self._path(key))
 
-    def try_writing(self) -> None:
+    def try_writing(self, *, create_only: bool = False) -> None:
         folder = self.uri
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)

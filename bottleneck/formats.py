@@ -178,7 +178,7 @@ def export_features(
         raise UsageError("Lance is written to a folder; copy it to the bucket then. Received an s3:// URI.")
     if store.exists(name):
         raise UsageError(f"{file} is there already. Give another name, or remove it.")
-    store.try_writing()
+    store.try_writing(create_only=True)
     rows = rows_of(features)
     num_images = sum(rows[name] for name in features.files)
     if not num_images:

@@ -98,8 +98,13 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
-    def try_writing(self) -> None:
-        """Raise StoreError where no object could be written. Nothing is, and no folder made."""
+    def try_writing(self, *, create_only: bool = False) -> None:
+        """Raise StoreError where no object could be written. Nothing is, and no folder made.
+
+        Args:
+            create_only: a right to create objects, and to replace none, is enough; where a user of a bucket has no
+                other, an empty object stays.
+        """
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object whole, unless the key is taken: True if this call created it. Never a partial object."""

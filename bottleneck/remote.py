@@ -143,7 +143,7 @@ class RemoteStore:
     def clock(self) -> float:
         raise self._is_read_only()
 
-    def try_writing(self) -> None:
+    def try_writing(self, *, create_only: bool = False) -> None:
         raise self._is_read_only()
 
     def create(self, key: str, data: bytes) -> bool:

@@ -111,7 +111,7 @@ def of_head(config: Config) -> int:
     if store.exists(name):  # before the seconds that building takes
         raise UsageError(f"{config.file} is there already. Give another name, or remove it.")
     etag = facts_etag(store, f"{name}.json", head)
-    store.try_writing()
+    store.try_writing(create_only=True)
     file_format = cast(Format, suffix_of(config.file).removeprefix("."))
     data, facts = export_head(head, file_format, config.weights)
     # The facts come first: a job killed between the two leaves no file, and so is run again, which writes both.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from fixtures_s3 import use_environment
@@ -201,6 +201,24 @@ def test_writing_is_tried_without_a_trace(place: Place) -> None:
     place.put("data/1.bin", b"1")
     place.store.try_writing()
     assert place.keys() == ["data/1.bin"]
+
+
+def test_a_right_to_create_alone_is_enough_for_what_is_only_created(
+    in_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the policy in cluster/ grants it, with a condition that no server here knows."""
+    call = BucketStore._call
+
+    def refuse(self: BucketStore, doing: str, method: str, **request: Any) -> dict[str, Any]:
+        if method == "put_object" and "IfNoneMatch" not in request:
+            raise StoreError("refused")
+        return call(self, doing, method, **request)
+
+    monkeypatch.setattr(BucketStore, "_call", refuse)
+    with pytest.raises(StoreError, match="refused"):
+        in_bucket.store.try_writing()
+    for _ in range(2):
+        in_bucket.store.try_writing(create_only=True)
 
 
 def test_where_nothing_can_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
