@@ -188,8 +188,14 @@ from bottleneck.trainer import fit_head
 def stop(event):
     raise KeyboardInterrupt
 
+def title(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ends
+        return ""
+
 def workers():
-    words = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True) if one.is_running()]
+    words = map(title, psutil.Process().children(recursive=True))
     return [word for word in words if "Exchange" in word or "RayTrainWorker" in word]
 
 stop_ray, seen = trainer.stop_ray, []
