@@ -18,7 +18,7 @@ from bottleneck.text import printable
 
 
 class _Streams:
-    """Where results go, as `begin` was told."""
+    """Where results go, as `answering` was told."""
 
     as_json = False
     stdout: TextIO | None = None
