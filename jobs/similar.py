@@ -122,9 +122,13 @@ def extracted(data: bytes, config: Config, features: Features, layer: str) -> np
 
 
 def own_key(features: Features, image: str) -> str | None:
-    """The key that a file has in the dataset's source; None for one from elsewhere."""
-    uri, root = normal_uri(image), f"{features.plan.source}/"
-    return uri.removeprefix(root) if uri.startswith(root) else None
+    """The key that a file has in the dataset; None for one that is not in it."""
+    uri, plan = normal_uri(image), features.plan
+    # Below the source, below the folder of a list, or a whole URI, which a list may hold too.
+    roots = (plan.source, plan.source.rpartition("/")[0]) if plan.reading.source_format == "list" else (plan.source,)
+    keys = [*(uri.removeprefix(f"{root}/") for root in roots), uri]
+    found = plan.find(keys)
+    return next((key for key in keys if key in found), None)
 
 
 def search(

@@ -283,6 +283,17 @@ def test_the_tutorials_own_next_step_finds_every_class(tmp_path: Path) -> None:
     assert scores["plan"] < 0.3
 
 
+def test_a_shape_that_does_not_fit_the_network_is_told(tmp_path: Path) -> None:
+    write_files(tmp_path / "photos", {"a/0.jpg": b"an image, by its name"})
+    plan = make_plan(str(tmp_path / "photos"), str(tmp_path / "features"), spec(layers=("conv_pw_13_relu:none",)))
+    rows = data_rows(plan.spec, ["a/0.jpg"])
+    write_shard(open_store(plan.output), plan.data_name(0), plan.spec, 0, rows, run_id="test", device="none")
+    finish(plan)
+    with pytest.raises(CorruptError, match=r"has 256 values, .* 7 x 7 x 256\. Export with --flat"):
+        export_features(open_features(plan.output), str(tmp_path / "x.npy"))
+    assert export_features(open_features(plan.output), str(tmp_path / "x.npy"), flat=True)["shape"] == [1, 256]
+
+
 def test_a_map_keeps_its_shape_unless_asked(tmp_path: Path) -> None:
     import tensorflow as tf
 

@@ -19,9 +19,11 @@ from bottleneck.extract import extract_local
 from bottleneck.features import Features, finish, open_features, write_shard
 from bottleneck.plan import make_plan
 from bottleneck.similar import cosines, features_of, nearest
+from bottleneck.spec import Reading
 from bottleneck.store import open_store
 from jobs import benchmark_similar
 from jobs.__main__ import main
+from jobs.similar import own_key
 
 HOSTILE = "<script>document.title='taken'</script>\"' onload='x"
 LAYER = spec().layers[0]
@@ -163,6 +165,18 @@ def test_an_image_file_is_extracted_as_the_dataset_was(extracted: Path, capsys: 
     code, result, _ = run(capsys, str(copy), features, "--weights", "random:1")
     assert (code, result["exit_code"]) == (4, 4)
     assert "weights_sha256" in result["message"]
+
+
+def test_a_listed_image_is_known_by_its_path_too(tmp_path: Path) -> None:
+    write_files(tmp_path, {"here/a.jpg": jpeg(1), "there/b.jpg": jpeg(2), "here/list.csv": b"file,label\na.jpg,x\n"})
+    with open(tmp_path / "here/list.csv", "a") as file:
+        file.write(f"{tmp_path}/there/b.jpg,y\n")
+    reading = Reading(source_format="list", roots=(str(tmp_path / "there"),))
+    plan = make_plan(str(tmp_path / "here/list.csv"), str(tmp_path / "features"), spec(), reading=reading)
+    opened = Features(plan, [])
+    assert own_key(opened, str(tmp_path / "here" / "a.jpg")) == "a.jpg"
+    assert own_key(opened, str(tmp_path / "there" / "b.jpg")) == f"{tmp_path}/there/b.jpg"
+    assert own_key(opened, "a.jpg") is None  # another one, in the current folder
 
 
 @pytest.mark.usefixtures("s3_environment")
