@@ -324,9 +324,14 @@ class Bomb:
 def test_no_member_is_unpickled(tmp_path: Path) -> None:
     hostile = {f"a.{suffix}": pickle.dumps(Bomb()) for suffix in ("pyd", "pickle", "pth", "cls", "json", "txt")}
     tiny.write_files(tmp_path, {"0.tar": tar({**hostile, "a.jpg": tiny.jpeg(1)})})
-    images, skipped = found(tmp_path)
+    images, skipped = found(tmp_path, labels="none")
     assert [image.key for image in images] == ["0.tar/a.jpg"]
     assert skipped.total() == len(hostile)
+    with pytest.raises(UsageError, match=r"a\.cls: label .* is not UTF-8"):
+        found(tmp_path)
+    del hostile["a.cls"]
+    tiny.write_files(tmp_path, {"0.tar": tar({**hostile, "a.jpg": tiny.jpeg(1)})})
+    assert [image.label for image in found(tmp_path)[0]] == [None]
 
 
 @pytest.mark.parametrize(
