@@ -17,7 +17,7 @@ from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.features import Receipt, finished, write_shard
 from bottleneck.layers import check_layers
 from bottleneck.listing import Shard
-from bottleneck.plan import MAX_REJECTED, Plan, data_name, differences, load_plan, survey
+from bottleneck.plan import MAX_REJECTED, Plan, check_max_rejected, data_name, differences, load_plan, survey
 from bottleneck.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureRequest, Limits, Reading
@@ -169,12 +169,13 @@ def open_or_make_plan(
         FingerprintError: if the plan was made with other settings; it names them.
     """
     check_output_uri(output)
+    check_max_rejected(max_rejected)
     plan = load_plan(output)
     if plan is None:
-        # Before the seconds that Keras takes to start.
-        found = survey(source, output, reading=reading, shard_size=shard_size, max_rejected=max_rejected)
+        # All before the seconds that Keras takes to start, and a list may take its time as well.
         check_weights(request.weights)
         check_layers(request.base, request.layers)
+        found = survey(source, output, reading=reading, shard_size=shard_size, max_rejected=max_rejected)
         return found.make_plan(resolve_apart(request, choose_precision(request, has_bfloat16)), limits)
     check_request(plan, source, request, limits=limits, reading=reading, shard_size=shard_size)
     return plan

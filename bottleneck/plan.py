@@ -319,6 +319,7 @@ def survey(
     """
     if shard_size is not None and shard_size < 1:
         raise UsageError(f"`shard_size` takes a number of images from 1 up. Received: {shard_size}.")
+    check_max_rejected(max_rejected)
     check_output(output)
     asked = reading or Reading()
     for root in asked.roots:
@@ -341,6 +342,12 @@ def survey(
     if len(first) < NUM_SHARDS * SHARD_SIZE:
         found.check(len(first))
     return found
+
+
+def check_max_rejected(share: float) -> None:
+    """Raise UsageError for what is no share of the planned images."""
+    if not 0 <= share <= 1:
+        raise UsageError(f"`max_rejected` takes a share from 0 to 1. Received: {share}.")
 
 
 def default_shard_size(num_images: int) -> int:

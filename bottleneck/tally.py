@@ -6,11 +6,11 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from bottleneck.errors import TooManyRejectedError, UsageError
+from bottleneck.errors import TooManyRejectedError
 from bottleneck.extend import Extended
 from bottleneck.features import Receipt, finish, finished
 from bottleneck.listing import Shard
-from bottleneck.plan import Plan
+from bottleneck.plan import Plan, check_max_rejected
 from bottleneck.store import open_store
 from bottleneck.text import counted
 
@@ -46,8 +46,7 @@ class Tally:
     """Counts the outcomes of a run as receipts arrive and stops it when too many images are rejected."""
 
     def __init__(self, plan: Plan, max_rejected: float) -> None:
-        if not 0 <= max_rejected <= 1:
-            raise UsageError(f"`max_rejected` takes a share from 0 to 1. Received: {max_rejected}.")
+        check_max_rejected(max_rejected)
         self.allowed = max_rejected * plan.num_images
         self.max_rejected = max_rejected
         self.run_id = uuid.uuid4().hex[:12]

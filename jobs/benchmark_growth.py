@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from typing import Any
 
+from bottleneck.plan import SHARD_SIZE
 from bottleneck.session import local_store_bytes
 from jobs.benchmark import Config
 from jobs.benchmark_process import Figures, describe_hardware, medians, run_job, tell, watched
@@ -21,7 +22,9 @@ OVERHEAD_SIZE = 10_000
 """Images that are extracted in small shards as well, to tell what a shard costs from what its images do."""
 SMALL_SHARD = 32
 """One batch: more shards take no more calls of the network."""
-OPTIONS = ("--base", "stub", "--weights", "random:0")
+NETWORK = ("--base", "stub", "--weights", "random:0")
+OPTIONS = (*NETWORK, "--shard-size", str(SHARD_SIZE))
+"""One size of shards for all numbers of images, so that growth is told from it."""
 COMMANDS = ("plan", "extract", "resume", "half", "verify")
 
 
@@ -64,7 +67,7 @@ def measure(source: str, output: str, size: int) -> Figures:
     found["verify"] = watched(f"{size:,} images: verify", command, ["verify", output])
     shutil.rmtree(output)
     if size == OVERHEAD_SIZE:
-        arguments = ["extract", source, output, *OPTIONS, "--shard-size", str(SMALL_SHARD)]
+        arguments = ["extract", source, output, *NETWORK, "--shard-size", str(SMALL_SHARD)]
         found["small"] = watched(f"{size:,} images: extract, small shards", command, arguments)
         shutil.rmtree(output)
     return {f"{name} {size}": figures for name, figures in found.items()}

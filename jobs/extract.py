@@ -78,6 +78,7 @@ def _plan(config: Config) -> tuple[Plan | Survey, Extended | None]:
     """
     there = load_plan(config.output)
     if there is None and cluster_address():
+        check_layers(config.features.base, config.features.layers)
         found = survey(
             config.source,
             config.output,
@@ -85,7 +86,6 @@ def _plan(config: Config) -> tuple[Plan | Survey, Extended | None]:
             shard_size=config.shard_size,
             max_rejected=config.max_rejected,
         )
-        check_layers(config.features.base, config.features.layers)
         return found, None
     plan = open_or_make_plan(
         config.source,

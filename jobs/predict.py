@@ -20,7 +20,7 @@ from bottleneck.errors import UsageError, WeightsError
 from bottleneck.extend import extend_plan
 from bottleneck.features import open_features
 from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import MAX_REJECTED, Plan, load_plan, survey
+from bottleneck.plan import MAX_REJECTED, Plan, check_max_rejected, load_plan, survey
 from bottleneck.predict import (
     Predictor,
     check_predictions,
@@ -104,6 +104,7 @@ def predict(config: Config) -> Summary:
     from bottleneck.head import Head
 
     check_output_uri(config.output)
+    check_max_rejected(config.max_rejected)
     head = Head.load(config.head)
     plan = load_plan(config.output)
     spec = prediction_spec(head, config.head, config.top, config.source, plan)

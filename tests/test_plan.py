@@ -357,6 +357,8 @@ def test_a_source_is_looked_at_before_any_network(source: Path, output: Path) ->
     request = FeatureRequest(weights="random:0")
     with pytest.raises(UsageError, match="two labels"):
         open_or_make_plan(str(source / "list.csv"), str(output), request, limits=Limits(), has_bfloat16=pytest.fail)
+    with pytest.raises(UsageError, match="`max_rejected`"):
+        open_or_make_plan(str(source), str(output), request, limits=Limits(), max_rejected=5, has_bfloat16=pytest.fail)
     with pytest.raises(UsageError, match="`shard_size`"):
         open_or_make_plan(str(source), str(output), request, limits=Limits(), shard_size=0, has_bfloat16=pytest.fail)
 
