@@ -1,6 +1,7 @@
 """What an image is by its name, and what a plan knows of one."""
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,10 @@ HIDDEN = "(in a hidden folder)"
 SYSTEM = "(in a system folder)"
 RESOURCE_FORK = "._*"
 """What macOS leaves beside photos on other systems' disks, and in archives."""
-NEVER = frozenset([NO_UTF8, HIDDEN, SYSTEM, RESOURCE_FORK])
+OWN = "(part of an output)"
+"""Of this program: it may lie in the source, also while that is listed."""
+_OWN_NAME = re.compile(r"(?:^|/)(?:data/s\d{8}-[0-9a-f]{8}|plan/[0-9a-f]{8}-\d{8}-[0-9a-f]{8})\.parquet")
+NEVER = frozenset([NO_UTF8, HIDDEN, SYSTEM, RESOURCE_FORK, OWN])
 """Why an object is passed over whatever its suffix says."""
 
 
@@ -101,6 +105,8 @@ def no_image(key: str) -> str:
     if not stem:
         return name.lower()
     suffix = "." + suffix.lower()
+    if suffix == ".parquet" and _OWN_NAME.search(key):
+        return OWN
     # Hashes and numbers after a dot ("photo.2019", "a.b c") are part of a name, not a kind of file.
     known = suffix in IMAGE_SUFFIXES or len(suffix) > 11 or not suffix[1:].isalnum() or suffix[1:].isdigit()
     return "" if known else suffix

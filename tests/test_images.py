@@ -98,6 +98,8 @@ def test_what_may_be_an_image_by_its_name_is_planned(name: str) -> None:
         ("__MACOSX/cats/1.jpg", "(in a system folder)"),
         ("cats/@eaDir/1.jpg", "(in a system folder)"),
         ("$RECYCLE.BIN/1.jpg", "(in a system folder)"),
+        ("out/data/s00000000-01234567.parquet", "(part of an output)"),
+        ("plan/01234567-00000000-89abcdef.parquet", "(part of an output)"),
     ],
 )
 def test_what_is_no_image_by_its_name_is_counted_by_suffix(key: str, suffix: str) -> None:

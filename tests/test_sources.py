@@ -161,3 +161,10 @@ def test_a_container_that_is_a_link_is_followed_where_it_is_named(place: Path) -
     assert len(list(open_source(plan.source, plan.reading).read(list(plan.images())))) == 2
     with pytest.raises(UsageError, match="link out of the source"):
         make_plan(str(place / "elsewhere"), str(place / "other"), tiny.spec())
+
+
+def test_an_output_in_the_source_makes_it_no_source_of_several_kinds(place: Path) -> None:
+    for name in ("one", "two"):
+        plan = make_plan(str(place / "photos"), str(place / "photos" / name), tiny.spec())
+        assert plan.num_images == 1
+    assert plan.grown[0].skipped["(part of an output)"] == 1
