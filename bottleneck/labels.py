@@ -107,7 +107,7 @@ def read_label_names(path: str) -> tuple[str, ...]:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--label-names {path} cannot be read: {error}. Expected a UTF-8 text file with a class name a line, the "
+            f"`label_names` {path} cannot be read: {error}. Expected a UTF-8 text file with a class name a line, the "
             "first for label 0."
         ) from None
     return parse_label_names(text, path)
@@ -143,7 +143,7 @@ def resolve_label_names(names: Sequence[str]) -> tuple[str, ...]:
     """What `--label-names` means: the names in a file where it has one value, else the names themselves."""
     if len(names) == 1:
         return read_label_names(os.path.expanduser(names[0]))
-    return check_label_names(names, "--label-names") if names else ()
+    return check_label_names(names, "`label_names`") if names else ()
 
 
 def find_label_column(columns: Sequence[str], asked: str | None, where: str) -> str | None:
@@ -156,7 +156,7 @@ def find_label_column(columns: Sequence[str], asked: str | None, where: str) -> 
         return next((one for one in columns if one.lower() == "label"), None)
     if asked not in columns:
         raise UsageError(
-            f"{where} has no column {asked!r}. Expected --label-column to name one of: {_listed(columns)}."
+            f"{where} has no column {asked!r}. Expected `label_column` to name one of: {_listed(columns)}."
         )
     return asked
 
@@ -176,7 +176,7 @@ def unusable(where: str, error: LabelError) -> UsageError:
     Args:
         where: names file and row.
     """
-    return UsageError(f"{where}: {error}. Correct it, give another --label-column or --label-names, or --labels none.")
+    return UsageError(f"{where}: {error}. Correct it, give another `label_column` or `label_names`, or `labels` none.")
 
 
 def numbered(labels: Iterable[str]) -> list[str]:

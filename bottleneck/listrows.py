@@ -107,7 +107,7 @@ def find_image_column(columns: Sequence[str], reading: Reading, name: str) -> st
     if reading.image_column:
         if reading.image_column not in columns:
             raise UsageError(
-                f"{name} has no column {reading.image_column!r}. Expected --image-column to name one of: {listed}."
+                f"{name} has no column {reading.image_column!r}. Expected `image_column` to name one of: {listed}."
             )
         return reading.image_column
     by_lower = {one.lower(): one for one in reversed(columns)}
@@ -119,7 +119,7 @@ def find_image_column(columns: Sequence[str], reading: Reading, name: str) -> st
             + (
                 "a header; the first line looks like an image's. Add a line such as file_name,label before it."
                 if is_data
-                else "--image-column with the one that holds the images' file names or URIs."
+                else "`image_column` with the one that holds the images' file names or URIs."
             )
         )
     return found
@@ -218,7 +218,7 @@ def _parquet(table: Any, reading: Reading, name: str) -> ListFile:
     kind = schema.field(image).type
     # As Hugging Face datasets have images that are not in the table itself.
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
-    for column, option in ((image, "--image-column"), (label, "--label-column")):
+    for column, option in ((image, "`image_column`"), (label, "`label_column`")):
         is_read = column is None or is_plain(schema.field(column).type) or (column == image and has_path)
         if not is_read:
             raise UsageError(

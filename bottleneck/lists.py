@@ -135,7 +135,7 @@ class UriList:
                     return [(root, inside)]
         raise UsageError(
             f"The list {self.only} names {uri!r}, outside the places it may name: {', '.join(self.roots)}. Where that "
-            "is meant, give --roots with the folder or prefix that holds it; nothing was planned."
+            "is meant, give `roots` with the folder or prefix that holds it; nothing was planned."
         )
 
     def _key(self, root: str, name: str) -> str:
@@ -281,17 +281,17 @@ class _Report:
             return
         others = [column for column in self.columns.columns if column not in (self.columns.image, self.columns.label)]
         remedies = [
-            f"--image-column, if another than {self.columns.image!r} names the images ({', '.join(others[:20])})"
+            f"`image_column`, if another than {self.columns.image!r} names the images ({', '.join(others[:20])})"
             if others
             else "",
-            f"{'other' if self.reading.roots else 'the'} --roots, if they are elsewhere",
-            "--max-rejected 1, to have each planned and rejected as missing",
+            f"{'other' if self.reading.roots else 'the'} `roots`, if they are elsewhere",
+            "`max_rejected` 1, to have each planned and rejected as missing",
         ]
         looked_for = ", ".join(map(repr, self.looked_for)) + (", ..." if self.missing > NUM_NAMED else "")
-        elsewhere = ", and the same below the --roots" if self.reading.roots else ""
+        elsewhere = ", and the same below the `roots`" if self.reading.roots else ""
         raise UsageError(
             f"Of the {self.total:,} images that {self.name} names {self.missing:,} are not there, more than the share "
-            f"of {max_missing:g} that --max-rejected allows. Looked for: {looked_for}{elsewhere}. Give "
+            f"of {max_missing:g} that `max_rejected` allows. Looked for: {looked_for}{elsewhere}. Give "
             f"{'; '.join(filter(None, remedies))}. Nothing was planned."
         )
 

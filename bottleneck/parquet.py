@@ -76,4 +76,4 @@ def label_names(schema: pa.Schema, column: str | None, where: str) -> tuple[str,
         return ()
     if not isinstance(names, list):
         return ()
-    return check_label_names(map(str, names), f"the metadata of {where} (give --label-names, or --labels none)")
+    return check_label_names(map(str, names), f"the metadata of {where} (give `label_names`, or `labels` none)")

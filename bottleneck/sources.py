@@ -135,9 +135,9 @@ def with_class_names(uri: str, reading: Reading) -> Reading:
         return reading
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{store.uri}/{CLASSES} is no text in UTF-8: {error}. Give --label-names, or move it."
+            f"{store.uri}/{CLASSES} is no text in UTF-8: {error}. Give `label_names`, or move it."
         ) from None
-    names = parse_label_names(text, f"{store.uri}/{CLASSES} (which --label-names replaces)")
+    names = parse_label_names(text, f"{store.uri}/{CLASSES} (which `label_names` replaces)")
     log.info("%s/%s names %s", store.uri, CLASSES, counted(len(names), "class", "classes"))
     return replace(reading, label_names=names)
 

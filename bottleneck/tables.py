@@ -213,7 +213,7 @@ def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
     if label is not None and not is_plain(schema.field(label).type):
         raise UsageError(
             f"{name} has labels of type {schema.field(label).type} in its column {label!r}. Expected numbers or texts, "
-            "one label an image: give another --label-column, or --labels none."
+            "one label an image: give another `label_column`, or `labels` none."
         )
     kind = schema.field(image).type
     is_struct = pa.types.is_struct(kind)
@@ -228,11 +228,11 @@ def _image_column(schema: pa.Schema, asked: str | None, name: str) -> str:
         return can_hold[0]
     if asked is None and can_hold:
         raise UsageError(
-            f"{name} has several columns that can hold images. Expected --image-column to name one of: "
+            f"{name} has several columns that can hold images. Expected `image_column` to name one of: "
             f"{', '.join(can_hold)}."
         )
     if asked is not None and asked not in schema.names:
-        raise UsageError(f"{name} has no column {asked!r}. Expected --image-column to name one of: {listed}.")
+        raise UsageError(f"{name} has no column {asked!r}. Expected `image_column` to name one of: {listed}.")
     if asked is not None and asked in can_hold:
         return asked
     for field in schema if asked is None else [schema.field(asked)]:
@@ -241,7 +241,7 @@ def _image_column(schema: pa.Schema, asked: str | None, name: str) -> str:
     received = f"column {asked!r} of type {schema.field(asked).type}" if asked else f"the columns {listed}"
     raise UsageError(
         f"{name} has no column of image bytes. Expected one of type binary or struct<bytes, path>, of the files' own "
-        f"bytes. Received: {received}. If it names images, give this one file as the source, with --source-format list."
+        f"bytes. Received: {received}. If it names images, give this one file as the source, with `source_format` list."
     )
 
 
@@ -264,7 +264,7 @@ def _other_images(kind: pa.DataType) -> str:
 
 _PATHS_ONLY = (
     "Embed the images when the table is written (push_to_hub does, and datasets.table.embed_table_storage), or give "
-    "this one file as the source with --source-format list, and --roots with the folder that holds the images."
+    "this one file as the source with `source_format` list, and `roots` with the folder that holds the images."
 )
 
 

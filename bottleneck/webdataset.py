@@ -125,7 +125,7 @@ class WebDataset:
         except _CutError as error:
             if not self.reading.accept_cut:
                 raise UsageError(
-                    f"{error} Expected a whole tar. Fetch or write it again, or give --accept-cut to take what is "
+                    f"{error} Expected a whole tar. Fetch or write it again, or give `accept_cut` to take what is "
                     "there."
                 ) from None
             others[CUT] += 1
@@ -198,7 +198,7 @@ class _Labels:
         if known[0] == label[0] and known != label:
             raise UsageError(
                 f"{self.where} has two labels for {stem}: {known[1]!r} and {label[1]!r}. Expected one: names of its "
-                "members repeat. Write the tar anew, or plan with --labels none."
+                "members repeat. Write the tar anew, or plan with `labels` none."
             )
         self.by_stem[stem] = max(known, label)
         sample = _sample(name)

@@ -104,7 +104,7 @@ def test_an_image_that_is_listed_again_is_one_image(photos: Path) -> None:
 )  # fmt: skip
 def test_a_list_names_nothing_outside_its_places(photos: Path, uri: str) -> None:
     source = write_list(photos, f"uri\ncats/0001.jpg\n{uri.format(place=photos)}\n")
-    with pytest.raises(UsageError, match=r"outside the places it may name: .*--roots"):
+    with pytest.raises(UsageError, match=r"outside the places it may name: .*`roots`"):
         found(source)
 
 
@@ -124,7 +124,7 @@ def test_roots_are_places_a_list_may_name(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a,b\n1,2\n", "--image-column"),
+        ("a,b\n1,2\n", "`image_column`"),
         ("uri,uri\n1,2\n", "several columns called uri"),
         ("uri,label\ncats/0001.jpg\n", "cannot be read"),
         ("", "cannot be read"),
@@ -296,7 +296,7 @@ def test_a_list_of_which_much_is_missing_is_not_planned(photos: Path, tmp_path: 
         "5 are not there",
         f"Looked for: {looked_for}, ...",
         "(title)",
-        "--max-rejected 1",
+        "`max_rejected` 1",
     ):
         assert words in str(refused.value)
     assert not (tmp_path / "out").exists()
@@ -370,9 +370,7 @@ def test_other_usual_columns_of_images(photos: Path, column: str) -> None:
 
 
 def test_a_list_without_a_column_of_images_is_told_in_words(photos: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"names the images is not clear from their names: a, b\. Expected --image-col"
-    ):
+    with pytest.raises(UsageError, match=r"names the images is not clear from their names: a, b\. Expected `image_col"):
         found(write_list(photos, "a,b\ncats/0001.jpg,x\n"))
     with pytest.raises(UsageError, match="Expected a header; the first line looks like an image's"):
         found(write_list(photos, "cats/0001.jpg,x\n"))

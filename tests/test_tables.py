@@ -116,7 +116,7 @@ def test_floats_of_pandas_are_the_numbers_they_were(tmp_path: Path) -> None:
 def test_columns_are_named_where_they_cannot_be_told(tmp_path: Path) -> None:
     schema = pa.schema([pa.field(name, pa.binary()) for name in ("left", "right")] + [pa.field("kind", pa.string())])
     write_table(tmp_path / "a.parquet", [{"left": b"l", "right": b"r", "kind": "k"}], schema)
-    with pytest.raises(UsageError, match=r"several columns .* --image-column to name one of: left, right"):
+    with pytest.raises(UsageError, match=r"several columns .* `image_column` to name one of: left, right"):
         found(tmp_path)
     with pytest.raises(UsageError, match="Received: column 'kind' of type string"):
         found(tmp_path, image_column="kind")
@@ -140,7 +140,7 @@ SPARK = pa.struct([pa.field(n, pa.int32()) for n in ("height", "width", "mode")]
         (pa.list_(FILE), [], "several images in a row.*a row for each.*type list<"),
         (pa.large_list(pa.binary()), [], "several images in a row"),
         (SPARK, None, r"decoded pixels, as Spark's.*binaryFile"),
-        (pa.struct([pa.field("path", pa.string())]), None, "paths of images without their bytes.*--source-format list"),
+        (pa.struct([pa.field("path", pa.string())]), None, "paths of images without their bytes.*`source_format` list"),
         (pa.string(), "a.jpg", r"no column of image bytes.*Received: the columns image, number"),
         (
             FILE,

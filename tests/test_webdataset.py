@@ -137,7 +137,7 @@ def test_labels_stand_beside_the_image(
 )
 def test_a_label_beside_an_image_that_cannot_be_used_is_told(tmp_path: Path, side: tuple[str, bytes]) -> None:
     tiny.write_files(tmp_path, {"0.tar": tar({"a.jpg": b"1", side[0]: side[1]})})
-    with pytest.raises(UsageError, match=rf"0\.tar/{side[0]}: label .*--labels none"):
+    with pytest.raises(UsageError, match=rf"0\.tar/{side[0]}: label .*`labels` none"):
         found(tmp_path, label_names=("daisy", "tulip"))
     assert len(found(tmp_path, labels="none")[0]) == 1
 
@@ -368,7 +368,7 @@ def test_a_tar_that_is_cut_off_stops_the_plan(tmp_path: Path, cut: str) -> None:
     whole = tar({f"{n}.jpg": b"x" * 100 for n in range(5)})
     tiny.write_files(tmp_path, {"0.tar": whole, "1.tar": whole[:size]})
     members = "1 member" if num_images == 1 else f"{num_images} members"
-    with pytest.raises(UsageError, match=rf"1\.tar is cut off: .*byte {size:,} .* after {members}.*--accept-cut"):
+    with pytest.raises(UsageError, match=rf"1\.tar is cut off: .*byte {size:,} .* after {members}.*`accept_cut`"):
         found(tmp_path)
     with pytest.raises(UsageError, match=r"1\.tar is cut off"):
         make_plan(str(tmp_path), str(tmp_path / "out"), tiny.spec())
