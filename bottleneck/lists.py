@@ -281,18 +281,18 @@ class _Report:
             return
         others = [column for column in self.columns.columns if column not in (self.columns.image, self.columns.label)]
         remedies = [
-            f"`image_column`, if another than {self.columns.image!r} names the images ({', '.join(others[:20])})"
+            f"`image_column`, if a column other than {self.columns.image!r} names the images ({', '.join(others[:20])})"
             if others
             else "",
-            f"{'other' if self.reading.roots else 'the'} `roots`, if they are elsewhere",
-            "`max_rejected` 1, to have each planned and rejected as missing",
+            f"{'other ' if self.reading.roots else ''}`roots`, if the images are elsewhere",
+            "`max_rejected` 1, to plan the list as it is and reject what is missing",
         ]
         looked_for = ", ".join(map(repr, self.looked_for)) + (", ..." if self.missing > NUM_NAMED else "")
-        elsewhere = ", and the same below the `roots`" if self.reading.roots else ""
+        elsewhere = ", and for the same below the `roots`" if self.reading.roots else ""
         raise UsageError(
-            f"Of the {self.total:,} images that {self.name} names {self.missing:,} are not there, more than the share "
-            f"of {max_missing:g} that `max_rejected` allows. Looked for: {looked_for}{elsewhere}. Give "
-            f"{'; '.join(filter(None, remedies))}. Nothing was planned."
+            f"{self.missing:,} of {counted(self.total, 'image')} named in {self.name} not found; `max_rejected` allows "
+            f"a share of {max_missing:g}. Looked for {looked_for}{elsewhere}. Nothing was planned. Give "
+            f"{'; '.join(filter(None, remedies))}."
         )
 
     def tell(self) -> None:
