@@ -26,6 +26,7 @@ from bottleneck.prepare import Work, prepare_images
 from bottleneck.rows import data_schema
 from bottleneck.spec import FeatureSpec
 from bottleneck.store import open_store
+from bottleneck.text import counted
 
 NUM_SAMPLED = 32
 """VGG16 does them in 3 s on two cores without AMX; of 512 photos they told the output's size to 2 %."""
@@ -91,7 +92,7 @@ def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
     pixels_NHWC = np.concatenate([one.pixels_NHWC for one in prepared])
     if not len(pixels_NHWC):
         named = ", ".join(f"{count} x {outcome}" for outcome, count in outcomes(rows).items())
-        raise FeaturesError(f"None of the {len(rows)} images sampled can be decoded: {named}.")
+        raise FeaturesError(f"None of the {counted(len(rows), 'image')} sampled can be decoded: {named}.")
     firsts = np.cumsum([0, *(len(one.pixels_NHWC) for one in prepared[:-1])])
     pixels_of_row = np.concatenate(
         [

@@ -338,8 +338,8 @@ class _Verification:
                 filter(
                     None,
                     [
-                        f"{len(missing)} shards have no file" if missing else "",
-                        f"{len(stale)} shards are to be done again" if stale else "",
+                        f"shards without a file: {len(missing):,}" if missing else "",
+                        f"shards to be done again: {len(stale):,}" if stale else "",
                         self.unfinished,
                     ],
                 )

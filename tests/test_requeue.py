@@ -413,7 +413,7 @@ def test_a_worker_of_an_older_plan_makes_the_shard_pending_again(world: World) -
         finish(plan)
     report = verify(str(world.output), full=True)
     assert (report.exit_code, report.missing, report.corrupt) == (3, 0, ())
-    assert "1 shards are to be done again" in report.unfinished
+    assert "shards to be done again: 1" in report.unfinished
     world.extract()
     good(world)
 

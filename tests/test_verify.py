@@ -352,7 +352,7 @@ def test_an_unfinished_output_is_incomplete_but_sound(output: Path, full: bool) 
     (output / DATA_1).unlink()
     (output / DATA_3).unlink()
     report = verify(str(output), full)
-    assert_incomplete(report, missing=6, unfinished="2 shards have no file")
+    assert_incomplete(report, missing=6, unfinished="shards without a file: 2")
     assert report.missing_files == (DATA_1, DATA_3)
     assert report.planned == report.ok + sum(report.rejected.values()) + report.missing
 
@@ -371,10 +371,10 @@ def test_a_success_older_than_the_extension_is_incomplete_until_it_is_written_ag
 @pytest.mark.parametrize("full", [False, True])
 def test_a_revision_is_incomplete_until_its_shards_are_replaced(output: Path, full: bool) -> None:
     revise(output)
-    assert_incomplete(verify(str(output), full), missing=0, unfinished="2 shards are to be done again")
+    assert_incomplete(verify(str(output), full), missing=0, unfinished="shards to be done again: 2")
     write_revised(output, {1: REVISED[1]})  # its _SUCCESS.json still speaks of the file before
     report = verify(str(output), full)
-    assert_incomplete(report, missing=0, unfinished="1 shards are to be done again; _SUCCESS.json was written before")
+    assert_incomplete(report, missing=0, unfinished="shards to be done again: 1; _SUCCESS.json was written before")
     assert (report.planned, report.ok, report.rejected) == (14, 12, {"changed": 1, "missing": 1})
     write_revised(output)
     assert_incomplete(verify(str(output), full), missing=0, unfinished="written before plan/extension-00001.json")
@@ -391,7 +391,7 @@ def test_revisions_and_extensions_follow_each_other(output: Path, full: bool) ->
     replaced = {"replaced_bytes": sum(i.size for i in REVISED[1]), "replaced_label_counts": {"cats": 4}}
     revise(output, again, 3, **replaced)
     report = verify(str(output), full)
-    assert_incomplete(report, missing=4, unfinished="1 shards have no file; 1 shards are to be done again")
+    assert_incomplete(report, missing=4, unfinished="shards without a file: 1; shards to be done again: 1")
     write_shards(output, sorted(LATER), first_shard=4)
     write_revised(output, again, 3)
     write_success(output)
@@ -402,7 +402,7 @@ def test_revisions_and_extensions_follow_each_other(output: Path, full: bool) ->
 def test_a_file_replaced_by_an_older_one_is_to_be_done_again(output: Path, full: bool) -> None:
     revised(output)
     write_shards(output, IMAGES[4:8], 1)
-    assert_incomplete(verify(str(output), full), missing=0, unfinished="1 shards are to be done again")
+    assert_incomplete(verify(str(output), full), missing=0, unfinished="shards to be done again: 1")
 
 
 def assert_incomplete(report: Report, missing: int, unfinished: str) -> None:
