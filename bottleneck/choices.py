@@ -37,14 +37,18 @@ def _check(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     close = difflib.get_close_matches(str(value), shown, 1)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise UsageError(
-        f"{name} takes {' or '.join(filter(None, [', '.join(shown[:-1]), shown[-1]]))}. Received: {value!r}.{hint}"
+        f"`{name}` takes {' or '.join(filter(None, [', '.join(shown[:-1]), shown[-1]]))}. Received: {value!r}.{hint}"
     )
 
 
 @functools.cache
 def _choices_of(dataclass: type) -> dict[str, tuple[Any, ...]]:
     """The valid values of each field that has a list of them."""
-    found = {name: _choices(hint) for name, hint in typing.get_type_hints(dataclass).items()}
+    try:
+        hints: dict[str, Any] = typing.get_type_hints(dataclass)
+    except NameError:  # of a quoted name that is imported for type checkers only: those stay texts
+        hints = dataclass.__annotations__
+    found = {name: _choices(hint) for name, hint in hints.items()}
     return {name: choices for name, choices in found.items() if choices}
 
 

@@ -2,10 +2,10 @@
 
 Shapes: S x S pixels of the base's input, H x W pixels as stored, C = 3 channels in the order R, G, B.
 
-Bytes from a bucket are not trusted. They meet no other reader than the six named here, each chosen by the bytes it is
-made for, and the size in the header is compared with the cap before a pixel is decoded. Memory peaks at 7 to 16 bytes a
-pixel as stored: at the default cap of 100 million pixels 0.7 GB for 16-bit PNG, 1.0 GB for progressive JPEG and 1.6 GB
-for WebP (measured).
+Bytes from a bucket are not trusted. They meet no other reader than the nine named here, each chosen by the bytes it
+is made for, and the size in the header is compared with the cap before a pixel is decoded. Memory peaks at 7 to 20
+bytes a pixel as stored: at the default cap of 100 million pixels 0.7 GB for 16-bit PNG, 1.0 GB for progressive JPEG,
+1.2 GB for AVIF, 1.6 GB for WebP and, on request, 2.0 GB for JPEG 2000 (measured).
 
 Colours are taken as stored: ICC profiles are not applied, as Keras does not apply them either.
 """
@@ -21,18 +21,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from bottleneck.errors import UsageError
 from bottleneck.rows import Reason
 from bottleneck.spec import FeatureSpec, Limits
 
-BYTES_A_PIXEL = 16
+BYTES_A_PIXEL = 20
 """At the peak, of the hungriest decoder."""
 MIN_DECODE_BYTES = 50_000_000
 """Left where the smallest image can be decoded, or one whose size is not known."""
@@ -45,7 +48,7 @@ class Decoded:
     pixels_HWC: npt.NDArray[np.uint8]
     """uint8 [S, S, 3], RGB, values in the range [0, 255]."""
     width: int
-    """Pixels as stored, before EXIF turns the image (a TIFF is turned by Pillow itself on opening)."""
+    """Pixels as stored, before EXIF turns the image (TIFF and HEIC are turned by their readers on opening)."""
     height: int
     mode: str
     """Pillow's name for the pixels as stored: `RGB`, `L`, `P`, `CMYK`, `I;16`, ..."""
@@ -77,11 +80,16 @@ def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected
             `keep_aspect_ratio=True`, for the same interpolation, `exif="ignore"`, `decode="exact"` and 8-bit images.
             With `draft` a JPEG's blocks of 8 x 8 are decoded as 4 x 4, 2 x 2 or 1 x 1 pixels where the result has at
             least S x S.
-        limits: `max_bytes`, `max_pixels`, `tiff`. Where `max_pixels` is above 179 million, that limit of Pillow's own
-            still holds for WebP, TIFF, and GIF frames larger than their screen.
+        limits: `max_bytes`, `max_pixels`, `formats`. Where `max_pixels` is above 179 million, that limit of Pillow's
+            own still holds for WebP, TIFF, and GIF frames larger than their screen; no side of an AVIF or HEIC may be
+            above 32,768.
 
     Returns:
         `Decoded` or `Rejected`; no bytes make it raise, only a lack of memory does.
+
+    Raises:
+        MemoryError: if there is too little of it for this image.
+        UsageError: for an HEIC image, where `formats` has it and pillow-heif is not installed.
     """
     if not data:
         return Rejected("empty")
@@ -90,10 +98,9 @@ def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected
     plugin = _plugin(data, limits)
     if plugin is None:
         return Rejected("unsupported_format" if _is_other_image(data) else "not_an_image")
-    if plugin is WebPImageFile:
-        width, height = _webp_size(data)
-        if width * height > limits.max_pixels:
-            return Rejected("too_many_pixels", width, height)
+    width, height = _size_before_opening(data, plugin)
+    if width * height > limits.max_pixels:
+        return Rejected("too_many_pixels", width, height)
     header: tuple[int, int, str] | tuple[()] = ()
     with _PILLOW_IS_SILENT:
         try:
@@ -103,6 +110,8 @@ def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected
                 return Rejected("too_many_pixels", *header)
             if spec.decode == "draft":  # a no-op for all but JPEG, and never smaller than asked for
                 image.draft(None, (spec.image_size_px, spec.image_size_px))
+            if plugin is Jpeg2KImageFile and not _ends_as_jpeg2000(data):
+                return Rejected("truncated", *header)
             image.load()
         except MemoryError:
             raise
@@ -134,18 +143,19 @@ def _lacks_memory(width: int = 0, height: int = 0) -> bool:
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG2000 = (b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51")
 _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 
 _OTHER_IMAGES = (
     *_TIFF,
     *(b"\0\0\1\0", b"\0\0\2\0"),  # ICO, CUR
-    *(b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51"),  # JPEG 2000
+    *_JPEG2000,
     *(b"\0\0\0\x0cJXL \r\n", b"\xff\x0a"),  # JPEG XL
     *(b"II\xbc\1", b"8BPS", b"gimp xcf", b"qoif", b"icns", b"DDS ", b"v/1\1", b"#?RADIANCE", b"\x8aMNG", b"AT&TFORM"),
     *(b"IIRO", b"IIRS", b"IIU\0", b"FUJIFILMCCD-RAW"),  # cameras' raw files; most others are TIFF
 )
 _OTHER_PATTERNS = re.compile(
-    rb"....ftyp(avi[fs]|he[iv][cxms]|mif[12]|msf1|crx )"  # AVIF, HEIC, CR3
+    rb"....ftyp(avi[fs]|he[iv][cxms]|mif[12]|msf1|crx )"  # AVIF, HEIC, others of the family, CR3
     rb"|P[1-7]\s[\s#]*\d"  # PBM, PGM, PPM
     rb"|(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--[^>]*-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]",
     re.DOTALL,
@@ -169,9 +179,41 @@ def _plugin(data: bytes, limits: Limits) -> type[ImageFile] | None:
     # Two letters may also begin a text, so the next thing known of a BMP must be there too.
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
         return BmpImageFile
-    if limits.tiff and data.startswith(_TIFF):
+    if "tiff" in limits.formats and data.startswith(_TIFF):
         return TiffImageFile
-    return None
+    if data.startswith(_JPEG2000):
+        return Jpeg2KImageFile if "jpeg2000" in limits.formats else None
+    family = _heif_brand(data)
+    if family == "avif":
+        return AvifImageFile
+    return _heic_plugin() if family == "heic" and "heic" in limits.formats else None
+
+
+def _heic_plugin() -> type[ImageFile]:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise UsageError(
+            f"This image is HEIC, which the plan accepts, but pillow-heif cannot be imported here: {error}. Install it "
+            "wherever images are decoded: pip install 'bottleneck-features[heic]'."
+        ) from error
+    plugin: type[ImageFile] = HeifImageFile
+    return plugin
+
+
+_HEIF_BRANDS = {"avif": (b"avif", b"avis"), "heic": (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")}
+
+
+def _heif_brand(data: bytes) -> str | None:
+    """Which of the formats that share HEIF's container this is, by the brands in its first box.
+
+    https://nokiatech.github.io/heif/technical.html
+    """
+    if data[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(data[:4], "big"), 1024)
+    brands = [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]  # the major one counts most
+    return next((name for brand in brands for name, own in _HEIF_BRANDS.items() if brand in own), None)
 
 
 MAGIC_BYTES = 1024
@@ -187,6 +229,18 @@ def _is_other_image(data: bytes) -> bool:
     return data.startswith(_OTHER_IMAGES) or _OTHER_PATTERNS.match(data[:MAGIC_BYTES]) is not None
 
 
+def _size_before_opening(data: bytes, plugin: type[ImageFile]) -> tuple[int, int]:
+    """Width and height in the header, of formats whose readers reserve memory, or go by another header, afterwards.
+
+    0, 0 for the others.
+    """
+    if plugin is WebPImageFile:
+        return _webp_size(data)
+    if plugin is Jpeg2KImageFile:
+        return _jpeg2000_size(data)
+    return _heif_size(data) if data[4:8] == b"ftyp" else (0, 0)
+
+
 def _webp_size(data: bytes) -> tuple[int, int]:
     """Width and height from a WebP's header; Pillow's reader reserves memory for all pixels when it opens one.
 
@@ -198,6 +252,41 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         bits = int.from_bytes(data[21:25], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+_HEIF_HEADER_BYTES = 1_000_000
+
+
+def _heif_size(data: bytes) -> tuple[int, int]:
+    """The largest size that an AVIF or HEIC says of any image in it, without what blocks of 64 pixels may add.
+
+    It is that of the coded image, which may be cropped to what is shown.
+    """
+    sizes = [(0, 0)]
+    at = data.find(b"ispe", 0, _HEIF_HEADER_BYTES)
+    while 0 <= at <= len(data) - 16:
+        if data[at - 4 : at] == b"\0\0\0\x14":  # the length of such a box
+            width, height = struct.unpack_from(">II", data, at + 8)
+            sizes.append((max(0, width - 63), max(0, height - 63)))
+        at = data.find(b"ispe", at + 4, _HEIF_HEADER_BYTES)
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _jpeg2000_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the code stream says, which is what is decoded, whatever the header before it says."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(data) < at + 24:
+        return 0, 0
+    right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
+    return max(0, right - left), max(0, bottom - top)
+
+
+def _ends_as_jpeg2000(data: bytes) -> bool:
+    """Whether the end mark of the code stream is there: without it, one that was cut between two tiles would do.
+
+    Its two bytes are nowhere else in the coded data.
+    """
+    return data.rfind(b"\xff\xd9") > data.find(b"\xff\x93")
 
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -309,7 +398,7 @@ class _Silence:
     """Ignore Pillow's warnings while any thread decodes: a bad image is a row, not a warning.
 
     `warnings.catch_warnings` alone would not do: the filters are the process's, and of two threads that overlap the
-    last one out would put back what the first one set. libtiff still writes to stderr; that comes with `--tiff`.
+    last one out would put back what the first one set. libtiff still writes to stderr, with `--formats tiff`.
     """
 
     def __init__(self) -> None:

@@ -173,6 +173,7 @@ def open_or_make_plan(
     plan = load_plan(output)
     if plan is None:
         # All before the seconds that Keras takes to start, and a list may take its time as well.
+        limits.check_installed()
         check_weights(request.weights)
         check_layers(request.base, request.layers)
         found = survey(source, output, reading=reading, shard_size=shard_size, max_rejected=max_rejected)
@@ -207,7 +208,7 @@ def check_request(
         asked["precision"] = request.precision
     requested: dict[str, Any] = {
         "spec": asked,
-        "limits": vars(limits),
+        "limits": limits.to_json(),
         "reading": (reading or Reading()).asked(),
         "source": normal_uri(source),
     }

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bottleneck.choices import check_choice
+from bottleneck.choices import check_choice, check_choices
 from bottleneck.describe import layer_shape
 from bottleneck.errors import CorruptError, StoreError, UsageError
 from bottleneck.features import Features, finished, rows_of, vectors
@@ -62,6 +62,9 @@ class Contents:
     scratch: str
     """A folder for temporary files."""
     on_images: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     @property
     def label_order(self) -> str:

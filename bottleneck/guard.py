@@ -73,7 +73,7 @@ class GuardedByProcess:
                 raise MemoryError("the process that decodes does not start") from error
         pipe = self._child.pipe
         try:
-            pipe.send_bytes(json.dumps({"spec": spec.to_json(), "limits": vars(limits)}).encode())
+            pipe.send_bytes(json.dumps({"spec": spec.to_json(), "limits": limits.to_json()}).encode())
             pipe.send_bytes(data)
             if not pipe.poll(DECODE_SECONDS):
                 self.close()
@@ -106,7 +106,7 @@ def _decode_for_parent(pipe: Connection) -> None:
             # Twice what the parent waits: for a parent that was killed meanwhile.
             faulthandler.dump_traceback_later(2 * DECODE_SECONDS, exit=True)
             try:
-                outcome = decode(data, FeatureSpec.from_json(asked["spec"]), Limits(**asked["limits"]))
+                outcome = decode(data, FeatureSpec.from_json(asked["spec"]), Limits.from_json(asked["limits"]))
             except MemoryError as error:
                 pipe.send_bytes(json.dumps({"out_of_memory": str(error)}).encode())
                 continue

@@ -219,7 +219,7 @@ def load_plan(output: str) -> Plan | None:
     try:
         spec = FeatureSpec.from_json(document["spec"])
         predictions = document.get("predictions")
-        limits = [one.limits for one in listings if isinstance(one, Revision)] or [Limits(**document["limits"])]
+        limits = [one.limits for one in listings if isinstance(one, Revision)] or [Limits.from_json(document["limits"])]
         return Plan(
             source=document["source"],
             output=store.uri,
@@ -276,6 +276,7 @@ class Survey:
 
     def make_plan(self, spec: OutputSpec, limits: Limits) -> Plan:
         """What `make_plan` does after the source was looked at. Raises the same."""
+        limits.check_installed()
         store = open_store(self.output)
         listing = freeze(store, spec, self.images, self.skipped, first_shard=0, shard_size=self.shard_size)
         self.check(listing.images)
@@ -374,7 +375,7 @@ def commit_plan(
     document = {
         **header(spec),
         **spec.described(),
-        "limits": asdict(limits),
+        "limits": limits.to_json(),
         "reading": reading.to_json(),
         "shard_size": shard_size,
         "source": source,
@@ -395,7 +396,7 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
     planned: dict[str, Any] = {
         "spec": plan.spec.to_json(),
         "predictions": plan.predictions.to_json() if plan.predictions else None,
-        "limits": asdict(plan.limits),
+        "limits": plan.limits.to_json(),
         "reading": plan.reading.to_json(),
         "source": plan.source,
         "shard_size": plan.shard_size,
@@ -422,7 +423,7 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
 
 
 def _differing(name: str, planned: Any, requested: Any) -> str:
-    return f"{name}: planned {_shown(planned)}, requested {_shown(requested)}"
+    return f"{name}: planned {shown(planned)}, requested {shown(requested)}"
 
 
 def check_output(output: str) -> None:
@@ -468,7 +469,7 @@ def _listing(document: dict[str, Any]) -> Listing:
         if "revised" not in document:
             return Listing(**fields, parts=parts)
         fields |= {name: document[name] for name in ("revised", "replaced_bytes", "replaced_label_counts")}
-        return Revision(**fields, parts=parts, limits=Limits(**document["limits"]))
+        return Revision(**fields, parts=parts, limits=Limits.from_json(document["limits"]))
     except (KeyError, TypeError) as error:
         raise CorruptError(
             f"The plan is damaged: {error!r}. Restore plan.json and plan/, or plan a new output."
@@ -491,7 +492,8 @@ def _read_json(store: Store, name: str) -> dict[str, Any] | None:
     return document
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting for a message; of a long list the first."""
     if not isinstance(value, list | tuple):
         return str(value)
     more = [f"... ({len(value):,} in all)"] if len(value) > NUM_SHOWN else []

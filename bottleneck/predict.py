@@ -128,8 +128,10 @@ def check_predictions(plan: Plan, source: str, spec: PredictionSpec, **asked: Li
     }
     for name, value in asked.items():
         if value is not None:
-            is_part = isinstance(value, Limits)
-            requested[name] = value.asked() if isinstance(value, Reading) else vars(value) if is_part else value
+            if isinstance(value, Reading):
+                requested[name] = value.asked()
+            else:
+                requested[name] = value.to_json() if isinstance(value, Limits) else value
     if message := differences(plan, requested):
         raise FingerprintError(message)
 

@@ -54,14 +54,14 @@ class Work:
         return {
             **vars(self),
             "spec": self.spec.to_json(),
-            "limits": vars(self.limits),
+            "limits": self.limits.to_json(),
             "reading": self.reading.to_json(),
             "predictions": predictions,
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Work":
-        spec, limits = FeatureSpec.from_json(value["spec"]), Limits(**value["limits"])
+        spec, limits = FeatureSpec.from_json(value["spec"]), Limits.from_json(value["limits"])
         predictions = PredictionSpec(features=spec, **value["predictions"]) if value["predictions"] else None
         reading = Reading.from_json(value["reading"])
         return cls(**{**value, "spec": spec, "limits": limits, "reading": reading, "predictions": predictions})

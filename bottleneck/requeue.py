@@ -36,13 +36,13 @@ from bottleneck.listing import (
 )
 from bottleneck.objects import Entry, ObjectChangedError, ObjectGoneError, Store
 from bottleneck.parquet import open_parquet
-from bottleneck.plan import Plan
+from bottleneck.plan import Plan, shown
 from bottleneck.rows import Reason, check_schema
 from bottleneck.sources import open_source
 from bottleneck.spec import Limits
 from bottleneck.store import open_store
 
-REASON_OF_LIMIT = {"max_bytes": "too_many_bytes", "max_pixels": "too_many_pixels", "tiff": "unsupported_format"}
+REASON_OF_LIMIT = {"max_bytes": "too_many_bytes", "max_pixels": "too_many_pixels", "formats": "unsupported_format"}
 NUM_READ = 8
 """Data files whose rows are looked at, at once."""
 
@@ -112,17 +112,26 @@ def check(plan: Plan, reasons: Collection[str], changed: bool, limits: Limits) -
             f"{plan.output} holds predictions of the features in {plan.source}. Requeue those and extract them; then "
             f"`bottleneck predict {plan.source} {plan.predictions.head} {plan.output} --extend` predicts them again."
         )
+    limits.check_installed()
     for name, reason in REASON_OF_LIMIT.items():
         old, new, option = getattr(plan.limits, name), getattr(limits, name), f"--{name.replace('_', '-')}"
-        if new < old:
+        if not _includes(new, old):
             raise UsageError(
-                f"{option} can only be raised, as what the plan accepted stays. Planned: {old}. Received: {new}."
+                f"{option} can only be raised, as what the plan accepted stays. Planned: {shown(old)}. Received: "
+                f"{shown(new)}."
             )
-        if new > old and reason not in reasons:
+        if new != old and reason not in reasons:
             raise UsageError(
                 f"{option} decides about images that are rejected as {reason}, and all of them are judged alike. "
                 f"Expected --reason {reason} beside it. Received: {' '.join(reasons) or 'no --reason'}."
             )
+
+
+def _includes(new: int | tuple[str, ...], old: int | tuple[str, ...]) -> bool:
+    """Whether a limit accepts all that another does."""
+    if isinstance(new, tuple) and isinstance(old, tuple):
+        return set(new) >= set(old)
+    return new >= old  # type: ignore[operator]  # of one kind
 
 
 def _rejected(plan: Plan, store: Store, reasons: frozenset[str]) -> Named:

@@ -5,6 +5,7 @@ plan records. Whatever changes a feature's value is in the spec, whatever change
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +24,7 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Exif = Literal["apply", "ignore"]
 DecodeMode = Literal["exact", "draft"]
 Dtype = Literal["float16", "float32"]
+Format = Literal["tiff", "jpeg2000", "heic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +225,34 @@ class Limits:
     """Images with more bytes are not fetched but rejected as `too_many_bytes`."""
     max_pixels: int = 100_000_000
     """Images whose header says more pixels are not decoded but rejected as `too_many_pixels`."""
-    tiff: bool = False
-    """Accept TIFF as well; its many codecs are a wider surface for hostile files."""
+    formats: tuple[Format, ...] = ()
+    """Formats to accept beside JPEG, PNG, WebP, GIF, BMP and AVIF, of `tiff`, `jpeg2000` and `heic` (which takes the
+    package pillow-heif). Their decoders are a wider surface for hostile files."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        object.__setattr__(self, "formats", tuple(sorted(set(self.formats))))  # in any order they mean the same
         for name in ("max_bytes", "max_pixels"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` takes a number from 1 up. Received: {getattr(self, name)}.")
+
+    def check_installed(self) -> None:
+        """Raise UsageError where the decoder of a format is not installed."""
+        if "heic" in self.formats and importlib.util.find_spec("pillow_heif") is None:
+            raise UsageError(
+                "`formats` heic takes the package pillow-heif, which is not installed. Install it wherever images are "
+                "decoded: pip install 'bottleneck-features[heic]'."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "formats": list(self.formats)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read limits, also those of plans from before there were `formats`, which say whether `tiff` is one."""
+        given = dict(value)
+        formats = ["tiff"] if given.pop("tiff", False) else []
+        return cls(**{**given, "formats": tuple(given.get("formats", formats))})
 
 
 def split_layer(layer: str) -> tuple[str, Pooling]:

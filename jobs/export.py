@@ -18,6 +18,7 @@ from typing import Annotated, cast
 
 import tyro
 
+from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.features import open_features
 from bottleneck.formats import WRITERS, Order, export_features, suffix_of
@@ -50,6 +51,9 @@ class Config:
     head."""
     allow_incomplete: bool = False
     """Also export features whose extraction is not finished, with the shards there are."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def main(config: Config) -> int:

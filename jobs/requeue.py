@@ -17,10 +17,11 @@ from typing import Annotated, Any
 import tyro
 
 from bottleneck.base import requested_layers
+from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.plan import Plan, load_plan
 from bottleneck.requeue import Requeued, requeue_plan
-from bottleneck.spec import FeatureRequest, Limits, Reading
+from bottleneck.spec import FeatureRequest, Format, Limits, Reading
 from bottleneck.text import counted
 from jobs.results import answer, show
 
@@ -39,8 +40,11 @@ class Config:
     """A higher limit for the plan from now on; beside --reason too_many_bytes."""
     max_pixels: int | None = None
     """A higher limit for the plan from now on; beside --reason too_many_pixels."""
-    tiff: bool = False
-    """Accept TIFF from now on; beside --reason unsupported_format."""
+    formats: tuple[Format, ...] = ()
+    """Accept these formats as well from now on (tiff, jpeg2000, heic); beside --reason unsupported_format."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def main(config: Config) -> int:
@@ -50,7 +54,7 @@ def main(config: Config) -> int:
     limits = Limits(
         max_bytes=plan.limits.max_bytes if config.max_bytes is None else config.max_bytes,
         max_pixels=plan.limits.max_pixels if config.max_pixels is None else config.max_pixels,
-        tiff=plan.limits.tiff or config.tiff,
+        formats=(*plan.limits.formats, *config.formats),
     )
     plan, requeued = requeue_plan(plan, config.reason, changed=config.changed, limits=limits)
     again = command(plan) if requeued.shards else None

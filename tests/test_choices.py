@@ -48,11 +48,11 @@ def test_valid_values_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"colour": "Red"}, r"colour takes red or green. Received: 'Red'. Did you mean red\?"),
-        ({"colour": None}, r"colour takes red or green. Received: None."),
-        ({"colour": ["red"]}, r"colour takes red or green. Received: \['red'\]."),
-        ({"maybe": "c"}, r"maybe takes a or b. Received: 'c'."),
-        ({"several": ("x", "z")}, r"several takes x or y. Received: 'z'."),
+        ({"colour": "Red"}, r"`colour` takes red or green. Received: 'Red'. Did you mean red\?"),
+        ({"colour": None}, r"`colour` takes red or green. Received: None."),
+        ({"colour": ["red"]}, r"`colour` takes red or green. Received: \['red'\]."),
+        ({"maybe": "c"}, r"`maybe` takes a or b. Received: 'c'."),
+        ({"several": ("x", "z")}, r"`several` takes x or y. Received: 'z'."),
     ],
 )
 def test_anything_else_is_refused_with_what_is_valid(wrong: dict[str, Any], message: str) -> None:
@@ -61,11 +61,11 @@ def test_anything_else_is_refused_with_what_is_valid(wrong: dict[str, Any], mess
 
 
 def test_what_used_to_be_taken_for_another_choice_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"resize takes squash or crop. Received: 'crops'. Did you mean crop\?"):
+    with pytest.raises(UsageError, match=r"`resize` takes squash or crop. Received: 'crops'. Did you mean crop\?"):
         FeatureRequest(resize="crops")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"interpolation takes nearest, .* or lanczos. Received: 'cubic'"):
+    with pytest.raises(UsageError, match=r"`interpolation` takes nearest, .* or lanczos. Received: 'cubic'"):
         tiny.spec(interpolation="cubic")
-    with pytest.raises(UsageError, match=r"labels takes folder or none. Received: 'folders'"):
+    with pytest.raises(UsageError, match=r"`labels` takes folder or none. Received: 'folders'"):
         Reading(labels="folders")  # type: ignore[arg-type]
 
 
@@ -80,7 +80,7 @@ def test_every_dataclass_that_lists_choices_checks_them(of: Any) -> None:
             object.__setattr__(made, field.name, next(iter(_choices_of(of).get(field.name, (default,)))))
         wrong = ("typo",) if typing.get_origin(typing.get_type_hints(of)[name]) is tuple else "typo"
         object.__setattr__(made, name, wrong)
-        with pytest.raises(UsageError, match=f"^{name} takes .*'typo'"):
+        with pytest.raises(UsageError, match=f"^`{name}` takes .*'typo'"):
             made.__post_init__()
 
 

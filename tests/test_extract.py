@@ -214,7 +214,9 @@ def test_temporary_files_of_a_killed_run_neither_stop_the_next_nor_stay(tmp_path
 
 def test_work_travels_as_json_and_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
-    plan = planned(tiny.photos(tmp_path / "photos", 2), tmp_path / "features", limits=Limits(max_bytes=5, tiff=True))
+    plan = planned(
+        tiny.photos(tmp_path / "photos", 2), tmp_path / "features", limits=Limits(max_bytes=5, formats=("tiff",))
+    )
     work = Work.of(plan)
     text = json.dumps(work.to_json())
     assert Work.from_json(json.loads(text)) == work
@@ -338,7 +340,7 @@ OTHER_REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weights_sha256": ({"weights": "random:1"}, {}),
     "max_bytes": ({}, {"limits": Limits(max_bytes=7)}),
     "max_pixels": ({}, {"limits": Limits(max_pixels=7)}),
-    "tiff": ({}, {"limits": Limits(tiff=True)}),
+    "formats": ({}, {"limits": Limits(formats=("tiff",))}),
     "labels": ({}, {"reading": Reading(labels="none")}),
     "source_format": ({}, {"reading": Reading(source_format="webdataset")}),
     "image_column": ({}, {"reading": Reading(image_column="picture")}),

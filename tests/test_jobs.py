@@ -18,7 +18,7 @@ from jobs.__main__ import JOBS, main, options, with_options
 from jobs.demo import head_of
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
-LIMITS = ["max_bytes", "max_pixels", "tiff"]
+LIMITS = ["max_bytes", "max_pixels", "formats"]
 READING = ["labels", "source_format", "image_column", "label_column", "label_names", "roots", "follow_links"]
 READING += ["accept_cut"]
 OPTIONS = {
@@ -44,7 +44,7 @@ OPTIONS = {
         "use_gpu",
         "no_estimate",
     ],
-    "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "tiff"],
+    "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "formats"],
     "status": ["output", "watch"],
     "verify": ["output", "full", "recompute"],
     "predict": [

@@ -75,7 +75,7 @@ def test_a_plan_holds_every_image_once_in_key_order(source: Path, output: Path) 
 
 def test_a_plan_comes_back_as_it_was_made(source: Path, output: Path) -> None:
     tiny.write_files(source, names(10))
-    limits = Limits(max_bytes=1000, max_pixels=2000, tiff=True)
+    limits = Limits(max_bytes=1000, max_pixels=2000, formats=("tiff",))
     plan = planned(source, output, limits=limits, reading=Reading(labels="none"))
     assert load_plan(str(output)) == plan
     assert (plan.source, plan.output, plan.spec) == (str(source), str(output), SPEC)
@@ -169,7 +169,7 @@ def test_a_planner_that_comes_second_with_other_settings_is_refused(
             str(other if change == "source" else source),
             str(output),
             tiny.spec(resize="crop") if change == "spec" else SPEC,
-            limits=Limits(tiff=change == "limits"),
+            limits=Limits(formats=("tiff",) if change == "limits" else ()),
             reading=Reading(labels="none" if change == "labels" else "folder"),
             shard_size=4,
         )
@@ -295,10 +295,11 @@ def test_differences_name_each_field_with_both_values(source: Path, output: Path
     plan = planned(source, output)
     assert differences(plan, {"spec": SPEC.to_json(), "reading": Reading().asked(), "shard_size": 4}) is None
     message = differences(
-        plan, {"spec": {"resize": "crop", "exif": "apply"}, "limits": {"tiff": True}, "reading": {"labels": "none"}}
+        plan,
+        {"spec": {"resize": "crop", "exif": "apply"}, "limits": {"formats": ["tiff"]}, "reading": {"labels": "none"}},
     )
     assert message is not None
-    assert "resize: planned squash, requested crop; tiff: planned False, requested True; labels: planned" in message
+    assert "resize: planned squash, requested crop; formats: planned , requested tiff; labels: planned" in message
     assert "exif" not in message
     assert differences(plan, {"spec": {"weights": "other words for the same"}}) is None
 

@@ -243,7 +243,11 @@ def test_higher_limits_are_the_plans_from_then_on(tmp_path: Path) -> None:
         (("ugly", "empty"), {}, "empty, not_an_image.*Received: ugly"),
         (("too_many_bytes",), {"limits": Limits(max_bytes=7)}, "--max-bytes can only be raised.*Received: 7"),
         (("missing",), {"limits": Limits(max_pixels=10**9)}, "Expected --reason too_many_pixels.*Received: missing"),
-        ((), {"changed": True, "limits": Limits(tiff=True)}, "--reason unsupported_format.*Received: no --reason"),
+        (
+            (),
+            {"changed": True, "limits": Limits(formats=("tiff",))},
+            "--reason unsupported_format.*Received: no --reason",
+        ),
     ],
 )
 def test_what_cannot_be_requeued_is_refused(

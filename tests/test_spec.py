@@ -118,8 +118,30 @@ def test_a_random_seed_that_is_no_number_is_refused(weights: str) -> None:
 @pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_pixels": 0}, {"max_bytes": -1}, {"max_pixels": -1}])
 def test_limits_that_accept_nothing_are_refused(limits: dict[str, Any]) -> None:
     [(name, value)] = limits.items()
-    with pytest.raises(UsageError, match=rf"--{name.replace('_', '-')} .*Received: {value}"):
+    with pytest.raises(UsageError, match=rf"`{name}` .*Received: {value}"):
         Limits(**limits)
+
+
+def test_formats_mean_the_same_in_any_order_and_come_back_from_json() -> None:
+    limits = Limits(formats=("tiff", "heic", "tiff"))
+    assert limits == Limits(formats=("heic", "tiff"))
+    assert Limits.from_json(limits.to_json()) == limits
+    with pytest.raises(UsageError, match=r"`formats` takes tiff, jpeg2000 or heic. Received: 'tif'. Did you mean tiff"):
+        Limits(formats=("tif",))  # type: ignore[arg-type]
+
+
+def test_limits_of_plans_that_only_knew_tiff_are_read() -> None:
+    old = {"max_bytes": 10, "max_pixels": 20}
+    assert Limits.from_json({**old, "tiff": True}) == Limits(max_bytes=10, max_pixels=20, formats=("tiff",))
+    assert Limits.from_json({**old, "tiff": False}) == Limits(max_bytes=10, max_pixels=20)
+
+
+def test_a_format_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Limits(formats=("heic",)).check_installed()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    Limits(formats=("tiff",)).check_installed()
+    with pytest.raises(UsageError, match=r"pip install 'bottleneck-features\[heic\]'"):
+        Limits(formats=("heic",)).check_installed()
 
 
 def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:

@@ -45,7 +45,7 @@ CANARY = "canary-5ecret-of-this-machine-0123456789"
 START_SECONDS = 120
 NO_PLACES = {
     *("base", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype", "labels", "source_format"),
-    *("image_column", "label_column", "shard_size", "max_bytes", "max_pixels", "tiff", "extend", "max_rejected"),
+    *("image_column", "label_column", "shard_size", "max_bytes", "max_pixels", "formats", "extend", "max_rejected"),
     *(
         "address",
         "watch",

@@ -116,7 +116,7 @@ def test_an_unknown_layer_is_refused(photos: Photos, output: Path) -> None:
         ("dtype", ("--dtype", "float16")),
         ("max_bytes", ("--max-bytes", "1000")),
         ("max_pixels", ("--max-pixels", "1000")),
-        ("tiff", ("--tiff",)),
+        ("formats", ("--formats", "tiff")),
         ("labels", ("--labels", "none")),
         ("shard_size", ("--shard-size", "16")),
     ],
