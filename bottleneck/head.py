@@ -26,10 +26,10 @@ from bottleneck.objects import ObjectGoneError, Wanted
 from bottleneck.rows import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.spec import FeatureSpec, sha256_json
 from bottleneck.store import open_store
+from bottleneck.team import HEAD_JSON as HEAD_JSON
 from bottleneck.team import ClassWeight, HeadRequest, Kind, LocalTeam, Scale
 
 FORMAT = 1
-HEAD_JSON = "head.json"
 HEAD_TENSORS = "head.safetensors"
 
 

@@ -19,6 +19,9 @@ ClassWeight = Literal["none", "balanced"]
 Arrays = dict[str, np.ndarray]
 """Of a head by name, without the closing underscore of its attributes."""
 
+HEAD_JSON = "head.json"
+"""Of a head that is saved, beside its arrays: written last, so that where it is, the head is whole."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRequest:

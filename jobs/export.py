@@ -24,6 +24,7 @@ from bottleneck.features import open_features
 from bottleneck.formats import WRITERS, Order, export_features, suffix_of
 from bottleneck.progress import Display, Progress, duration
 from bottleneck.store import open_store, place_of
+from bottleneck.team import HEAD_JSON
 from bottleneck.text import counted, size
 from jobs.results import answer, show
 
@@ -67,8 +68,6 @@ def main(config: Config) -> int:
 
 
 def of_features(config: Config) -> int:
-    from bottleneck.head import HEAD_JSON  # scikit-learn takes seconds to import, which --help can do without
-
     if config.weights:
         raise UsageError("--weights is of heads: stored features need no network. Leave it out.")
     if open_store(config.source).exists(HEAD_JSON):
@@ -98,9 +97,6 @@ def of_features(config: Config) -> int:
 
 
 def of_head(config: Config) -> int:
-    from bottleneck.export import Format, export_head, facts_etag, facts_file
-    from bottleneck.head import Head
-
     if config.layer or config.flat or config.order != "shuffled" or config.allow_incomplete:
         raise UsageError(
             "--layer, --order, --flat and --allow-incomplete are of features; a head has its layer. Leave them out."
@@ -111,9 +107,12 @@ def of_head(config: Config) -> int:
             f"head. Received: {config.file}."
         )
     store, name = place_of(config.file)
-    head = Head.load(config.source)
-    if store.exists(name):  # before the seconds that building takes
+    if store.exists(name):  # before the seconds that importing and building take
         raise UsageError(f"{config.file} is there already. Give another name, or remove it.")
+    from bottleneck.export import Format, export_head, facts_etag, facts_file
+    from bottleneck.head import Head
+
+    head = Head.load(config.source)
     etag = facts_etag(store, f"{name}.json", head)
     store.try_writing(create_only=True)
     file_format = cast(Format, suffix_of(config.file).removeprefix("."))

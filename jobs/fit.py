@@ -23,7 +23,7 @@ from bottleneck.fitting import Fitted, check_labels, chosen_layer, evaluate_head
 from bottleneck.progress import PLAIN_SECONDS, duration, start_live
 from bottleneck.report import REPORT_HTML, report_of_features, write_report
 from bottleneck.store import check_output_uri, open_store
-from bottleneck.team import HeadRequest
+from bottleneck.team import HEAD_JSON, HeadRequest
 from bottleneck.text import counted
 from bottleneck.trainer import fit_head
 from jobs.results import answer, show
@@ -60,7 +60,7 @@ def main(config: Config) -> int:
 
 def fit(config: Config) -> dict[str, Any]:
     """The whole job, without its printing of the result."""
-    from bottleneck.head import HEAD_JSON, Head
+    from bottleneck.head import Head
 
     started = time.monotonic()
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)
