@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from bottleneck.decode import Rejected, decode
 from bottleneck.doctor import Finding
 from bottleneck.folder import FolderStore
-from bottleneck.objects import ObjectError, Store, Wanted
+from bottleneck.objects import NOT_ONCE, ObjectError, Store, Wanted
 from bottleneck.plan import check_output, load_plan
 from bottleneck.sources import open_source, resolve_reading
 from bottleneck.spec import FeatureSpec, Limits, Reading
@@ -79,11 +79,11 @@ def try_output(uri: str) -> Iterator[Finding]:
 def try_writing(store: Store) -> Iterator[Finding]:
     """Create an object, try to create it again, read it."""
     there = _existing_folder(store)
-    first, second = (f"Written by `bottleneck doctor`; may be deleted. {uuid.uuid4()}\n".encode() for _ in range(2))
+    written = f"Written by `bottleneck doctor`; may be deleted. {uuid.uuid4()}\n".encode()
     try:
-        created = store.create(PROBE, first)
-        written_again = store.create(PROBE, second)
+        created = store.create(PROBE, written)
         data = store.get(Wanted(PROBE, 0, ""))
+        creates_once = store.creates_once(PROBE, data)
         before = time.time()
         dates = {entry.key: when for entry, when in store.list_dated(PROBE)}
         then = dates[PROBE] if created else store.clock()
@@ -91,20 +91,15 @@ def try_writing(store: Store) -> Iterator[Finding]:
     finally:
         _remove(store, there)
     stays = "" if isinstance(store, FolderStore) else f"; it stays, as {PROBE}, and is known to be harmless"
-    if created and data != (second if written_again else first):
+    if created and data != written:
         yield Finding("writing", "failure", "what was written is read back as something else: the store cannot be used")
         return
     told = "an object was created and read back" if created else "an object of an earlier check is there"
     yield Finding("writing", "ok", told + stays)
-    if written_again:
-        yield Finding(
-            "create-only writes",
-            "failure",
-            "the store wrote over an object that it was asked to create only, so two runs could overwrite each other's "
-            "work. Expected one that honours If-None-Match: * on PUT, as S3 does: take another, or a newer version",
-        )
-    else:
+    if creates_once:
         yield Finding("create-only writes", "ok", "the second write of the same name was refused")
+    else:
+        yield Finding("create-only writes", "failure", NOT_ONCE)
     if abs(ahead) > CLOCK_SECONDS:
         told = f"the store's is {abs(ahead):,.0f} s {'ahead' if ahead > 0 else 'behind'}: set this machine's by NTP"
         yield Finding("clock", "warning", told)

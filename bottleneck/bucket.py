@@ -127,10 +127,8 @@ class BucketStore:
             self.create(TRIAL, b"")
 
     def create(self, key: str, data: bytes) -> bool:
-        # One PUT, which S3 takes up to 5 GB: the condition holds for the whole object.
-        put = {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data, "IfNoneMatch": "*"}
         try:
-            self._call(f"writing {self._name(key)}", "put_object", **put)
+            self._call(f"writing {self._name(key)}", "put_object", **self._create_only(key, data))
         except FileExistsError:
             # Some gateways answer every refused PUT alike, so look that the object is really there. It may be our own,
             # from a try whose answer was lost: then, as a rule, its ETag is the md5 of what we sent.
@@ -139,6 +137,18 @@ class BucketStore:
                 raise StoreError(f"The store refused to create {self._name(key)}, which is not there.") from None
             return found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
         return True
+
+    def creates_once(self, key: str, data: bytes) -> bool:
+        # Not by `create`, which takes an object with the bytes that it was to write for its own.
+        try:
+            self._call(f"writing {self._name(key)}", "put_object", **self._create_only(key, data))
+        except FileExistsError:
+            return True
+        return False
+
+    def _create_only(self, key: str, data: bytes) -> dict[str, Any]:
+        # One PUT, which S3 takes up to 5 GB: the condition holds for the whole object.
+        return {"Bucket": self.bucket, "Key": self.prefix + key, "Body": data, "IfNoneMatch": "*"}
 
     def create_from_file(self, key: str, path: str) -> bool:
         # In parts where it is large; completing them is the one request that makes the object, and has the condition,

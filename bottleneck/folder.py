@@ -192,6 +192,9 @@ class FolderStore:
                 raise
             return None
 
+    def creates_once(self, key: str, data: bytes) -> bool:
+        return not self.create(key, data)
+
     def create_from_file(self, key: str, path: str) -> bool:
         with _local_errors(f"writing {self._path(key)}"):
             os.makedirs(os.path.dirname(self._path(key)), exist_ok=True)

@@ -19,6 +19,11 @@ IN_FLIGHT = 32
 IN_FLIGHT_BYTES = 64_000_000
 """... and no more bytes than this, so that a shard of huge images does not fill the memory."""
 
+NOT_ONCE = (
+    "the store wrote over an object that it was asked to create only, so two runs could overwrite each other's work. "
+    "Expected one that honours If-None-Match: * on PUT, as S3 does: take another, or a newer version"
+)
+
 
 class Entry(NamedTuple):
     """One object of a listing."""
@@ -109,6 +114,13 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Write an object whole, unless the key is taken: True if this call created it. Never a partial object."""
 
+    def creates_once(self, key: str, data: bytes) -> bool:
+        """Whether `create` leaves an object that is there alone, tried on one.
+
+        Args:
+            key, data: an object and what it holds, so that a store that writes over it changes nothing.
+        """
+
     def create_from_file(self, key: str, path: str) -> bool:
         """`create` with what a local file holds, which need not fit the memory.
 
@@ -164,3 +176,9 @@ def windowed(wanted: Sequence[Wanted], submit: Callable[[Wanted], "Future[T]"]) 
     finally:
         for _, future in under_way:
             future.cancel()
+
+
+def check_creates_once(store: Store, key: str, data: bytes) -> None:
+    """Refuse a store in which two runs could overwrite each other's work. Raises StoreError."""
+    if not store.creates_once(key, data):
+        raise StoreError(f"{store.uri} cannot be an output: {NOT_ONCE}.")

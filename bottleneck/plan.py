@@ -24,7 +24,7 @@ from bottleneck.footer import revision_in
 from bottleneck.images import Image
 from bottleneck.labels import look_alike_warning
 from bottleneck.listing import Listing, Part, Revision, Shard, find, freeze, images_of, in_order
-from bottleneck.objects import Entry, ObjectGoneError, Store, Wanted
+from bottleneck.objects import Entry, ObjectGoneError, Store, Wanted, check_creates_once
 from bottleneck.sources import (
     ARCHIVE_KINDS,
     NO_ARCHIVES,
@@ -381,7 +381,10 @@ def commit_plan(
         "source": source,
         **asdict(listing),
     }
-    open_store(output).create("plan.json", json_bytes(document))
+    store = open_store(output)
+    for part in listing.parts[:1]:  # an object that is there anyway
+        check_creates_once(store, part.name, store.get(Wanted(part.name, 0, "")))
+    store.create("plan.json", json_bytes(document))
     plan = load_plan(output)
     if plan is None:
         raise StoreError(f"{output}/plan.json was written and is gone again.")

@@ -149,6 +149,9 @@ class RemoteStore:
     def create(self, key: str, data: bytes) -> bool:
         raise self._is_read_only()
 
+    def creates_once(self, key: str, data: bytes) -> bool:
+        raise self._is_read_only()
+
     def create_from_file(self, key: str, path: str) -> bool:
         raise self._is_read_only()
 

@@ -279,14 +279,19 @@ class WithoutConditions(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_gateway_that_ignores_conditions_is_a_failure(
-    s3_server: S3Server, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_a_gateway_that_ignores_conditions_is_a_failure_and_gets_no_plan(
+    tmp_path: Path, s3_server: S3Server, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WithoutConditions) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": url})
         findings = {finding.name: finding for finding in try_output("s3://bucket/out")}
+        WithoutConditions.objects.clear()
+        opened.cache_clear()
+        with pytest.raises(StoreError, match=r"s3://bucket/planned cannot be an output: .*If-None-Match"):
+            make_plan(str(tiny.photos(tmp_path / "photos", 2)), "s3://bucket/planned", tiny.spec())
+        assert [path.rpartition("/")[0] for path in WithoutConditions.objects] == ["/bucket/planned/plan"]
         server.shutdown()
     assert findings["writing"].state == "ok"
     assert findings["create-only writes"].state == "failure"

@@ -177,6 +177,13 @@ def test_an_object_is_created_once(place: Place) -> None:
     assert place.keys() == ["data/1.bin"]
 
 
+def test_whether_objects_are_created_once_is_tried_without_a_trace(place: Place) -> None:
+    place.store.create("plan/part", b"data")
+    assert place.store.creates_once("plan/part", b"data")
+    assert whole(place.store, "plan/part") == b"data"
+    assert place.keys() == ["plan/part"]
+
+
 @pytest.mark.parametrize("size", [0, 1, 9_000_000])
 def test_an_object_comes_back_as_it_was(place: Place, size: int) -> None:
     data = os.urandom(size)
