@@ -22,7 +22,8 @@ from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.leader import Leader
 from bottleneck.losses import probabilities
 from bottleneck.member import Member
-from bottleneck.objects import ObjectGoneError, Wanted
+from bottleneck.mlp import HIDDEN
+from bottleneck.objects import ObjectError, Store, Wanted
 from bottleneck.rows import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.spec import FeatureSpec, sha256_json
 from bottleneck.store import open_store
@@ -31,6 +32,10 @@ from bottleneck.team import ClassWeight, HeadRequest, Kind, LocalTeam, Scale
 
 FORMAT = 1
 HEAD_TENSORS = "head.safetensors"
+MAX_JSON_BYTES = 64_000_000
+"""A head of 1,000 classes has some 100 kB."""
+MAX_HEADER_BYTES = 100_000
+"""Of the tensors' file, before its values; ours take some 500."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +255,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         document, data = _read(uri)
         try:
             head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
-            _check_types(document)
             head.classes_ = _class_array(document["classes"])
             if isinstance(head.class_weight, dict):
                 label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
@@ -331,10 +335,9 @@ def l2_scaled(features_ND: np.ndarray) -> np.ndarray:
 def _read(uri: str) -> tuple[dict[str, Any], bytes]:
     """The two files of a head, checked against each other and themselves."""
     store = open_store(uri)
-    try:
-        text = store.get(Wanted(HEAD_JSON, 0, ""))
-    except ObjectGoneError:
-        raise UsageError(f"{store.uri} holds no head: it has no {HEAD_JSON}. Fit one with `bottleneck fit`.") from None
+    text = _read_up_to(store, HEAD_JSON, MAX_JSON_BYTES)
+    if text is None:
+        raise UsageError(f"{store.uri} holds no head: it has no {HEAD_JSON}. Fit one with `bottleneck fit`.")
     mend = "Restore it, or fit the head again."
     try:
         document = json.loads(text)
@@ -347,12 +350,40 @@ def _read(uri: str) -> tuple[dict[str, Any], bytes]:
     if not unchanged:
         raise CorruptError(f"{store.uri}/{HEAD_JSON} was changed after it was written: its sha256 differs. {mend}")
     try:
-        data = store.get(Wanted(HEAD_TENSORS, 0, ""))
-    except ObjectGoneError:
-        raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is gone. {mend}") from None
+        _check_types(document)
+        most_bytes = _most_bytes(document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"{store.uri} is no readable head: {error!r}. {mend}") from error
+    data = _read_up_to(store, HEAD_TENSORS, most_bytes)
+    if data is None:
+        raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is gone. {mend}")
     if hashlib.sha256(data).hexdigest() != document.get("tensors_sha256"):
         raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is not the file {HEAD_JSON} speaks of: damaged. {mend}")
     return {**document, "sha256": digest}, data
+
+
+def _read_up_to(store: Store, name: str, most_bytes: int) -> bytes | None:
+    """A file of a head, unless it is larger than it can be; None where there is none."""
+    entry = store.stat(name)
+    if entry is None:
+        return None
+    if entry.size > most_bytes:
+        raise CorruptError(
+            f"{store.uri}/{name} has {entry.size:,} bytes, expected at most {most_bytes:,}. Restore it, or fit the "
+            "head again."
+        )
+    try:
+        return store.get(Wanted(name, entry.size, entry.etag))
+    except ObjectError:
+        raise CorruptError(f"{store.uri}/{name} changed while it was read. Try again.") from None
+
+
+def _most_bytes(document: dict[str, Any]) -> int:
+    """How large the tensors of a head can be by what its JSON says of it: float64 values behind a header."""
+    dim: int = document["dim"]
+    num_classes = len(document["classes"])
+    num_values = (dim + 1) * (num_classes + HIDDEN) + HIDDEN * num_classes + 2 * dim + 1
+    return 8 * num_values + MAX_HEADER_BYTES
 
 
 def _check_types(document: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
     bottleneck benchmark photos/ --num-images 2048 --rounds 3
     bottleneck benchmark photos/ --what peers
     bottleneck benchmark photos/ --what s3 --bucket s3://bucket/prefix
+    bottleneck benchmark photos/ --what faults --bucket s3://bucket/prefix
     bottleneck benchmark --what growth --num-images 1000000
     bottleneck benchmark features/ --what head
     bottleneck benchmark --what head-growth --num-images 200000 --dim 512 --classes 100 --num-workers 2
@@ -36,6 +37,7 @@ from bottleneck.spec import FeatureRequest
 
 MADE_UP = ("growth", "head-growth", "similar")
 """What is measured on made-up images or features, and so takes no source."""
+IN_BUCKET = ("s3", "faults")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +45,16 @@ class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
     """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured. For `head`
     an output of `bottleneck extract`."""
-    what: Literal["extract", "peers", "s3", "growth", "head", "head-growth", "similar"] = "extract"
-    """What is measured: extraction, beside other programs, from S3, as images grow in number; fitting beside
-    scikit-learn, as images grow in number; or searching."""
+    what: Literal["extract", "peers", "s3", "faults", "growth", "head", "head-growth", "similar"] = "extract"
+    """What is measured: extraction, beside other programs, from S3, from S3 with faults, as images grow in number;
+    fitting beside scikit-learn, as images grow in number; or searching."""
     num_images: int | None = None
     """Taken evenly from the whole source; one with fewer is gone through again. 256 unless given; the made-up images of
     `head-growth` are 200,000 unless given, those of `growth` and `similar` 1,000,000. `head` takes all."""
     rounds: int = 1
     """Times everything is measured; the figures are medians."""
     bucket: str = ""
-    """s3://bucket/prefix below which a copy of the images is put, and removed in the end. Of `s3`."""
+    """s3://bucket/prefix below which a copy of the images is put, and removed in the end. Of `s3` and `faults`."""
     features: FeatureRequest = field(default_factory=lambda: FeatureRequest(weights="random:0"))
     layer: str | None = None
     """Column to fit on; may be left out where there is only one. Of `head`."""
@@ -76,9 +78,9 @@ class Config:
             raise UsageError(
                 f"--what {self.what} takes {'no source' if self.source else 'a source'}. Received: {self.source!r}."
             )
-        if self.what == "s3" and not self.bucket.startswith("s3://"):
-            raise UsageError(f"--what s3 takes --bucket s3://BUCKET/PREFIX. Received: {self.bucket!r}.")
-        if self.what != "s3" and self.bucket:
+        if self.what in IN_BUCKET and not self.bucket.startswith("s3://"):
+            raise UsageError(f"--what {self.what} takes --bucket s3://BUCKET/PREFIX. Received: {self.bucket!r}.")
+        if self.what not in IN_BUCKET and self.bucket:
             raise UsageError(f"--what {self.what} takes no --bucket. Received: {self.bucket!r}.")
 
 

@@ -283,6 +283,26 @@ def test_a_head_that_is_a_link_is_read_as_what_it_leads_to_and_nothing_of_it_is_
     assert "hunter2" not in str(told.value)
 
 
+@pytest.mark.parametrize("name", [HEAD_JSON, HEAD_TENSORS])
+def test_files_of_a_head_that_are_larger_than_they_can_be_are_not_read(tmp_path: Path, name: str) -> None:
+    saved(tmp_path)
+    with (tmp_path / name).open("r+b") as file:
+        file.truncate(10**12)  # of which the disk holds next to nothing
+    with pytest.raises(CorruptError, match=rf"{name} has 1,000,000,000,000 bytes, expected at most"):
+        Head.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "error"), [(HEAD_JSON, UsageError), (HEAD_TENSORS, CorruptError)])
+def test_a_head_that_leads_to_a_device_is_not_read_without_end(
+    tmp_path: Path, name: str, error: type[Exception]
+) -> None:
+    saved(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(error, match=r"no head|is gone"):
+        Head.load(str(tmp_path))
+
+
 def test_no_head_and_another_format_are_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no head"):
         Head.load(str(tmp_path))
