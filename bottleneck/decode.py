@@ -108,11 +108,15 @@ def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected
             header = (*image.size, image.mode)
             if image.width * image.height > limits.max_pixels:
                 return Rejected("too_many_pixels", *header)
-            if spec.decode == "draft":  # a no-op for all but JPEG, and never smaller than asked for
-                image.draft(None, (spec.image_size_px, spec.image_size_px))
+            _draft(image, spec)
             if plugin is Jpeg2KImageFile and not _ends_as_jpeg2000(data):
                 return Rejected("truncated", *header)
-            image.load()
+            try:
+                image.load()
+            except OSError:
+                if plugin is not JpegImageFile:
+                    raise
+                image = _open_jpeg_without_its_end(data, spec)
         except MemoryError:
             raise
         except Image.DecompressionBombError:
@@ -287,6 +291,59 @@ def _ends_as_jpeg2000(data: bytes) -> bool:
     Its two bytes are nowhere else in the coded data.
     """
     return data.rfind(b"\xff\xd9") > data.find(b"\xff\x93")
+
+
+def _draft(image: ImageFile, spec: FeatureSpec) -> None:
+    if spec.decode == "draft":  # a no-op for all but JPEG, and never smaller than asked for
+        image.draft(None, (spec.image_size_px, spec.image_size_px))
+
+
+def _open_jpeg_without_its_end(data: bytes, spec: FeatureSpec) -> ImageFile:
+    """Decode a JPEG that has all its pixels and no end mark. Raises OSError where pixels are missing.
+
+    The decoder looks ahead, so without the mark it never gives the last block. With one put in, it makes up what is
+    missing, without a word. So two different ends are put in: where all pixels are there, neither changes any.
+    """
+    if not _has_all_scans(data):
+        raise OSError("scans are missing")
+    there = data.rstrip(b"\xff")  # the first half of a mark
+    ends = []
+    for filler in (b"\x00", b"\xaa"):
+        image = JpegImageFile(io.BytesIO(there + filler * 64 + b"\xff\xd9"))
+        _draft(image, spec)
+        image.load()
+        ends.append(image)
+    if ends[0].tobytes() != ends[1].tobytes():
+        raise OSError("pixels are missing")
+    return ends[0]
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether a JPEG's scans so far bring every coefficient of every component at its full precision.
+
+    False also where restart markers are used: behind one, whole rows can be missing without a trace.
+    """
+    components: set[int] = set()
+    known: set[tuple[int, int]] = set()
+    at, marker = 2, 0
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
+        if data[at + 1] in (0x00, 0xFF):  # a byte of the pixels, or filler
+            at += 2 if data[at + 1] == 0 else 1
+            continue
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = data[at + 4 : at + 2 + length]
+        if marker == 0xDD or 0xD0 <= marker <= 0xD9:
+            return False
+        if marker in (0xC0, 0xC1, 0xC2):
+            components = set(segment[6::3])
+        if marker == 0xDA and segment:
+            count = segment[0]
+            first, last, precision = segment[1 + 2 * count : 4 + 2 * count] or (0, 0, 1)
+            if precision & 0x0F == 0:
+                known |= {(one, k) for one in segment[1 : 1 + 2 * count : 2] for k in range(first, min(last, 63) + 1)}
+        at += 2 + length
+    # What stands behind another mark than that of a scan is never reached.
+    return marker == 0xDA and bool(components) and known >= {(one, k) for one in components for k in range(64)}
 
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"

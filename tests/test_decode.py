@@ -437,6 +437,32 @@ def test_a_file_cut_anywhere_is_rejected_unless_all_its_pixels_are_there(kind: s
             assert result.reason in ("truncated", "not_an_image", "empty"), f"cut at {end} of {len(data)}"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SMALL if kind.startswith("jpeg") and "2000" not in kind])
+@pytest.mark.parametrize("decode_mode", ["exact", "draft"])
+def test_a_jpeg_without_its_end_mark_has_all_its_pixels(kind: str, decode_mode: str) -> None:
+    of_kind = spec(decode=decode_mode)
+    for missing in (1, 2):
+        result = decode(SMALL[kind][:-missing], of_kind, Limits())
+        if kind == "jpeg with restart markers":
+            assert result == Rejected("truncated", 12, 10, "RGB")
+        else:
+            assert isinstance(result, Decoded)
+            assert np.array_equal(result.pixels_HWC, pixels(SMALL[kind], of_kind))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 98}, {"subsampling": 0, "quality": 30}])
+def test_a_jpeg_that_lacks_pixels_is_never_taken_for_one_that_lacks_its_end_mark(options: dict[str, Any]) -> None:
+    data = saved(picture(120, 90), "JPEG", **options)
+    whole = pixels(data)
+    for end in [*range(len(data) - 300, len(data)), *range(600, len(data), 37)]:
+        result = decode(data[:end], KERAS, Limits())
+        assert isinstance(result, Rejected) or np.array_equal(result.pixels_HWC, whole), end
+    # Between two scans nothing is damaged, and much is missing.
+    scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    for at in scans[1:]:
+        assert reason(data[:at]) == "truncated"
+
+
 def test_a_png_with_any_wrong_bit_in_its_pixels_is_rejected() -> None:
     data = SMALL["png, palette"]
     chunks = dict(png_chunks(data))
