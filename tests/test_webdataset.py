@@ -9,6 +9,7 @@ import pickle
 import tarfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from bottleneck.extract import extract_local
 from bottleneck.features import open_features
 from bottleneck.images import Image
 from bottleneck.objects import ObjectChangedError, ObjectGoneError, Wanted
-from bottleneck.plan import load_plan, make_plan
+from bottleneck.plan import differences, load_plan, make_plan
+from bottleneck.requeue import requeue_plan
 from bottleneck.sources import open_source, resolve_reading
-from bottleneck.spec import Reading, SourceFormat
+from bottleneck.spec import Limits, Reading, SourceFormat
 from bottleneck.store import open_store
 from bottleneck.verify import verify
 from jobs import verify as verify_job
@@ -427,15 +429,27 @@ def test_a_cut_is_told_by_plan_and_verify(tmp_path: Path, capsys: pytest.Capture
     assert (report.planned, report.to_json()["skipped"]["(cut)"]) == (3, 1)
 
 
-def test_a_plan_is_read_that_is_older_than_an_option(tmp_path: Path) -> None:
-    tiny.write_files(tmp_path / "source", {"0.tar": tar(samples(range(2)))})
-    plan = make_plan(str(tmp_path / "source"), str(tmp_path / "out"), tiny.spec())
+@pytest.mark.parametrize("tiff", [False, True])
+def test_a_plan_that_is_older_than_some_options_is_read_and_extended(tmp_path: Path, tiff: bool) -> None:
+    source, output = tiny.write_files(tmp_path / "source", {"0.tar": tar(samples(range(2)))}), str(tmp_path / "out")
+    limits = Limits(max_pixels=1000, formats=("tiff",) if tiff else ())
+    made = make_plan(str(source), output, tiny.spec(), limits=limits)
     path = tmp_path / "out/plan.json"
     document = json.loads(path.read_text())
-    for later in ("accept_cut", "label_names"):
-        del document["reading"][later]
+    document["limits"] = {"max_bytes": 100_000_000, "max_pixels": 1000, "tiff": tiff}
+    document["reading"] = {
+        name: document["reading"][name] for name in ("labels", "source_format", "image_column", "label_column", "roots")
+    }
     path.write_text(json.dumps(document))
-    assert load_plan(str(tmp_path / "out")) == plan
+    plan = load_plan(output)
+    assert plan == made
+    asked = {"limits": limits.to_json(), "reading": Reading().asked()}
+    assert differences(plan, asked) is None
+    tiny.write_files(source, {"1.tar": tar(samples(range(2, 3)))})
+    assert extend_plan(plan)[1].added == 1
+    assert verify(output).corrupt == ()
+    plan, _ = requeue_plan(plan, ["unsupported_format"], limits=replace(limits, formats=("heic", "tiff")))
+    assert plan.limits == limits  # nothing was rejected, so nothing is to be done again
 
 
 @pytest.mark.timeout(60)
