@@ -56,15 +56,27 @@ def recompute(output: str, num_images: int, seed: int | None = None, batch_size:
     done = plan.committed()
     files = [(shard, plan.data_name(shard.number)) for shard in plan.shards() if shard.number in done]
     rng.shuffle(files)
-    per_file = -(-num_images // max(1, len(files)))
+    shares = _shares([plan.images_in(shard.number) for shard, _ in files], num_images)
     result = Comparison()
     base = Base(plan.spec, batch_size)
-    for shard, name in files:
-        wanted = min(per_file, num_images - result.num_images)
-        if wanted <= 0:
-            break
-        _compare_file(plan, shard, features.table(name), wanted, rng, base, result)
+    for (shard, name), wanted in zip(files, shares, strict=True):
+        if wanted:
+            _compare_file(plan, shard, features.table(name), wanted, rng, base, result)
     return result
+
+
+def _shares(sizes: list[int], num_images: int) -> list[int]:
+    """How many images to take of each file, as evenly as their sizes allow."""
+    shares = [0] * len(sizes)
+    left = min(num_images, sum(sizes))
+    while left:
+        larger = [number for number, size in enumerate(sizes) if shares[number] < size]
+        each = max(1, left // len(larger))
+        for number in larger:
+            taken = min(each, sizes[number] - shares[number], left)
+            shares[number] += taken
+            left -= taken
+    return shares
 
 
 def _compare_file(
