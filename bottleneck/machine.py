@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 from bottleneck.child import command, environment
+from bottleneck.cores import count_cores
 from bottleneck.doctor import Check, Finding, State
 from bottleneck.text import counted
 
@@ -144,11 +145,9 @@ def _count_nvidia() -> int:
 
 def processor() -> Iterator[Finding]:
     """Cores that may be used, and bfloat16."""
-    import joblib
-
     from bottleneck.base import has_bfloat16
 
-    cores, there = joblib.cpu_count(), os.cpu_count() or 1
+    cores, there = count_cores(), os.cpu_count() or 1
     told = f"{cores} core{'s' if cores > 1 else ''}" + (f" of {there}, by a quota or affinity" if cores < there else "")
     if has_bfloat16():
         yield Finding("processor", "ok", f"{told}; bfloat16 in hardware")

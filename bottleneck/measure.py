@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from bottleneck.base import CORES_PER_ACTOR, GPU_BATCH_SIZE, Base, count_gpus
 from bottleneck.child import ChildDiedError, answer, ask
+from bottleneck.cores import count_cores
 from bottleneck.errors import BottleneckError, FeaturesError
 from bottleneck.estimate import Costs, Estimate
 from bottleneck.extract import feature_columns
@@ -79,8 +80,6 @@ def _answer(pipe: Connection) -> None:
 
 
 def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
-    import joblib  # takes a fifth of a second, which commands that measure nothing need not wait for
-
     work = Work.of(plan)
     shards = [shard for shard in plan.shards() if shard.number not in done]
     chosen = shards[:: max(1, len(shards) // NUM_SHARDS_SAMPLED)][:NUM_SHARDS_SAMPLED]
@@ -101,7 +100,7 @@ def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
         ]
     )
 
-    cores = joblib.cpu_count()
+    cores = count_cores()
     networks = max(1, cores // CORES_PER_ACTOR)
     threads = cores // networks
     import_keras(threads)  # before the devices are counted, which starts TensorFlow with the threads it has

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Any
 
+from bottleneck.cores import count_cores
 from bottleneck.errors import StoreError
 from bottleneck.progress import quiet_start
 
@@ -63,12 +64,11 @@ def check_reachable(address: str) -> None:
 
 def local_store_bytes() -> int:
     """What Ray's object store may take of this machine. It touches all of it before it uses a page again."""
-    import joblib
     import psutil
 
     memory_bytes = psutil.virtual_memory().total
     free_bytes = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else memory_bytes
-    return store_bytes(joblib.cpu_count(), memory_bytes, free_bytes)
+    return store_bytes(count_cores(), memory_bytes, free_bytes)
 
 
 def store_bytes(cores: int, memory_bytes: int, shared_bytes: int) -> int:

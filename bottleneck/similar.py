@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bottleneck.cores import count_cores
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.features import Features, vectors
 
@@ -66,7 +67,6 @@ def nearest(
         UsageError: for a vector of another length, or a layer that is not there.
         CorruptError: if a data file is damaged.
     """
-    import joblib
     from threadpoolctl import threadpool_limits
 
     column = features.column(layer)
@@ -75,7 +75,7 @@ def nearest(
         raise UsageError(f"Expected a vector of the {dim:,} values of {column}. Received: {query_D.shape}.")
     wanted = top if without is None else top + 1
     in_bucket = features.plan.output.startswith("s3://")
-    num_threads = max(joblib.cpu_count(), BUCKET_THREADS if in_bucket else 1)
+    num_threads = max(count_cores(), BUCKET_THREADS if in_bucket else 1)
     best: list[_Place] = []
     num_images = 0
 

@@ -14,10 +14,10 @@ import sys
 import time
 from typing import Any
 
-import joblib
 import numpy as np
 
 from bottleneck.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from bottleneck.cores import count_cores
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 """Convolutions of each block of VGG16 and their channels."""
@@ -61,7 +61,7 @@ def main(folder: str, output: str) -> None:
     import pyarrow.parquet as pq
     import torch
 
-    device, cores = "cuda" if torch.cuda.is_available() else "cpu", joblib.cpu_count()
+    device, cores = "cuda" if torch.cuda.is_available() else "cpu", count_cores()
     torch.set_num_threads(cores)
     batch_size = GPU_BATCH_SIZE if device == "cuda" else CPU_BATCH_SIZE
     model = network().to(device, torch.bfloat16, memory_format=torch.channels_last).eval()

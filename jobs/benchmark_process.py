@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
+from bottleneck.cores import count_cores
 from bottleneck.errors import BottleneckError
 from jobs.__main__ import JSON
 from jobs.results import show
@@ -175,7 +176,6 @@ def tell(result: Figures, rounds: list[Figures], hardware: Figures, table: Calla
 
 
 def describe_hardware() -> Figures:
-    import joblib
     import psutil
 
     cpuinfo: dict[str, str] = {}
@@ -191,7 +191,7 @@ def describe_hardware() -> Figures:
         gpus = found.stdout.splitlines()
     return {
         "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        "cores": joblib.cpu_count(),
+        "cores": count_cores(),
         "bfloat16": [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if flag in flags],
         "gpus": gpus,
         "memory_bytes": psutil.virtual_memory().total,

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "text", "metrics", "pages", "hdf5", "heap", "retry", "shuffle"},
+    {"errors", "text", "metrics", "pages", "hdf5", "heap", "retry", "shuffle", "cores"},
     {"progress", "choices", "labels", "bases", "child"},
     {"spec", "layers", "parquet", "objects", "estimate", "live", "dashboard", "doctor"},
     {"answers"},
@@ -115,16 +115,14 @@ def test_no_process_of_the_library_starts_its_callers_main_module_again(path: Pa
 
 
 def test_cores_are_counted_in_one_way() -> None:
-    """By joblib, which knows affinity and containers' limits, on every system."""
     found = {
-        (name_of(path), f"{ast.unparse(node.value)}.{node.attr}")
+        name_of(path)
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("cpu_count", "process_cpu_count", "sched_getaffinity")
     }
-    of_the_whole_machine = {("bottleneck.machine", "os.cpu_count"), ("jobs.benchmark_process", "os.cpu_count")}
-    assert {one for one in found if one[1] != "joblib.cpu_count"} == of_the_whole_machine
-    assert {name for name, call in found if call == "joblib.cpu_count"} >= {"bottleneck.similar", "bottleneck.measure"}
+    assert found == {"bottleneck.machine", "jobs.benchmark_process"}, "these mean the whole machine, others count_cores"
+    assert {name_of(path) for path in MODULES if "joblib" in imports_of(path)} == {"bottleneck.cores"}
 
 
 def test_the_verifier_shares_no_code_with_what_it_verifies() -> None:

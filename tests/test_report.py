@@ -160,7 +160,7 @@ def test_whatever_keeps_pictures_away_is_said(features: Features) -> None:
 def test_a_place_that_takes_no_report_is_told_before_the_work(
     features: Features, head: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.evaluate.evaluate", lambda *_: pytest.fail("was evaluated"))
+    monkeypatch.setattr("jobs.evaluate.evaluate_head", lambda *_: pytest.fail("was evaluated"))
     (tmp_path / "file").write_text("in the way")
     assert main(["evaluate", head.uri, features.plan.output, "--report", str(tmp_path / "file")]) == 5
     assert "A part of the path is a file" in capsys.readouterr().err
