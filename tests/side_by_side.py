@@ -24,7 +24,19 @@ REST = (
     ["base", "bases", "benchmark", "benchmark_growth", "benchmark_peers", "benchmark_s3", "export", "fit", "flowers"],
     ["cluster_image", "cluster_ray", "cluster_rights", "doctor", "metrics", "predict", "requeue", "secrets", "session"],
 )
-QUICK_SECOND = ["decode", "diff", "features", "formats", "head", "leader", "verify"]
+QUICK_SECOND = [
+    "decode",
+    "diff",
+    "extract",
+    "features",
+    "formats",
+    "head",
+    "jobs",
+    "leader",
+    "report",
+    "store",
+    "verify",
+]
 
 
 def paths(names: list[str]) -> list[str]:

@@ -224,7 +224,7 @@ def test_a_file_of_this_run_counts_where_its_answer_was_lost(tmp_path: Path) -> 
 def test_missing_shards_are_not_finished(tmp_path: Path) -> None:
     plan = planned(tmp_path, tiny.spec(**LAYERS))
     write(plan, 1)
-    with pytest.raises(IncompleteError, match=r"2 of 3 shards .*first is 0"):
+    with pytest.raises(IncompleteError, match=r"2 of 3 shards .*the first of them 0"):
         finish(plan)
     assert finished(plan) is None
     assert not (tmp_path / "features" / SUCCESS).exists()
@@ -274,10 +274,12 @@ def test_features_are_read_as_arrays(plan: Plan) -> None:
 
 def test_a_layer_must_be_named_where_there_are_several(plan: Plan) -> None:
     features = open_features(plan.output)
+    known = "conv_pw_13_relu:avg, conv_pw_1_relu:max"
     for layer in (None, "conv_pw_13_relu", "conv_pw_13_relu:max", "fc2"):
-        with pytest.raises(UsageError, match=r"conv_pw_13_relu:avg, conv_pw_1_relu:max. Received: "):
+        told = f"Expected {known}. Received: {layer}" if layer else f"Expected `layer`, one of {known}"
+        with pytest.raises(UsageError, match=told):
             features.arrays(layer)
-        with pytest.raises(UsageError, match="Received"):
+        with pytest.raises(UsageError, match=told):
             list(features.batches(layer))
 
 

@@ -247,7 +247,7 @@ def test_the_plans_order_is_written_when_asked(features: Features, tmp_path: Pat
         assert file.attrs["order"] == facts["order"] == "plan"
         assert file["keys"].asstr()[:].tolist() == keys_N.tolist()
         assert np.array_equal(file["features"][:], features_ND)
-    with pytest.raises(UsageError, match="order takes shuffled or plan"):
+    with pytest.raises(UsageError, match="`order` takes shuffled or plan"):
         export_features(features, str(tmp_path / "y.h5"), LAYER, order="random")  # type: ignore[arg-type]
 
 
