@@ -195,7 +195,7 @@ class Base:
             if not np.isfinite(features_ND).all():
                 raise FeaturesError(
                     f"Layer {layer} of {self.spec.base} gave NaN, or values too large for {self.spec.dtype}. Look at "
-                    "the weights; where they are right, --dtype float32 (and --precision float32) hold more."
+                    "the weights; where they are right, `dtype` float32 (and `precision` float32) hold more."
                 )
             features.append(features_ND)
         return features

@@ -57,7 +57,7 @@ def export_head(head: Head, file_format: Format, weights: str | None = None) -> 
     network = load_network(request.base, request.weights, request.layers)
     if sha256_weights(network) != origin.spec.weights_sha256:
         raise FingerprintError(
-            f"The weights are not the head's. Expected those with sha256 {origin.spec.weights_sha256}, as --weights "
+            f"The weights are not the head's. Expected those with sha256 {origin.spec.weights_sha256}, as `weights` "
             f"FILE or s3:// URI. Received: {request.weights}, which has {sha256_weights(network)}."
         )
     model = build_model(head, network)

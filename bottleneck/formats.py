@@ -223,7 +223,7 @@ def _feature_shape(features: Features, column: str, flat: bool) -> tuple[int, ..
     if math.prod(shape) != dim:
         raise CorruptError(
             f"{features.plan.output} says that {column} has {dim:,} values, the layer of {features.spec.base} here has "
-            f"{' x '.join(map(str, shape))}. Export with --flat (in Python flat=True), or use the version of Keras the "
+            f"{' x '.join(map(str, shape))}. Export with `flat`, or use the version of Keras the "
             "features were made with, which their footers name."
         )
     return shape

@@ -313,7 +313,7 @@ class _Report:
             log.info(
                 "%s has no column called label: an image's label is the name of its folder.%s",
                 self.name,
-                f" Give --label-column for labels from another: {', '.join(likely)}." if likely else "",
+                f" Give `label_column` for labels from another: {', '.join(likely)}." if likely else "",
             )
 
 

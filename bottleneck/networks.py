@@ -153,7 +153,7 @@ def _construct(base: str, weights: str | None, with_top: bool) -> Any:
 def _stub(weights: str | None, include_top: bool, input_shape: tuple[int, int, int]) -> Any:
     """The network of STUB, which costs next to nothing and goes the way of every other one; with or without a top."""
     if weights:
-        raise UsageError(f"The base stub has no weights. Expected --weights random:0. Received: {weights}.")
+        raise UsageError(f"The base stub has no weights. Expected `weights` random:0. Received: {weights}.")
     keras = import_keras()
     pixels_NHWC = keras.Input(input_shape)
     return keras.Model(pixels_NHWC, keras.layers.GlobalAveragePooling2D(name="mean")(pixels_NHWC), name="stub")

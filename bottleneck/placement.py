@@ -96,8 +96,8 @@ def check_gpus(use_gpu: bool, gpus: int) -> None:
     """Refuse to wait for GPUs that a single machine does not have. Raises UsageError."""
     if use_gpu and not gpus:
         raise UsageError(
-            "--use-gpu takes a machine with a GPU that Ray finds, or a cluster named by RAY_ADDRESS, which may get its "
-            "GPUs later. Received: a machine without. Leave --use-gpu out to compute on CPUs; `bottleneck doctor` "
+            "`use_gpu` takes a machine with a GPU that Ray finds, or a cluster named by RAY_ADDRESS, which may get its "
+            "GPUs later. Received: a machine without. Leave `use_gpu` out to compute on CPUs; `bottleneck doctor` "
             "tells what is found here."
         )
 

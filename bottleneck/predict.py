@@ -172,11 +172,11 @@ def plan_like(
 def tell_newer(plan: Plan, features: Plan) -> None:
     """Say what the features have been extended by, or requeued, since a plan was made from them."""
     if more := features.num_images - plan.num_images:
-        log.info("the features have %s that this plan has not; --extend adds what is new", counted(more, "image"))
+        log.info("the features have %s that this plan has not; `extend` adds what is new", counted(more, "image"))
     newer = [shard for shard in plan.shards() if _revision(features, shard.number) > shard.revision]
     if newer:
         shards = counted(len(newer), "shard")
-        log.info("requeued since, and predicted again with --extend: %s of the features", shards)
+        log.info("requeued since, and predicted again with `extend`: %s of the features", shards)
 
 
 def _revision(plan: Plan, number: int) -> int:
@@ -222,7 +222,7 @@ def predict_features(
         raise IncompleteError(
             f"The features of {counted(len(newer), 'shard')} were requeued after this output was planned, so these "
             "cannot be predicted as planned; all others are predicted that have features. Run the same command with "
-            "--extend."
+            "`extend`."
         )
     if missing:
         first = min(shard.number for shard in missing)

@@ -38,7 +38,7 @@ def check_recomputable(output: str) -> None:
     plan = load_plan(output)
     if plan is not None and plan.predictions:
         raise UsageError(
-            f"--recompute compares features, and {output} holds predictions. Verify the features they can be made of, "
+            f"`recompute` compares features, and {output} holds predictions. Verify the features they can be made of, "
             "or predict again to another output and compare."
         )
 

@@ -72,7 +72,7 @@ class Table:
         likely = likely_columns(columns)
         if likely and find_label_column(columns, None, entry.key) is None:
             log.info(
-                "%s/%s has no column called label, so its images have none. Give --label-column for labels from "
+                "%s/%s has no column called label, so its images have none. Give `label_column` for labels from "
                 "another: %s.",
                 self.store.uri,
                 entry.key,

@@ -60,7 +60,7 @@ def _load_imagenet(base: str, with_top: bool) -> Any:
     except Exception as error:  # Keras raises a bare Exception where the download fails
         raise WeightsError(
             f"The ImageNet weights of {base} are not in Keras' cache (~/.keras/models) and cannot be downloaded: "
-            f"{error}. Put Keras' file there, or give --weights FILE; --weights random:0 tries the job without them."
+            f"{error}. Put Keras' file there, or give `weights` FILE; `weights` random:0 tries the job without them."
         ) from error
 
 

@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return _run(arguments)
         except BottleneckError as error:
-            return results.fail(type(error).__name__, with_options(str(error), arguments), error.exit_code)
+            return results.fail(type(error).__name__, str(error), error.exit_code)
         except KeyboardInterrupt:
             print("interrupted: what is done is kept; run the same command again to go on.", file=sys.stderr)
             results.answer({"error": "Interrupted", "message": "interrupted", "exit_code": 3})
@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from bottleneck import __version__
     from bottleneck.errors import ClusterError, UsageError
+    from jobs import results
 
     if arguments[:1] in (["--version"], ["-V"]):
         print(__version__)
@@ -114,19 +115,10 @@ def _run(arguments: list[str]) -> int:
     # A scheduler's "please end" is treated as a person's Ctrl-C: stop in order, say how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     job = importlib.import_module(f"jobs.{arguments[0]}")
+    results.speak_of(options(job.Config, named=True))
     config = parse(job, arguments[1:])
     with contextlib.redirect_stdout(sys.stderr):  # Keras prints while it downloads; `results` keeps the real one
         return int(job.main(config))
-
-
-def with_options(message: str, arguments: list[str]) -> str:
-    """An error of the library, which speaks of parameters (`test_fraction`), in a job's options (--test-fraction)."""
-    name = next((one for one in arguments if one in JOBS), "")
-    config = getattr(sys.modules.get(f"jobs.{name}"), "Config", None)
-    named = set(options(config, named=True)) if config else set()
-    return re.sub(
-        r"`([A-Za-z_]+)`", lambda one: f"--{one[1].replace('_', '-')}" if one[1] in named else one[0], message
-    )
 
 
 def split_json(arguments: list[str]) -> tuple[bool, list[str]]:

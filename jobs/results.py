@@ -9,9 +9,10 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from bottleneck.text import printable
@@ -22,20 +23,33 @@ class _Streams:
 
     as_json = False
     stdout: TextIO | None = None
+    options: frozenset[str] = frozenset()
+    """Of the job that runs, by the names of their fields."""
 
 
 @contextlib.contextmanager
 def answering(*, as_json: bool) -> Iterator[None]:
     """Have jobs answer on what stdout is now, whatever is redirected meanwhile."""
-    before = _Streams.as_json, _Streams.stdout
-    _Streams.as_json, _Streams.stdout = as_json, sys.stdout
+    before = _Streams.as_json, _Streams.stdout, _Streams.options
+    _Streams.as_json, _Streams.stdout, _Streams.options = as_json, sys.stdout, frozenset()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # where a terminal has no letters but ASCII's
     try:
         yield
     finally:
-        _Streams.as_json, _Streams.stdout = before
+        _Streams.as_json, _Streams.stdout, _Streams.options = before
+
+
+def speak_of(options: Iterable[str]) -> None:
+    """Have errors and logs name the options of a job where the library names its parameters."""
+    _Streams.options = frozenset(options)
+
+
+def with_options(message: str) -> str:
+    """What the library says of parameters (`test_fraction`), said of a job's options (--test-fraction)."""
+    options = _Streams.options
+    return re.sub(r"`(\w+)`", lambda one: f"--{one[1].replace('_', '-')}" if one[1] in options else one[0], message)
 
 
 def show(line: str, lead: str = "") -> None:
@@ -64,6 +78,7 @@ def _finite(value: Any) -> Any:
 
 def fail(error: str, message: str, exit_code: int) -> int:
     """Tell in one line why there is no result, and as JSON; returns the exit code."""
+    message = with_options(message)
     _print(f"error: {printable(message)}", sys.stderr)
     answer({"error": error, "message": message, "exit_code": exit_code})
     return exit_code
@@ -95,7 +110,7 @@ class LineFormatter(logging.Formatter):
     """One record, one line; a traceback's lines are indented below it, so that none looks like a record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = [printable(record.getMessage())]
+        lines = [printable(with_options(record.getMessage()))]
         if record.exc_info and record.exc_info[1]:
             for part in traceback.format_exception(record.exc_info[1]):
                 lines += [f"  {printable(line)}" for line in part.rstrip("\n").split("\n")]

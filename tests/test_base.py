@@ -407,7 +407,7 @@ def test_values_too_large_for_float16_stop_the_run(tmp_path: Path) -> None:
     kept = Base(resolve(request(weights=weights, layers=("conv_pw_13:max",)), "float32"), 2)
     assert kept(noise(1))[0].max() > 65_504
     base = Base(resolve(request(weights=weights, layers=("conv_pw_13:max",), dtype="float16"), "float32"), 2)
-    with pytest.raises(FeaturesError, match=r"too large for float16.*--dtype float32"):
+    with pytest.raises(FeaturesError, match=r"too large for float16.*`dtype` float32"):
         base(noise(1))
 
 

@@ -260,5 +260,5 @@ def test_the_stub_is_the_mean_colour_and_in_no_list() -> None:
     np.testing.assert_allclose(found_ND, pixels_NHWC.mean(axis=(1, 2)), rtol=1e-5)
     assert "stub" not in base_names()
     assert describe("stub").num_parameters == 0
-    with pytest.raises(WeightsError, match=r"stub has no weights\. Expected --weights random:0"):
+    with pytest.raises(WeightsError, match=r"stub has no weights\. Expected `weights` random:0"):
         resolve(request("stub", weights="imagenet"), "float32")

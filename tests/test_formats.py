@@ -289,7 +289,7 @@ def test_a_shape_that_does_not_fit_the_network_is_told(tmp_path: Path) -> None:
     rows = data_rows(plan.spec, ["a/0.jpg"])
     write_shard(open_store(plan.output), plan.data_name(0), plan.spec, 0, rows, run_id="test", device="none")
     finish(plan)
-    with pytest.raises(CorruptError, match=r"has 256 values, .* 7 x 7 x 256\. Export with --flat"):
+    with pytest.raises(CorruptError, match=r"has 256 values, .* 7 x 7 x 256\. Export with `flat`"):
         export_features(open_features(plan.output), str(tmp_path / "x.npy"))
     assert export_features(open_features(plan.output), str(tmp_path / "x.npy"), flat=True)["shape"] == [1, 256]
 

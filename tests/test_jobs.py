@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -14,7 +15,8 @@ import pytest
 from tiny import digits_folder, jpeg, write_files
 
 from bottleneck.progress import duration
-from jobs.__main__ import JOBS, main, options, with_options
+from jobs import results
+from jobs.__main__ import JOBS, main, options
 from jobs.demo import head_of
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
@@ -173,12 +175,14 @@ def test_plan_extract_verify(tmp_path: Path) -> None:
 
 
 def test_the_librarys_parameters_are_options_on_the_command_line() -> None:
-    importlib.import_module("jobs.fit")
     message = "`test_fraction` takes a share. Received: 2. Run `bottleneck fit` without `c`; `head` stays."
     expected = "--test-fraction takes a share. Received: 2. Run `bottleneck fit` without --c; `head` stays."
-    assert with_options(message, ["fit", "features", "head"]) == expected
-    assert with_options(message, ["plan"]).startswith("`test_fraction`")
-    assert with_options(message, []) == message
+    with results.answering(as_json=False):
+        assert results.with_options(message) == message
+        results.speak_of(options(importlib.import_module("jobs.fit").Config, named=True))
+        assert results.with_options(message) == expected
+        record = logging.LogRecord("jobs", logging.INFO, "", 0, message, (), None)
+        assert results.LineFormatter().format(record) == expected
 
 
 def test_requeue_names_the_command_that_goes_on(tmp_path: Path) -> None:

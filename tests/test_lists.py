@@ -350,7 +350,7 @@ def test_the_folder_is_the_label_where_a_list_has_none(photos: Path, caplog: pyt
     with caplog.at_level(logging.INFO, "bottleneck"):
         assert labels_of(source) == {"cats/0001.jpg": "cats", "top.jpg": None}
     assert (
-        "an image's label is the name of its folder. Give --label-column for labels from another: breed." in caplog.text
+        "an image's label is the name of its folder. Give `label_column` for labels from another: breed." in caplog.text
     )
     assert labels_of(source, labels="none") == {"cats/0001.jpg": None, "top.jpg": None}
 

@@ -336,7 +336,7 @@ def test_shards_that_were_requeued_are_predicted_again(
     assert (requeued["shards"], requeued["images"]) == (2, 2)
     caplog.set_level("INFO")
     assert do(*arguments)[1]["done_now"] == 0  # nothing is done again unasked, but it is told
-    assert "predicted again with --extend: 2 shards" in caplog.text
+    assert "predicted again with `extend`: 2 shards" in caplog.text
     # Of a shard that was lost meanwhile there are still the features that were planned, until they are replaced.
     revised = sorted(plan_of(features).revised)
     data_files(tmp_path / "out")[revised[0]].unlink()

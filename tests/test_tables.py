@@ -195,7 +195,7 @@ def test_columns_that_may_hold_labels_are_suggested(tmp_path: Path, caplog: pyte
     write_table(tmp_path / "a.parquet", [{"img": b"x", "fine_label": 1, "Target": 2, "n": 3}], schema)
     with caplog.at_level("INFO", "bottleneck"):
         assert found(tmp_path)[0][0].label is None
-        assert caplog.text.count("--label-column for labels from another: fine_label, Target.") == 1
+        assert caplog.text.count("`label_column` for labels from another: fine_label, Target.") == 1
         caplog.clear()
         assert found(tmp_path, label_column="Target")[0][0].label == "2"
         assert not caplog.text
