@@ -106,7 +106,11 @@ def _run(arguments: list[str]) -> int:
                 "along: bottleneck submit --with-code."
             )
     if arguments[:1] in (["--help"], ["-h"]):
-        _overview(sys.stdout)
+        try:
+            _overview(sys.stdout)
+        except BrokenPipeError:  # as of a job's help
+            results.silence(sys.stdout)
+        results.flush()
         return 0
     if not arguments:
         _overview(sys.stderr)
@@ -146,6 +150,7 @@ def parse(job: ModuleType, arguments: list[str]) -> Any:
     import tyro
 
     from bottleneck.errors import UsageError
+    from jobs import results
 
     if hasattr(job, "check_arguments"):
         job.check_arguments(arguments)
@@ -162,8 +167,12 @@ def parse(job: ModuleType, arguments: list[str]) -> Any:
             )
     except SystemExit as end:
         if not end.code:  # --help
+            results.flush()
             raise
         raise UsageError(f"{_unboxed(told.getvalue())} See {name} --help.") from None
+    except BrokenPipeError:  # `--help | head`
+        results.silence(sys.stdout)
+        raise SystemExit(0) from None
 
 
 def _unboxed(box: str) -> str:

@@ -90,9 +90,17 @@ def has_terminal() -> bool:
 
 
 def flush() -> None:
-    """Before `os._exit`, which flushes nothing."""
+    """Before `os._exit`, which flushes nothing, and after help, whose reader may have left."""
     for stream in (_Streams.stdout or sys.stdout, sys.stderr):
-        stream.flush()
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Send the rest to nobody: whoever reads, `head` say, has read enough; the job has not done enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _shown() -> TextIO:
@@ -102,8 +110,8 @@ def _shown() -> TextIO:
 def _print(text: str, stream: TextIO) -> None:
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:  # whoever reads, `head` say, has read enough; the job has not done enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except BrokenPipeError:
+        silence(stream)
 
 
 class LineFormatter(logging.Formatter):

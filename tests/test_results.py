@@ -75,6 +75,14 @@ def test_the_reader_of_a_result_may_leave(tmp_path: Path) -> None:
     assert (tmp_path / "end").exists()
 
 
+@pytest.mark.parametrize("arguments", ["--help", "extract --help"])
+@pytest.mark.parametrize("buffering", ["", "-u"])
+def test_help_ends_well_where_its_reader_leaves(arguments: str, buffering: str) -> None:
+    command = f"{sys.executable} {buffering} -m jobs {arguments} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_unexpected_exception_has_its_own_code_a_json_line_and_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
