@@ -20,10 +20,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest"]
 
 # Of the files of the rest, the second process takes those that mostly wait; a file that neither names is a quick one.
-REST = (
-    ["base", "bases", "benchmark", "benchmark_growth", "benchmark_peers", "benchmark_s3", "export", "fit", "flowers"],
-    ["cluster_image", "cluster_ray", "cluster_rights", "doctor", "metrics", "predict", "requeue", "secrets", "session"],
-)
+BUILD_NETWORKS = [
+    "base",
+    "bases",
+    "benchmark",
+    "benchmark_growth",
+    "benchmark_peers",
+    "benchmark_s3",
+    "export",
+    "flowers",
+]
+RUN_JOBS = ["fit", "predict", "requeue", "secrets", "session"]
+WAIT = ["cluster_image", "cluster_ray", "cluster_rights", "doctor", "metrics"]
+REST = ([*BUILD_NETWORKS, *RUN_JOBS], WAIT)
 QUICK_SECOND = [
     "decode",
     "diff",
