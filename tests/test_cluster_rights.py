@@ -107,7 +107,10 @@ def test_the_jobs_role_extracts_extends_and_verifies_and_all_it_writes_but_the_s
     assert extract_local(source, output, REQUEST).ok == 4
     assert verify(output).exit_code == 0
     assert [key for key, created in seen if not created] == ["features/_SUCCESS.json"] * 2
-    assert len([key for key, created in seen if created]) == 6, seen  # for each time: the plan, its part, a shard
+    keys = [key for key, created in seen if created]
+    assert len(set(keys)) == 6, seen  # for each time: the plan, its part, a shard
+    assert keys[0] == keys[1]  # whether the store creates once is tried with the first part
+    assert len(keys) == 7, seen
 
 
 def test_an_image_that_has_gone_is_a_rejected_row_under_this_role(
