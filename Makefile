@@ -32,11 +32,11 @@ $(VENV)/.installed-tests: $(VENV)/.installed tests/requirements.lock
 demo: setup
 	@$(BIN)/bottleneck demo
 
-# What a change needs at once, in about ten minutes on two cores.
+# What a change needs at once, in five to ten minutes on two cores.
 test: setup-tests
 	@$(BIN)/python tests/side_by_side.py
 
-# The tests that start clusters, kill processes, build every kind of network or run whole jobs, too.
+# The tests that start clusters, kill processes, run benchmarks or build every kind of network, too.
 test-all: test
 	@$(BIN)/python tests/side_by_side.py --rest
 

@@ -1,7 +1,7 @@
 """Run tests as two pytest processes at once, as much of a test is waiting for Ray or for a process's end.
 
     python tests/side_by_side.py          what a change needs at once
-    python tests/side_by_side.py --rest   what that leaves out: clusters, kills, whole jobs, every base
+    python tests/side_by_side.py --rest   what that leaves out: clusters, kills, benchmarks, every base
 
 Shows the first process as it runs, then the second one's lines, then a closing line with the counts of both. Exits
 with 0 if both passed.
@@ -30,9 +30,8 @@ BUILD_NETWORKS = [
     "export",
     "flowers",
 ]
-RUN_JOBS = ["fit", "predict", "requeue", "secrets", "session"]
-WAIT = ["cluster_image", "cluster_ray", "cluster_rights", "doctor", "metrics"]
-REST = ([*BUILD_NETWORKS, *RUN_JOBS], WAIT)
+WAIT = ["cluster_image", "cluster_ray", "cluster_rights", "metrics"]
+REST = ([*BUILD_NETWORKS, "secrets"], WAIT)
 QUICK_SECOND = [
     "decode",
     "diff",
@@ -42,10 +41,11 @@ QUICK_SECOND = [
     "head",
     "jobs",
     "leader",
+    "predict",
     "report",
-    "store",
-    "verify",
+    "requeue",
 ]
+QUICK_SECOND += ["session", "store", "verify"]
 
 
 def paths(names: list[str]) -> list[str]:
