@@ -11,7 +11,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
-from bottleneck.bases import base_named
+from bottleneck.catalog import base_named
 from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.labels import resolve_label_names

@@ -212,7 +212,9 @@ def _overview(stream: Any) -> None:
 
 def _first_line(job: str) -> str:
     """Of a job's docstring, read without importing the job: all of them together take seconds."""
-    with open(os.path.join(os.path.dirname(__file__), f"{job}.py"), encoding="utf-8") as file:
+    path = os.path.join(os.path.dirname(__file__), job)
+    path = os.path.join(path, "__init__.py") if os.path.isdir(path) else f"{path}.py"
+    with open(path, encoding="utf-8") as file:
         return (ast.get_docstring(ast.parse(file.read())) or "").partition("\n")[0]
 
 

@@ -16,14 +16,14 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from bottleneck.base import Base
-from bottleneck.bases import base_named, find_network
-from bottleneck.decode import Decoded, Rejected, decode
+from bottleneck.catalog import base_named, find_network
 from bottleneck.errors import TooManyRejectedError, UsageError
-from bottleneck.names import class_names
-from bottleneck.objects import ObjectError, Wanted
+from bottleneck.extract.decode import Decoded, Rejected, decode
+from bottleneck.networks.base import Base
+from bottleneck.networks.class_names import class_names
 from bottleneck.spec import FeatureRequest, Limits
-from bottleneck.store import place_of
+from bottleneck.storage.opened import place_of
+from bottleneck.storage.store import ObjectError, Wanted
 from bottleneck.text import printable
 from jobs.results import answer, show
 
@@ -74,7 +74,7 @@ class HeadClassifier:
     def __init__(self, config: Config) -> None:
         if config.base or config.names:
             raise UsageError("A head brings its base and its classes: leave --base and --names out.")
-        from bottleneck.head import Head  # scikit-learn takes seconds to import, which --help can do without
+        from bottleneck.heads.head import Head  # scikit-learn takes seconds to import, which --help can do without
 
         self.head = Head.load(str(config.head))
         spec = self.head.origin_.spec

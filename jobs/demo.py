@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bottleneck.audit.verify import verify
 from bottleneck.errors import WeightsError
+from bottleneck.extract.summary import Summary
+from bottleneck.heads.request import HeadRequest
 from bottleneck.spec import FeatureRequest
-from bottleneck.tally import Summary
-from bottleneck.team import HeadRequest
 from bottleneck.text import counted
-from bottleneck.verify import verify
 from jobs import extract, fit
 from jobs.results import answer, show
 

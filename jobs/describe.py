@@ -15,10 +15,10 @@ from typing import Annotated
 
 import tyro
 
-from bottleneck.bases import base_named
-from bottleneck.describe import bases, describe, draw_network, table, table_of_bases
+from bottleneck.catalog import base_named
 from bottleneck.errors import UsageError
-from bottleneck.store import place_of
+from bottleneck.networks.describe import bases, describe, draw_network, table, table_of_bases
+from bottleneck.storage.opened import place_of
 from jobs.results import answer, show
 
 log = logging.getLogger(__name__)

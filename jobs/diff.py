@@ -16,11 +16,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from bottleneck.diff import Diff, Group, diff_features
+from bottleneck.console import Display, Progress
+from bottleneck.dataset.features import open_features
 from bottleneck.errors import CorruptError, UsageError
-from bottleneck.features import open_features
-from bottleneck.progress import Display, Progress
-from bottleneck.recompute import MIN_COSINE
+from bottleneck.inspect.diff import Diff, Group, diff_features
+from bottleneck.inspect.recompute import MIN_COSINE
 from bottleneck.text import counted, printable
 from jobs.results import answer, show
 

@@ -15,11 +15,11 @@ from typing import Annotated
 
 import tyro
 
-from bottleneck.doctor import Check, Finding, examine, is_examining
+from bottleneck.distributed.ray_session import cluster_address
+from bottleneck.doctor.checks import Check, Finding, examine, is_examining
+from bottleneck.doctor.cluster import checks_of_cluster
+from bottleneck.doctor.machine import checks_of_machine
 from bottleneck.errors import BottleneckError
-from bottleneck.machine import checks_of_machine
-from bottleneck.nodes import checks_of_cluster
-from bottleneck.session import cluster_address
 from jobs.results import answer, flush, has_terminal, show
 
 WORDS = {"ok": ("ok  ", "32"), "warning": ("warn", "33"), "failure": ("FAIL", "31")}
@@ -63,13 +63,13 @@ def checks_of(config: Config) -> list[Check]:
 
 # Imported only then: where a package is broken, the checks before still say which.
 def _try_source(uri: str) -> Iterator[Finding]:
-    from bottleneck.access import try_source
+    from bottleneck.doctor.storage import try_source
 
     return try_source(uri)
 
 
 def _try_output(uri: str) -> Iterator[Finding]:
-    from bottleneck.access import try_output
+    from bottleneck.doctor.storage import try_output
 
     return try_output(uri)
 

@@ -16,11 +16,11 @@ from typing import Annotated
 
 import tyro
 
-from bottleneck.evaluate import Evaluation, classification_report
-from bottleneck.features import open_features
-from bottleneck.fitting import evaluate_head
-from bottleneck.report import report_of_features, write_report
-from bottleneck.store import check_output_uri, open_store
+from bottleneck.dataset.features import open_features
+from bottleneck.heads.evaluate import Evaluation, classification_report
+from bottleneck.heads.fit import evaluate_head
+from bottleneck.inspect.report import report_of_features, write_report
+from bottleneck.storage.opened import check_output_uri, open_store
 from bottleneck.text import counted
 from jobs.results import answer, show
 
@@ -48,7 +48,7 @@ class Config:
 
 
 def main(config: Config) -> int:
-    from bottleneck.head import Head  # scikit-learn takes seconds to import, which --help can do without
+    from bottleneck.heads.head import Head  # scikit-learn takes seconds to import, which --help can do without
 
     head = Head.load(config.head)
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)

@@ -19,12 +19,12 @@ from typing import Annotated, cast
 import tyro
 
 from bottleneck.choices import check_choices
+from bottleneck.console import Display, Progress, duration
+from bottleneck.dataset.export import WRITERS, Order, export_features, suffix_of
+from bottleneck.dataset.features import open_features
 from bottleneck.errors import UsageError
-from bottleneck.features import open_features
-from bottleneck.formats import WRITERS, Order, export_features, suffix_of
-from bottleneck.progress import Display, Progress, duration
-from bottleneck.store import open_store, place_of
-from bottleneck.team import HEAD_JSON
+from bottleneck.heads.request import HEAD_JSON
+from bottleneck.storage.opened import open_store, place_of
 from bottleneck.text import counted, size
 from jobs.results import answer, show
 
@@ -109,8 +109,8 @@ def of_head(config: Config) -> int:
     store, name = place_of(config.file)
     if store.exists(name):  # before the seconds that importing and building take
         raise UsageError(f"{config.file} is there already. Give another name, or remove it.")
-    from bottleneck.export import Format, export_head, facts_etag, facts_file
-    from bottleneck.head import Head
+    from bottleneck.heads.export import Format, export_head, facts_etag, facts_file
+    from bottleneck.heads.head import Head
 
     head = Head.load(config.source)
     etag = facts_etag(store, f"{name}.json", head)

@@ -12,16 +12,16 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from bottleneck.base import choose_precision
-from bottleneck.extend import Extended, extend_plan
-from bottleneck.extract import open_or_make_plan
-from bottleneck.layers import check_layers
-from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import MAX_REJECTED, Plan, Survey, load_plan, survey
-from bottleneck.progress import Display, duration
-from bottleneck.session import check_use_gpu, cluster_address, workers_have_bfloat16
-from bottleneck.store import check_output_uri
-from bottleneck.tally import Summary, Tally, summarize
+from bottleneck.console import Display, duration
+from bottleneck.dataset.extend import Extended, extend_plan
+from bottleneck.dataset.plan import MAX_REJECTED, Plan, Survey, load_plan, survey
+from bottleneck.distributed.ray_session import check_use_gpu, cluster_address, workers_have_bfloat16
+from bottleneck.distributed.run import Run, RunOptions
+from bottleneck.extract.shard import open_or_make_plan
+from bottleneck.extract.summary import Summary, Tally, summarize
+from bottleneck.networks.base import choose_precision
+from bottleneck.networks.layers import check_layers
+from bottleneck.storage.opened import check_output_uri
 from bottleneck.text import counted
 from jobs import plan as plan_job
 from jobs.results import answer, show

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from bottleneck.console import PLAIN_SECONDS, duration, start_live
+from bottleneck.dataset.features import Features, open_features, rows_of
+from bottleneck.distributed.train import fit_head
 from bottleneck.errors import FingerprintError
-from bottleneck.evaluate import Evaluation, classification_report
-from bottleneck.features import Features, open_features, rows_of
-from bottleneck.fitting import Fitted, check_labels, chosen_layer, evaluate_head
-from bottleneck.progress import PLAIN_SECONDS, duration, start_live
-from bottleneck.report import REPORT_HTML, report_of_features, write_report
-from bottleneck.store import check_output_uri, open_store
-from bottleneck.team import HEAD_JSON, HeadRequest
+from bottleneck.heads.evaluate import Evaluation, classification_report
+from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head
+from bottleneck.heads.request import HEAD_JSON, HeadRequest
+from bottleneck.inspect.report import REPORT_HTML, report_of_features, write_report
+from bottleneck.storage.opened import check_output_uri, open_store
 from bottleneck.text import counted
-from bottleneck.trainer import fit_head
 from jobs.results import answer, show
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
-    from bottleneck.head import Head
+    from bottleneck.heads.head import Head
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def main(config: Config) -> int:
 
 def fit(config: Config) -> dict[str, Any]:
     """The whole job, without its printing of the result."""
-    from bottleneck.head import Head
+    from bottleneck.heads.head import Head
 
     started = time.monotonic()
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)

@@ -14,12 +14,12 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from bottleneck.dataset.plan import MAX_REJECTED, Plan
+from bottleneck.distributed.ray_session import cluster_address, workers_have_bfloat16
 from bottleneck.errors import BottleneckError
-from bottleneck.estimate import Estimate
-from bottleneck.extract import open_or_make_plan
-from bottleneck.measure import measure_sample
-from bottleneck.plan import MAX_REJECTED, Plan
-from bottleneck.session import cluster_address, workers_have_bfloat16
+from bottleneck.extract.estimate import Estimate
+from bottleneck.extract.sample import measure_sample
+from bottleneck.extract.shard import open_or_make_plan
 from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.text import counted, size
 from jobs.results import answer, show

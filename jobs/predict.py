@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bottleneck.base import resolve_apart
+from bottleneck.console import Display
+from bottleneck.dataset.extend import extend_plan
+from bottleneck.dataset.features import open_features
+from bottleneck.dataset.plan import MAX_REJECTED, Plan, check_max_rejected, load_plan, survey
+from bottleneck.distributed.ray_session import check_use_gpu, cluster_address
+from bottleneck.distributed.run import Run, RunOptions
 from bottleneck.errors import UsageError, WeightsError
-from bottleneck.extend import extend_plan
-from bottleneck.features import open_features
-from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import MAX_REJECTED, Plan, check_max_rejected, load_plan, survey
-from bottleneck.predict import (
+from bottleneck.extract.summary import Summary, Tally, summarize
+from bottleneck.heads.predict import (
     Predictor,
     check_predictions,
     count_predicted,
@@ -30,18 +32,16 @@ from bottleneck.predict import (
     prediction_spec,
     tell_newer,
 )
-from bottleneck.progress import Display
-from bottleneck.session import check_use_gpu, cluster_address
+from bottleneck.networks.base import resolve_apart
+from bottleneck.networks.weights import check_weights
 from bottleneck.spec import Limits, PredictionSpec, Reading
-from bottleneck.store import check_output_uri
-from bottleneck.tally import Summary, Tally, summarize
+from bottleneck.storage.opened import check_output_uri
 from bottleneck.text import counted
-from bottleneck.weights import check_weights
 from jobs.extract import report, tell_extended, tell_plan
 from jobs.results import answer, show
 
 if TYPE_CHECKING:
-    from bottleneck.head import Head
+    from bottleneck.heads.head import Head
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def told(output: str) -> dict[str, Any]:
 
 def predict(config: Config) -> Summary:
     """The whole job, without its printing of the result."""
-    from bottleneck.head import Head
+    from bottleneck.heads.head import Head
 
     check_output_uri(config.output)
     check_max_rejected(config.max_rejected)

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from bottleneck.base import requested_layers
 from bottleneck.choices import check_choices
+from bottleneck.dataset.plan import Plan, load_plan
+from bottleneck.dataset.requeue import Requeued, requeue_plan
 from bottleneck.errors import UsageError
-from bottleneck.plan import Plan, load_plan
-from bottleneck.requeue import Requeued, requeue_plan
+from bottleneck.networks.base import requested_layers
 from bottleneck.spec import FeatureRequest, Format, Limits, Reading
 from bottleneck.text import counted
 from jobs.results import answer, show

@@ -18,13 +18,13 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from bottleneck.decode import Rejected, decode
+from bottleneck.console import Display, Progress
+from bottleneck.dataset.features import Features, open_features
 from bottleneck.errors import UsageError
-from bottleneck.features import Features, open_features
-from bottleneck.objects import ObjectGoneError, Wanted
-from bottleneck.progress import Display, Progress
-from bottleneck.similar import Neighbour, features_of, nearest
-from bottleneck.store import normal_uri, place_of
+from bottleneck.extract.decode import Rejected, decode
+from bottleneck.inspect.similar import Neighbour, features_of, nearest
+from bottleneck.storage.opened import normal_uri, place_of
+from bottleneck.storage.store import ObjectGoneError, Wanted
 from bottleneck.text import counted, printable
 from jobs.results import answer, show
 
@@ -114,7 +114,7 @@ def extracted(data: bytes, config: Config, features: Features, layer: str) -> np
     decoded = decode(data, plan.spec, plan.limits)
     if isinstance(decoded, Rejected):
         raise UsageError(f"{config.image} cannot be used: {decoded.reason}. Expected an image that decodes.")
-    from bottleneck.base import Base
+    from bottleneck.networks.base import Base
 
     base = Base(replace(plan.spec, weights=config.weights or plan.spec.weights), batch_size=1)
     found_D: np.ndarray = base(decoded.pixels_HWC[None])[features.layers.index(layer)][0]
@@ -163,8 +163,8 @@ def write_sheet(
     sheet: str, image: str, data: bytes | None, features: Features, found: Sequence[Neighbour], details: dict[str, Any]
 ) -> None:
     """Thumbnails come from the source; of a file that was asked about, from its own bytes."""
-    from bottleneck.report import thumbnail, thumbnails_of
-    from bottleneck.sheet import contact_sheet
+    from bottleneck.inspect.contact_sheet import contact_sheet
+    from bottleneck.inspect.report import thumbnail, thumbnails_of
 
     plan = features.plan
     thumbnails = thumbnails_of(plan, [one.key for one in found])

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from bottleneck.console import duration, start_live
 from bottleneck.errors import IncompleteError, UsageError
-from bottleneck.progress import duration, start_live
-from bottleneck.status import Status, look
-from bottleneck.store import check_output_uri
+from bottleneck.inspect.status import Status, look
+from bottleneck.storage.opened import check_output_uri
 from bottleneck.text import counted
 from jobs.results import answer, show
 

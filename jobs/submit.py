@@ -25,9 +25,9 @@ import tyro
 import bottleneck
 import jobs
 from bottleneck import __version__
-from bottleneck.dashboard import Dashboard, LostError, NoAgentError, check_address, connect
+from bottleneck.distributed.dashboard import Dashboard, LostError, NoAgentError, check_address, connect
+from bottleneck.distributed.job_log import Transcript, follow
 from bottleneck.errors import ClusterError, IncompleteError, UsageError
-from bottleneck.joblog import Transcript, follow
 from bottleneck.text import counted
 from jobs.__main__ import EXPECT_VERSION, JSON
 from jobs.results import answer, show
@@ -164,9 +164,10 @@ def code_folder() -> Iterator[Path]:
         num_files = num_bytes = 0
         for package in (bottleneck, jobs):
             folder = Path(str(package.__file__)).parent
-            (Path(name) / folder.name).mkdir()
-            for file in sorted(folder.glob("*.py")):
-                shutil.copyfile(file, Path(name) / folder.name / file.name)
+            for file in sorted(folder.rglob("*.py")):
+                copy = Path(name) / folder.name / file.relative_to(folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
                 num_files, num_bytes = num_files + 1, num_bytes + file.stat().st_size
         files = counted(num_files, "file")
         log.info("with the code of version %s: %s, %.1f MB", __version__, files, num_bytes / 1e6)

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import tyro
 
+from bottleneck.audit.verify import verify
 from bottleneck.errors import CorruptError, UsageError
-from bottleneck.recompute import check_recomputable, recompute
+from bottleneck.inspect.recompute import check_recomputable, recompute
 from bottleneck.text import counted
-from bottleneck.verify import verify
 from jobs.results import answer, show
 
 

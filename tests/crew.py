@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.leader import Leader
-from bottleneck.member import Member
-from bottleneck.team import Arrays, Grid, HeadRequest
+from bottleneck.heads.request import Arrays, Grid, HeadRequest
+from bottleneck.heads.solver.coordinator import Leader
+from bottleneck.heads.solver.worker import Member
 
 
 class Crew:

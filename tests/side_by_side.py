@@ -22,12 +22,12 @@ PYTEST = [sys.executable, "-m", "pytest"]
 # Of the files of the rest, the second process takes those that mostly wait; a file that neither names is a quick one.
 BUILD_NETWORKS = [
     "base",
-    "bases",
+    "catalog",
     "benchmark",
     "benchmark_growth",
     "benchmark_peers",
     "benchmark_s3",
-    "export",
+    "head_export",
     "flowers",
 ]
 WAIT = ["cluster_image", "cluster_ray", "cluster_rights", "metrics"]
@@ -35,21 +35,28 @@ REST = ([*BUILD_NETWORKS, "secrets"], WAIT)
 QUICK_SECOND = [
     "decode",
     "diff",
-    "extract",
+    "shard",
     "features",
-    "formats",
+    "dataset_export",
     "head",
     "jobs",
-    "leader",
+    "coordinator",
     "predict",
     "report",
     "requeue",
 ]
-QUICK_SECOND += ["session", "store", "verify"]
+QUICK_SECOND += ["ray_session", "store", "verify"]
+
+
+def files() -> list[str]:
+    """Every file of tests but those of faults."""
+    found = (path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
+    return sorted(str(path) for path in found if path.parts[1] != "faults")
 
 
 def paths(names: list[str]) -> list[str]:
-    return [f"tests/test_{name}.py" for name in names]
+    found = {Path(path).stem.removeprefix("test_"): path for path in files()}
+    return [found[name] for name in names]
 
 
 def groups(*, rest: bool) -> tuple[list[str], list[str]]:
@@ -58,8 +65,7 @@ def groups(*, rest: bool) -> tuple[list[str], list[str]]:
         return paths(REST[0]), ["tests/faults", *paths(REST[1])]
     second = paths(QUICK_SECOND)
     elsewhere = {*second, *paths(REST[0]), *paths(REST[1])}
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
-    return [path for path in files if path not in elsewhere], second
+    return [path for path in files() if path not in elsewhere], second
 
 
 def closing_line(*outputs: str) -> str:

@@ -18,7 +18,7 @@ from bottleneck.errors import BottleneckError, WeightsError
 
 SCRIPT = """
 import sys
-from bottleneck.guard import GuardedByProcess
+from bottleneck.extract.sandbox import GuardedByProcess
 from bottleneck.spec import FeatureSpec, Limits
 import json
 

@@ -16,13 +16,13 @@ from assets import asset
 from servers import S3Server
 from sklearn.linear_model import LogisticRegression
 
-from bottleneck.extract import extract_local
-from bottleneck.features import open_features
-from bottleneck.formats import export_features
-from bottleneck.head import Head
+from bottleneck.audit.verify import verify
+from bottleneck.dataset.export import export_features
+from bottleneck.dataset.features import open_features
+from bottleneck.extract.shard import extract_local
+from bottleneck.heads.head import Head
+from bottleneck.heads.splits import split
 from bottleneck.spec import FeatureRequest, Limits
-from bottleneck.splits import split
-from bottleneck.verify import verify
 
 WEIGHTS = "weights/mobilenet_7_5_224_tf_no_top.rebuilt.h5"
 

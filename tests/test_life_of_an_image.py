@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 from tiny import REQUEST, jpeg, write_files
 
-from bottleneck.base import Base, resolve
-from bottleneck.decode import Decoded, Rejected, decode
-from bottleneck.extract import extract_prepared
-from bottleneck.features import finish, open_features
-from bottleneck.listing import read_images
-from bottleneck.objects import Wanted
-from bottleneck.plan import make_plan
-from bottleneck.prepare import Work, prepare_shard
-from bottleneck.store import open_store
-from bottleneck.verify import verify
+from bottleneck.audit.verify import verify
+from bottleneck.dataset.features import finish, open_features
+from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.plan_parts import read_images
+from bottleneck.extract.decode import Decoded, Rejected, decode
+from bottleneck.extract.prepare import Work, prepare_shard
+from bottleneck.extract.shard import extract_prepared
+from bottleneck.networks.base import Base, resolve
+from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import Wanted
 
 
 def test_the_life_of_an_image(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tiny import digits_folder
 
-from bottleneck.extract import extract_local
-from bottleneck.features import open_features
-from bottleneck.formats import export_features
+from bottleneck.dataset.export import export_features
+from bottleneck.dataset.features import open_features
+from bottleneck.extract.shard import extract_local
 from bottleneck.spec import FeatureRequest
 from jobs.__main__ import JOBS, options, parse
 

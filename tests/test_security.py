@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((*(ROOT / "bottleneck").glob("*.py"), *(ROOT / "jobs").glob("*.py")))
+SOURCES = sorted((*(ROOT / "bottleneck").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")))
 EXECUTES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml", "code", "runpy"}
 CALLS = {"load_model", "model_from_json", "deserialize_keras_object", "extractall", "unpack_archive"}
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
@@ -42,4 +42,5 @@ def test_every_test_that_is_named_exists() -> None:
     named = re.findall(r"`((?:faults/)?test_\w+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
     assert len(named) > 30
     for file, test in named:
-        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+        [path] = (ROOT / "tests").rglob(file)
+        assert f"\ndef {test}(" in path.read_text(), f"{file}::{test}"

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from side_by_side import ROOT, closing_line, groups
+from side_by_side import ROOT, closing_line, files, groups
 
 
 def test_every_file_is_run_once() -> None:
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
     run = [path for rest in (False, True) for group in groups(rest=rest) for path in group]
-    assert sorted(run) == sorted([*files, "tests/faults"])
+    assert sorted(run) == sorted([*files(), "tests/faults"])
     assert all(Path(ROOT, path).exists() for path in run)
 
 

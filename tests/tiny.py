@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from bottleneck.rows import IMAGE_FIELDS, data_schema
+from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
 from bottleneck.spec import FeatureRequest, FeatureSpec
 
 LAYERS = ("conv_pw_13_relu:avg",)
@@ -40,7 +40,7 @@ def spec(**changes: Any) -> FeatureSpec:
 @cache
 def real_spec() -> FeatureSpec:
     """The spec of REQUEST; the first call imports Keras."""
-    from bottleneck.base import resolve
+    from bottleneck.networks.base import resolve
 
     return resolve(REQUEST, "float32")
 
@@ -103,7 +103,7 @@ def saved_head(folder: Path, features_ND: np.ndarray, labels_N: np.ndarray, spec
     """A logistic head with scikit-learn's optimum, saved in a folder as if fitted on features of a spec."""
     from sklearn.linear_model import LogisticRegression
 
-    from bottleneck.head import Head, Origin
+    from bottleneck.heads.head import Head, Origin
 
     class Fitted(Head):
         def fit(self, *_: Any) -> None:

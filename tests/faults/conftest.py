@@ -11,7 +11,7 @@ import tiny
 from extractjob import Job, Photos, Seen
 from PIL import Image
 
-from bottleneck.features import open_features
+from bottleneck.dataset.features import open_features
 
 NUM_PHOTOS = 400
 BAD = {

@@ -22,9 +22,9 @@ import ray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bottleneck.pipeline import Run, RunOptions
-from bottleneck.plan import make_plan
-from bottleneck.progress import Progress
+from bottleneck.console import Progress
+from bottleneck.dataset.plan import make_plan
+from bottleneck.distributed.run import Run, RunOptions
 from bottleneck.spec import FeatureRequest
 
 LOOK_SECONDS = 10.0

@@ -20,8 +20,8 @@ from typing import Any, get_args
 import tiny
 from assets import find_asset
 
-from bottleneck.decode import Decoded, decode
-from bottleneck.rows import Reason
+from bottleneck.dataset.schema import Reason
+from bottleneck.extract.decode import Decoded, decode
 from bottleneck.spec import Limits
 
 LIMITS = Limits(max_pixels=1_000_000, formats=("tiff", "jpeg2000", "heic"))

@@ -13,7 +13,7 @@ from matrix import amounts, scaled
 from proxy import FaultProxy, When, kill_at
 from servers import S3Server
 
-from bottleneck.head import HEAD_JSON, Head
+from bottleneck.heads.head import HEAD_JSON, Head
 
 FITTING = r"\S*RayTrainWorker"
 BESIDE = r"Exchange"

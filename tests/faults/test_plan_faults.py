@@ -15,8 +15,8 @@ from proxy import FaultProxy, When, kill_at
 from servers import S3Server
 from test_requeue_faults import ASKED_TO_PLAN, overwrite
 
-from bottleneck.plan import Plan, load_plan
-from bottleneck.verify import verify
+from bottleneck.audit.verify import verify
+from bottleneck.dataset.plan import Plan, load_plan
 
 WRITES = {
     "plan part": r"/features/plan/[^/]*\.parquet$",

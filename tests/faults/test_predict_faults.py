@@ -10,7 +10,7 @@ from extractjob import SHARD_SIZE, Photos, PredictJob, num_data_files
 from matrix import amounts
 from test_kill import kill_workers
 
-from bottleneck.verify import verify
+from bottleneck.audit.verify import verify
 
 
 def clean_run(reference: str, head: Path, output: Path) -> str:

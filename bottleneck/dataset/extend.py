@@ -1,0 +1,90 @@
+"""Look at a source again: what it has beyond the plan becomes an extension."""
+
+import itertools
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+from bottleneck.dataset.plan import (
+    MAX_REJECTED,
+    NUM_SHARDS,
+    SHARD_SIZE,
+    Plan,
+    default_shard_size,
+    extension_name,
+    header,
+    json_bytes,
+    load_plan,
+    warn_of_labels,
+)
+from bottleneck.dataset.plan_parts import Comparison, Listing, freeze, in_order
+from bottleneck.errors import StoreError
+from bottleneck.sources.open import images_to_plan
+from bottleneck.storage.opened import open_store
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What looking at the source again found."""
+
+    added: int
+    changed: int
+    gone: int
+    changed_keys: list[str] = field(default_factory=list)
+    """The first of them."""
+    gone_keys: list[str] = field(default_factory=list)
+
+
+def extend_plan(plan: Plan, max_rejected: float = MAX_REJECTED) -> tuple[Plan, Extended]:
+    """Look at the source again and append shards for the images the plan does not have; both lists are streamed.
+
+    Args:
+        max_rejected: share of the images that a list names that may be missing.
+
+    Raises:
+        UsageError: if more of them are.
+    """
+    output_store = open_store(plan.output)
+    while True:
+        skipped: Counter[str] = Counter()
+        found = images_to_plan(plan.source, plan.reading, skipped, max_rejected)
+        seen = Comparison(plan.images(), in_order(found))
+        new = seen.new_images()
+        first = list(itertools.islice(new, NUM_SHARDS * SHARD_SIZE))
+        listing = freeze(
+            output_store,
+            plan.holds,
+            itertools.chain(first, new),
+            skipped,
+            first_shard=plan.num_shards,
+            shard_size=_shard_size(plan, len(first)),
+        )
+        extended = Extended(listing.images, seen.changed, seen.gone, seen.changed_keys, seen.gone_keys)
+        if not listing.images:
+            return plan, extended
+        plan, created = append(plan, listing)
+        if created:
+            warn_of_labels(plan)
+            return plan, extended
+        # Another run extended first: compare again, with its images planned.
+
+
+def _shard_size(plan: Plan, num_new: int) -> int:
+    """Images of each new shard: as many as the plan's have, or where nobody chose that number the default for all."""
+    if plan.shard_size != default_shard_size(plan.listings[0].images):
+        return plan.shard_size
+    return max(plan.shard_size, default_shard_size(plan.num_images + num_new))
+
+
+def append(plan: Plan, listing: Listing) -> tuple[Plan, bool]:
+    """Append an extension or revision whose parts are written; the number of its document orders all of them.
+
+    Returns:
+        The plan as it is now, and whether this call did it: not where another run took the number first.
+    """
+    number = len(plan.listings)
+    document = {**header(plan.holds), "extension": number, **asdict(listing)}
+    created = open_store(plan.output).create(extension_name(number), json_bytes(document))
+    newer = load_plan(plan.output)
+    if newer is None:
+        raise StoreError(f"{plan.output}/plan.json is gone.")
+    return newer, created

@@ -1,0 +1,115 @@
+"""What a run is doing right now: its actors tell a counter, and the display reads it."""
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+from bottleneck.distributed.metrics import NoMetrics, RayMetrics
+
+NUM_BATCHES = 64
+"""The last ones, whose lower quartile tells what a batch takes where nothing else has its cores: in the others decoding
+had them, which is counted apart, or Ray, which starts its workers while the first batches run."""
+
+
+class Live:
+    """A counter that the actors tell how far they are, batch by batch; the display and the run's prediction read it.
+
+    It is also what tells Prometheus, for all of them.
+    """
+
+    def __init__(self, with_metrics: bool = False) -> None:
+        self.metrics = RayMetrics() if with_metrics else NoMetrics()
+        self.images: dict[int, int] = {}
+        self.seconds = {"network": 0.0, "decode": 0.0, "read": 0.0}
+        self.idle_seconds = 0.0
+        self.batch_seconds: deque[float] = deque(maxlen=NUM_BATCHES)
+        self.spent = dict.fromkeys(
+            ("batches", "images", "commit", "network_core", "prepared", "accepted", "decode_core", "read"), 0.0
+        )
+        self.first_batch_at = math.inf
+        self.resolved: dict[str, Any] | None = None
+        self.num_placed = 0
+        self.num_networks = 0
+        self.order: str | None = None
+        self.emitted = False
+
+    def report_emitted(self) -> None:
+        self.emitted = True
+
+    def report_placed(self) -> None:
+        """Count a network that has found a place, and is now being loaded."""
+        self.num_placed += 1
+
+    def report_resolved(self, resolved: dict[str, Any]) -> None:
+        self.resolved = resolved
+        self.num_networks += 1
+
+    def what_to_do(self) -> str | None:
+        return self.order
+
+    def report(self, shard: int, images: int, network: float, idle: float, decode: float, read: float) -> None:
+        self.first_batch_at = min(self.first_batch_at, time.time() - network)
+        self.images[shard] = images
+        for name, seconds in (("network", network), ("decode", decode), ("read", read)):
+            self.seconds[name] += seconds
+            self.metrics.add("bottleneck_stage_seconds_total", seconds, stage=name)
+        self.idle_seconds += idle
+        self.metrics.add("bottleneck_stage_seconds_total", idle, stage="idle")
+
+    def report_committed(self, statuses: dict[str, int], bytes_read: int, bytes_written: int) -> None:
+        """Count a shard that an actor has committed, for Prometheus alone: the accounts are the receipts'."""
+        ok = statuses.get("ok", 0)
+        self.metrics.add("bottleneck_images_total", ok, status="ok")
+        self.metrics.add("bottleneck_images_total", sum(statuses.values()) - ok, status="rejected")
+        for reason, count in statuses.items():
+            if reason != "ok":
+                self.metrics.add("bottleneck_rejected_total", count, reason=reason)
+        self.metrics.add("bottleneck_shards_total", 1)
+        self.metrics.add("bottleneck_bytes_read_total", bytes_read)
+        self.metrics.add("bottleneck_bytes_written_total", bytes_written)
+
+    def report_prepared(self, images: int, accepted: int, decode_core: float, read: float) -> None:
+        """Count a shard that an actor begins: what its images have cost already."""
+        for name, value in (("prepared", images), ("accepted", accepted), ("decode_core", decode_core), ("read", read)):
+            self.spent[name] += value
+
+    def report_network(self, images: int, seconds: float, core_seconds: float) -> None:
+        """Count what a batch took, or committing a shard, which brings no images; not a network's first batch."""
+        self.spent["images"] += images
+        self.spent["network_core"] += core_seconds
+        if images:
+            self.spent["batches"] += 1
+            self.batch_seconds.append(seconds / images)
+        else:
+            self.spent["commit"] += seconds
+            self.metrics.add("bottleneck_stage_seconds_total", seconds, stage="write")
+
+    def snapshot(self, forget: list[int], order: str | None, queued: int | None = None) -> dict[str, Any]:
+        """What is known.
+
+        Args:
+            forget: shards whose receipts have arrived.
+            order: what `what_to_do` answers from now on.
+            queued: shards that are not committed yet.
+        """
+        self.order = order
+        if queued is not None:
+            self.metrics.set("bottleneck_shards_queued", queued)
+        for shard in forget:
+            self.images.pop(shard, None)
+        result: dict[str, Any] = {"images": self.images, "limiting": "start"}
+        result |= {"resolved": self.resolved, "emitted": self.emitted, "spent": self._spent()}
+        result |= {"placed": self.num_placed, "networks": self.num_networks}
+        seconds = self.seconds
+        if seconds["network"]:
+            # Where the networks hardly wait they are the limit, else what they wait for.
+            waiting = self.idle_seconds > 0.15 * (seconds["network"] + self.idle_seconds)
+            slower = "decode" if seconds["decode"] > seconds["read"] else "read"
+            result |= {"limiting": slower if waiting else "network", "first_batch_at": self.first_batch_at}
+        return result
+
+    def _spent(self) -> dict[str, float]:
+        """All that was counted; the network's seconds as if every batch had been as fast as the quick ones."""
+        quick = sorted(self.batch_seconds)[len(self.batch_seconds) // 4] if self.batch_seconds else 0.0
+        return self.spent | {"network": quick * self.spent["images"] + self.spent["commit"]}

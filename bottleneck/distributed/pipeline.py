@@ -1,0 +1,123 @@
+"""The stages of an extraction as a Ray Data dataset: a row is a shard, whose result is a receipt."""
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from bottleneck.child import as_result
+from bottleneck.dataset.plan import load_plan
+from bottleneck.dataset.plan_parts import Shard
+from bottleneck.distributed.placement import Placement
+from bottleneck.distributed.ray_session import RUN
+from bottleneck.distributed.stages import WARM_UP, ExtractFeatures, prepare_stage
+from bottleneck.errors import BottleneckError
+from bottleneck.extract.summary import pending_shards
+
+MAX_PREPARING = 1000
+"""Shards that are being prepared or wait for a core: more than clusters have cores, and all the driver has to hold of a
+plan of a hundred thousand. Without a bound Ray Data submits them all."""
+TASK_RETRIES = 2
+"""A task that dies this often again probably meets an image that kills decoders: it is then run apart."""
+ACTOR_RESTARTS = 1000
+"""Bounded, so that a network that cannot start does not start for ever; far above what a spot market does to a run."""
+POLL_SECONDS = 0.05
+"""Between two looks for the plan."""
+
+
+def stages(live: Any, placement: Placement, *, guarded: bool, **constructor: Any) -> Any:
+    """Every pending shard through both stages, as Ray Data's lazy dataset.
+
+    Args:
+        live: the counter, which says what to do.
+        guarded: decode every image in a child process.
+        constructor: what every `ExtractFeatures` gets beside the counter.
+    """
+    from ray.data import DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports every worker that dies, in a page each
+    warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")  # the only way to bound retries
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")  # of a plan with few shards
+    context = DataContext.get_current().copy()  # what else this process does with Ray Data is not changed
+    context.set_config(RUN, True)
+    context.enable_progress_bars = False
+    # Errors of the stages themselves come as rows; blocks fail only when a worker died more often than it may.
+    context.max_errored_blocks = -1
+    # Every row its own block: a row is a shard, and shards are what runs side by side.
+    context.target_max_block_size = 1
+    # Of what is reserved by stage, Ray Data keeps a CPU for actors that take none: half of a machine of two cores.
+    # Without its allocator, though, nothing holds those who prepare back: of VGG16 on CPUs they filled the disk.
+    context.op_resource_reservation_ratio = 0.5 if placement.num_gpus else 0.0
+    with DataContext.current(context):
+        return _stages(live, placement, guarded, constructor)
+
+
+def _stages(live: Any, placement: Placement, guarded: bool, constructor: dict[str, Any]) -> Any:
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    blocks: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    # Different resources for each stage, or Ray Data fuses neighbours and nothing overlaps.
+    return (
+        ray.data.from_items([{"emit": True}], override_num_blocks=1)
+        .map_batches(
+            _emit,
+            **blocks,
+            fn_kwargs={"live": live},
+            num_cpus=0,
+            # Emitted again after a crash, shards could repeat or be skipped; what is lost this way is done later.
+            ray_remote_args_fn=lambda: {"max_retries": 0},
+        )
+        .map_batches(
+            prepare_stage,
+            **blocks,
+            fn_kwargs={"guarded": guarded},
+            compute=TaskPoolStrategy(size=MAX_PREPARING),
+            num_cpus=placement.decode_cpus,
+            ray_remote_args_fn=lambda: {"max_retries": TASK_RETRIES},
+        )
+        .map_batches(
+            ExtractFeatures,
+            batch_size=1,  # a shard; Ray Data insists on a number where GPUs are asked for
+            batch_format="pyarrow",
+            fn_constructor_kwargs={**constructor, "num_threads": placement.num_threads, "live": live},
+            # The most are asked for at once: what has no place yet waits for it, and makes a cluster that can grow do
+            # so, where Ray Data's own growing asks for no more than the cluster has.
+            compute=ActorPoolStrategy(
+                min_size=placement.min_actors, max_size=placement.max_actors, initial_size=placement.max_actors
+            ),
+            num_gpus=placement.num_gpus,
+            num_cpus=placement.num_cpus,
+            ray_remote_args_fn=lambda: {"max_restarts": ACTOR_RESTARTS, "max_task_retries": ACTOR_RESTARTS},
+        )
+    )
+
+
+def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
+    """Before the stages: one row a shard, as fast as they take them, once the driver has a plan."""
+    import ray
+
+    if ray.get(live.what_to_do.remote()) is None:
+        # A worker that prepares takes a second to start: meanwhile the network loads, and is the only one that works.
+        yield pa.table({"work": ["null"], "shard": [json.dumps(WARM_UP)]})
+    while (order := ray.get(live.what_to_do.remote())) is None:
+        time.sleep(POLL_SECONDS)
+    wanted = json.loads(order)
+    work = json.dumps(wanted["work"])
+    if wanted["shards"] is None:
+        try:
+            plan = load_plan(wanted["work"]["output"])
+            shards = pending_shards(plan, plan.committed()) if plan else []
+        except BottleneckError as error:
+            yield pa.table({"work": [work], "shard": [json.dumps(as_result(error))]})
+            return
+    else:
+        shards = [Shard(**shard) for shard in wanted["shards"]]
+    for shard in shards:
+        yield pa.table({"work": [work], "shard": [json.dumps(asdict(shard))]})
+    ray.get(live.report_emitted.remote())

@@ -1,0 +1,338 @@
+"""The extraction on Ray Data: a row is a shard, CPU tasks prepare it, actors with the network extract and commit it."""
+
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bottleneck import errors
+from bottleneck.child import raised
+from bottleneck.console import Progress
+from bottleneck.dataset.extend import Extended
+from bottleneck.dataset.features import Receipt
+from bottleneck.dataset.plan import Plan, differences
+from bottleneck.dataset.plan_parts import Shard
+from bottleneck.distributed.heap import Trimmer
+from bottleneck.distributed.monitor import Live
+from bottleneck.distributed.pipeline import stages
+from bottleneck.distributed.placement import place, waiting_for
+from bottleneck.distributed.ray_session import (
+    RESULTS_THREAD,
+    cluster_address,
+    is_ours,
+    start_ray,
+    stop_ray,
+    tell_waiting,
+)
+from bottleneck.distributed.stages import WARM_UP
+from bottleneck.errors import FingerprintError, IncompleteError, StoreError
+from bottleneck.extract.estimate import Prediction, predict_run
+from bottleneck.extract.prepare import Work
+from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
+from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE, fitting_batch_size
+from bottleneck.networks.weights import is_file
+from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
+from bottleneck.text import counted
+
+log = logging.getLogger(__name__)
+
+EMIT_RETRIES = 5
+"""How often the task that hands out shards may be lost."""
+POLL_SECONDS = 0.5
+LOOK_SECONDS = 5.0
+"""Between two looks at what the cluster has free, while no network has a place."""
+DETAILS_SECONDS = 10.0
+"""At most, for the counter's last answer on a busy machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run uses its machines; changes speed, never a feature."""
+
+    num_actors: tuple[int, ...] = ()
+    """Networks side by side, or the least and the most of them: the most are asked of the cluster, and start as it
+    grows. Default: one a GPU; without GPUs one for every eight cores."""
+    use_gpu: bool = False
+    """Networks on GPUs even where the cluster has none yet; those it has are always used."""
+    batch_size: int | None = None
+    """Images a network takes at once, at most: shards are divided evenly. Default: 32 on CPUs, 256 on GPUs."""
+
+    def __post_init__(self) -> None:
+        if list(self.num_actors) != sorted(self.num_actors) or min(self.num_actors, default=1) < 1:
+            raise errors.UsageError(f"`num_actors` takes a number from 1 up, or two. Received: {self._asked}.")
+        if len(self.num_actors) > 2:
+            raise errors.UsageError(
+                f"`num_actors` takes one number, or the least and the most. Received: {self._asked}."
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise errors.UsageError(f"`batch_size` takes a number from 1 up. Received: {self.batch_size}.")
+
+    @property
+    def _asked(self) -> str:
+        return " ".join(map(str, self.num_actors))
+
+
+class Run:
+    """One run on Ray: the actors start at once, and wait for the plan that says what to extract.
+
+    A context manager:
+
+        with Run(request, precision, options) as run:
+            plan = make_plan(source, output, run.spec())
+            summary = run.extract(plan, 0.05, show)
+    """
+
+    def __init__(
+        self, request: FeatureRequest, precision: Precision, options: RunOptions, shard_size: int | None = None
+    ) -> None:
+        """Start Ray, if it is not running, and the actors.
+
+        Args:
+            request: what to extract; a plan made before must agree with it.
+            precision: the concrete one.
+            shard_size: of the plan that is to be extracted, which batches are to fit.
+        """
+        self.shard_size = shard_size
+        self.request, self.precision, self.options = request, precision, options
+        self.started = time.monotonic()
+        self.queued: int | None = None
+        self.order: str | None = None
+        self.forget: list[int] = []
+        self.images_done = 0
+        self.last_receipt_at = 0.0
+        self.prediction: Prediction | None = None
+        self.live: Any = None
+        self.waiting_for, self.looked_at = "", self.started
+        start_ray()
+        try:
+            self._start_actors()
+        except BaseException:  # as from __exit__, which is only for what was entered
+            self.__exit__()
+            raise
+
+    def _start_actors(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        asked, use_gpu = self.options.num_actors, self.options.use_gpu
+        self.placement = place(nodes, asked, use_gpu=use_gpu, may_grow=bool(cluster_address()))
+        tell_waiting("CPU", 1)
+        tell_waiting("GPU", self.placement.num_gpus * self.placement.min_actors)
+        # Beside the driver, as other nodes come and go.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy=here)(Live)
+        self.live = counter.remote(with_metrics=True)
+        self.results = self._start(guarded=False)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        if self.live is not None and not is_ours():  # where Ray stays, the actors are not to
+            ray.kill(self.live)
+        stop_ray()
+
+    def spec(self) -> FeatureSpec:
+        """The spec the request resolves to, as the first actor to be ready found it.
+
+        Raises:
+            UsageError, WeightsError: what the actor met.
+        """
+        told = ""
+        while True:
+            live = self._snapshot()
+            if (waiting := self._waiting(live)) and waiting != told:
+                told = waiting
+                log.info("waiting for %s; Ctrl-C ends it", waiting)
+            if (resolved := live.get("resolved")) is not None:
+                if "error" in resolved:
+                    raise raised(resolved["error"])
+                return FeatureSpec.from_json(resolved["spec"])
+            # Raises if Ray gave up. An end before there is a plan: the task that hands out shards was killed.
+            if self._next_result(POLL_SECONDS / 5) == "end":
+                self.results = self._start(guarded=False)
+
+    def extract(
+        self,
+        plan: Plan,
+        max_rejected: float,
+        on_progress: Callable[[Progress], None],
+        extended: Extended | None = None,
+        started: float | None = None,
+    ) -> Summary:
+        """Extract the shards of a plan that are missing, and finish the output.
+
+        Args:
+            max_rejected: share of the planned images that may be rejected before the run stops.
+            on_progress: called about twice a second.
+            started: by time.monotonic(), where the run's seconds count from. Default: when this Run was made.
+
+        Raises:
+            IncompleteError: if shards are left over because their workers kept dying.
+            TooManyRejectedError, FeaturesError, StoreError, WeightsError, FingerprintError: the run stops; nothing is
+                lost.
+        """
+        import ray
+
+        if started is not None:
+            self.started = started
+        if is_file(self.request.weights):  # its content may be another than when it was planned: no image is read then
+            found = {"weights_sha256": self.spec().weights_sha256}
+            if message := differences(plan, {"spec": found}):
+                raise FingerprintError(message)
+        done_before = plan.committed()
+        tally = Tally(plan, max_rejected)
+        images_before = sum(plan.images_in(shard) for shard in done_before)
+        work = Work.of(plan, tally.run_id)
+
+        def lost() -> list[Shard]:
+            return [shard for shard in pending_shards(plan, plan.committed()) if shard.number not in tally.receipts]
+
+        def show() -> None:
+            self.queued = plan.num_shards - len(done_before) - len(tally.receipts)
+            live = self._snapshot()
+            under_way = sum(images for shard, images in live.get("images", {}).items() if shard not in tally.receipts)
+            images = images_before + self.images_done + under_way
+            if self.prediction is None and "spent" in live:
+                self.prediction = predict_run(
+                    live["spent"],
+                    done=images - images_before,
+                    planned=plan.num_images - images_before,
+                    # As many of both as there are by now: a cluster may have begun with none.
+                    cores=max(1, int(ray.cluster_resources().get("CPU", 0))),
+                    networks=min(max(1, live["networks"]), plan.num_shards - len(done_before)),
+                )
+            expected = self.prediction.line() if self.prediction else ""
+            limiting = live.get("limiting", "start")
+            waiting = self._waiting(live)
+            on_progress(Progress(images, plan.num_images, tally.rejected, limiting, waiting, expected))
+
+        self._drain(plan, work, None, tally, show)
+        for _ in range(EMIT_RETRIES):
+            if self._snapshot().get("emitted", True) or not lost():
+                break
+            self.results = self._start(guarded=False)  # the task that hands out shards was killed, no image is suspect
+            self._drain(plan, work, None, tally, show)
+        if left := lost():
+            log.warning("prepared again image by image: %s, whose workers died", counted(len(left), "shard"))
+            self.results = self._start(guarded=True)
+            self._drain(plan, work, left, tally, show)
+            if left := lost():
+                raise IncompleteError(
+                    f"The workers of {counted(len(left), 'shard')} kept dying, first of {left[0].number}: out of "
+                    "memory? What is done is kept; run the same command again, with more memory or a smaller "
+                    "`batch_size`."
+                )
+        return summarize(plan, tally, done_before, self.started, extended, self._details(tally))
+
+    def _drain(
+        self, plan: Plan, work: Work, shards: list[Shard] | None, tally: Tally, show: Callable[[], None]
+    ) -> None:
+        """Let the stages run, over these shards or all that are pending, until they are through."""
+        order = {"work": work.to_json(), "shards": None if shards is None else [asdict(shard) for shard in shards]}
+        self.order = json.dumps(order)
+        show()
+        shown_at, trim = time.monotonic(), Trimmer()
+        while (result := self._next_result(POLL_SECONDS)) != "end":
+            if result is not None:
+                if "error" in result:
+                    raise raised(result["error"])
+                if result == WARM_UP:
+                    continue
+                receipt = Receipt(**result["receipt"])
+                self.images_done += plan.images_in(receipt.shard)
+                self.last_receipt_at = time.time()
+                self.forget.append(receipt.shard)
+                tally.add(receipt)
+            if result is None or time.monotonic() - shown_at > POLL_SECONDS:
+                show()
+                trim()
+                shown_at = time.monotonic()
+        show()
+
+    def _start(self, *, guarded: bool) -> "queue.Queue[Any]":
+        """Start the two stages; results, then "end" or an exception, arrive in the queue."""
+        results: queue.Queue[Any] = queue.Queue()
+        most = self.options.batch_size or (GPU_BATCH_SIZE if self.placement.num_gpus else CPU_BATCH_SIZE)
+        dataset = stages(
+            self.live,
+            self.placement,
+            guarded=guarded,
+            request=self.request,
+            precision=self.precision,
+            batch_size=fitting_batch_size(most, self.shard_size),
+        )
+
+        def pull() -> None:
+            try:
+                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    for text in batch.column("result").to_pylist():
+                        results.put(json.loads(text))
+                results.put("end")
+            except BaseException as error:
+                results.put(error)
+
+        threading.Thread(target=pull, name=RESULTS_THREAD, daemon=True).start()
+        return results
+
+    def _next_result(self, seconds: float) -> Any:
+        """The next result row, "end", or None if none came in time. Raises what Ray Data raised."""
+        try:
+            result = self.results.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(result, BaseException):
+            raise StoreError(f"Ray gave up: {type(result).__name__}: {result}") from result
+        return result
+
+    def _snapshot(self, seconds: float = POLL_SECONDS) -> dict[str, Any]:
+        import ray
+
+        try:
+            forget, self.forget = self.forget, []
+            # The order goes along each time, as a counter that was restarted has forgotten it.
+            live: dict[str, Any] = ray.get(self.live.snapshot.remote(forget, self.order, self.queued), timeout=seconds)
+        except Exception:
+            return {}  # the counter restarts, or the cluster is busy: receipts still count
+        return live
+
+    def _waiting(self, live: dict[str, Any]) -> str:
+        """What the networks have no place for, or empty once one has: asked of the cluster now and then.
+
+        Args:
+            live: as the counter knows it; where that does not answer nothing is known.
+        """
+        import ray
+
+        if live.get("placed", 1):
+            return ""
+        now = time.monotonic()
+        if now - self.looked_at > LOOK_SECONDS:
+            self.looked_at = now
+            total, free = ray.cluster_resources(), ray.available_resources()
+            self.waiting_for = waiting_for(self.placement, total, free)
+        return self.waiting_for
+
+    def _details(self, tally: Tally) -> dict[str, Any]:
+        """Measured by the run itself: the time until its first batch, and its rate from there to its last shard."""
+        live = self._snapshot(DETAILS_SECONDS)
+        if "first_batch_at" not in live:
+            return {}
+        began = time.time() - (time.monotonic() - self.started)
+        images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
+        # Where another run did part of it, this one was not alone with the machine: there is nothing to compare.
+        alone = all(receipt.created for receipt in tally.receipts.values())
+        predicted = self.prediction.compared(images, self.last_receipt_at) if self.prediction and alone else {}
+        return {
+            "first_batch_seconds": round(live["first_batch_at"] - began, 2),
+            "images_per_second": round(images / max(1e-9, self.last_receipt_at - live["first_batch_at"]), 2),
+            "limiting": live["limiting"],
+            **predicted,
+        }

@@ -1,0 +1,327 @@
+"""The fit on Ray Train: each worker owns a share of the features' files, rank 0 leads, the others answer it.
+
+Ray Train places the workers and starts the group again when one dies; what the leader found until then waits in an
+actor beside the group. Requests and answers pass through that actor, arrays through Ray's object store.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from bottleneck.child import as_result, raised
+from bottleneck.dataset.features import Features
+from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, start_ray, stop_ray, tell_waiting
+from bottleneck.errors import IncompleteError, UsageError
+from bottleneck.heads.fit import Fitted, fit_features
+from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.worker import Member
+
+log = logging.getLogger(__name__)
+
+MAX_FAILURES = 30
+"""Of the group, before the fit is given up; a spot market may take many workers during a long one."""
+POLL_SECONDS = 0.2
+TRAIN_SETTINGS = {
+    # Two seconds by default, of which a short fit waits for several.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Processes beside the group that a fit has no use for, each of which takes seconds of a small machine's start.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""Of Ray Train, unless the environment says otherwise."""
+
+
+def fit_head(
+    features: Features,
+    request: HeadRequest,
+    rows_of: dict[str, int],
+    *,
+    num_workers: int = 1,
+    use_gpu: bool = False,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Fitted:
+    """Fit a head with a group of Ray Train workers.
+
+    Runs on the Ray of this process and leaves it as it is; without one it starts or joins one, and stops that again.
+
+    Args:
+        rows_of: ok images of each file, at least.
+        on_event: told how the fit goes, in the order it does.
+
+    Raises:
+        UsageError: for labels that cannot be fitted on, or more workers than the cluster holds.
+        FeaturesError: for features that are NaN or infinite.
+        IncompleteError: if workers kept dying.
+    """
+    for name, value in TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    start_ray()
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    # The only trainer of Ray Train V2 that asks for no framework.
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    resources = ray.cluster_resources()
+    _check_resources(resources, num_workers, use_gpu)
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+    # None where all nodes are still to come: each worker then computes on all cores of its node.
+    cpus = max(1, int(min(largest, resources.get("CPU", 1) / num_workers))) if largest else None
+    exchange = ray.remote(num_cpus=0, max_concurrency=64)(Exchange).remote()
+    folder = tempfile.mkdtemp(prefix="bottleneck-fit-")
+    given = {"exchange": exchange, "features": features, "request": request, "rows_of": rows_of, "threads": cpus}
+    trainer = DataParallelTrainer(
+        _work,
+        train_loop_config=given,
+        # Spread: each worker holds its share of the features, and more nodes have more memory.
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}, placement_strategy="SPREAD"
+        ),
+        run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
+    )
+    ended: list[BaseException | None] = []
+
+    def train() -> None:
+        try:
+            trainer.fit()
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=train, name="trainer", daemon=True)
+    thread.start()
+    try:
+        while True:
+            for event in ray.get(exchange.events.remote()):
+                on_event(event)
+            result = ray.get(exchange.result.remote())
+            if result is not None:
+                break
+            if ended:
+                raise IncompleteError(f"The workers of the fit kept dying: {ended[0]}. Run the same command again.")
+            time.sleep(POLL_SECONDS)
+        thread.join(THREAD_SECONDS)  # it still speaks with Ray, which must not be stopped under it
+        if "error" in result:
+            raise raised(result["error"])
+        fitted: Fitted = result["fitted"]
+        return fitted
+    except ray.exceptions.RayActorError as error:  # a spot machine may take it; what was found until then is lost
+        raise IncompleteError(
+            "The process beside the workers, which passes their answers on, has died. Run the same command again."
+        ) from error
+    finally:
+        _end_training(thread)
+        with contextlib.suppress(Exception):  # it may have died
+            ray.kill(exchange)  # in a Ray that goes on
+        stop_ray()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_training(thread: threading.Thread) -> None:
+    """End the thread of a fit that was stopped or failed: it must not speak with Ray while that shuts down.
+
+    It waits for Ray Train's controller, an actor without a name, whose handle nobody else has; or is about to.
+    """
+    import ray
+
+    deadline = time.monotonic() + THREAD_SECONDS
+    while thread.is_alive() and time.monotonic() < deadline:
+        frame = sys._current_frames().get(thread.ident or 0)
+        while frame is not None:
+            if isinstance(controller := frame.f_locals.get("controller"), ray.actor.ActorHandle):
+                ray.kill(controller)
+            frame = frame.f_back
+        thread.join(POLL_SECONDS)
+
+
+def _check_resources(resources: dict[str, float], num_workers: int, use_gpu: bool) -> None:
+    kind = "GPU" if use_gpu else "CPU"
+    there = int(resources.get(kind, 0))
+    if num_workers > there and cluster_address():  # which may grow, and many begin with none
+        tell_waiting(kind, num_workers)
+    elif num_workers < 1 or num_workers > there:
+        raise UsageError(
+            f"`num_workers` takes 1 to the cluster's number of {kind}s, which is {there}, as each worker needs one. "
+            f"Received: {num_workers}."
+        )
+
+
+def _work(given: dict[str, Any]) -> None:
+    """What every worker of the group runs."""
+    import ray.train
+    import ray.train.collective
+
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    # Requests of a group that has died are told from this one's by the token.
+    token = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex if rank == 0 else None)
+    member = Member(ray.put if size > 1 else lambda value: value, _fetch)
+    with _threads(given["threads"]):
+        if rank == 0:
+            _lead(RayTeam(given["exchange"], token, size, member), given)
+        else:
+            _follow(given["exchange"], token, rank, member)
+
+
+def _lead(team: "RayTeam", given: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        fitted = fit_features(team, given["features"], given["request"], given["rows_of"])
+        result: dict[str, Any] = {"fitted": fitted}
+    except Exception as error:  # only a worker that died is worth another try
+        result = as_result(error)
+    ray.get(given["exchange"].end.remote(result))
+
+
+def _follow(exchange: Any, token: str, rank: int, member: Member) -> None:
+    import ray
+
+    number = 0
+    while (asked := ray.get(exchange.next_request.remote(token, number))) is not None:
+        name, handle = asked
+        arguments = ray.get(handle)
+        if isinstance(arguments, dict):  # of its own
+            arguments = arguments[rank]
+        try:
+            answer: Any = getattr(member, name)(*arguments)
+        except Exception as error:
+            answer = Failed(as_result(error)["error"])
+        ray.get(exchange.answer.remote(token, number, rank, [ray.put([answer])]))  # wrapped, as it may be a handle
+        number += 1
+
+
+class Failed:
+    """An answer that is an error."""
+
+    def __init__(self, error: list[str]) -> None:
+        self.error = error
+
+
+class RayTeam:
+    """The members of a group, as its leader sees them; one of them is in the leader's own process."""
+
+    def __init__(self, exchange: Any, token: str, size: int, member: Member) -> None:
+        self.exchange, self.token, self.size, self.member = exchange, token, size, member
+        self.number = 0
+
+    def ask(self, request: str, *arguments: Any) -> list[Any]:
+        return self._ask(request, arguments, arguments)
+
+    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._ask(request, arguments[0], dict(enumerate(arguments)))
+
+    def _ask(self, request: str, mine: tuple[Any, ...], all_of_them: Any) -> list[Any]:
+        import ray
+
+        if self.size == 1:
+            return [getattr(self.member, request)(*mine)]
+        posted = self.exchange.post.remote(self.token, self.number, request, [ray.put(all_of_them)])
+        own = getattr(self.member, request)(*mine)
+        ray.get(posted)
+        handles = ray.get(self.exchange.answers.remote(self.token, self.number, self.size - 1))
+        self.number += 1
+        answers = [answer for (answer,) in ray.get([handles[rank][0] for rank in range(1, self.size)])]
+        for answer in answers:
+            if isinstance(answer, Failed):
+                raise raised(answer.error)
+        return [own, *answers]
+
+    def publish(self, value: Any) -> Any:
+        import ray
+
+        return value if self.size == 1 else ray.put(value)
+
+    def fetch(self, handle: Any) -> Any:
+        return _fetch(handle)
+
+    def recall(self, name: str) -> Any:
+        import ray
+
+        return ray.get(self.exchange.recall.remote(name))
+
+    def remember(self, name: str, value: Any) -> None:
+        self.exchange.remember.remote(name, value)
+
+    def report(self, event: dict[str, Any]) -> None:
+        self.exchange.report.remote(event)
+
+
+class Exchange:
+    """An actor beside the group: requests, answers, and what must outlive a worker."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, int], tuple[str, Any]] = {}
+        self.given: dict[tuple[str, int], dict[int, Any]] = {}
+        self.memory: dict[str, Any] = {}
+        self.told: list[dict[str, Any]] = []
+        self.outcome: dict[str, Any] | None = None
+        self.changed = asyncio.Condition()
+
+    async def post(self, token: str, number: int, request: str, handle: list[Any]) -> None:
+        async with self.changed:
+            # Older requests were answered by all, or are of a group that died.
+            self.requests = {(token, number): (request, handle[0])}
+            self.given = {key: value for key, value in self.given.items() if key == (token, number)}
+            self.changed.notify_all()
+
+    async def next_request(self, token: str, number: int) -> tuple[str, Any] | None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: (token, number) in self.requests or self.outcome is not None)
+            return self.requests.get((token, number))
+
+    async def answer(self, token: str, number: int, rank: int, handle: list[Any]) -> None:
+        async with self.changed:
+            self.given.setdefault((token, number), {})[rank] = handle
+            self.changed.notify_all()
+
+    async def answers(self, token: str, number: int, count: int) -> dict[int, Any]:
+        async with self.changed:
+            await self.changed.wait_for(lambda: len(self.given.get((token, number), {})) == count)
+            return self.given.pop((token, number))
+
+    async def remember(self, name: str, value: Any) -> None:
+        self.memory[name] = value
+
+    async def recall(self, name: str) -> Any:
+        return self.memory.get(name)
+
+    async def report(self, event: dict[str, Any]) -> None:
+        self.told.append(event)
+
+    async def events(self) -> list[dict[str, Any]]:
+        told, self.told = self.told, []
+        return told
+
+    async def end(self, outcome: dict[str, Any]) -> None:
+        async with self.changed:
+            self.outcome = outcome
+            self.changed.notify_all()
+
+    async def result(self) -> dict[str, Any] | None:
+        return self.outcome
+
+
+def _fetch(handle: Any) -> Any:
+    import ray
+
+    return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Limit the threads of matrix products, which otherwise are one a core for every worker."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(count):
+        yield

@@ -1,0 +1,248 @@
+"""From a shard of the plan to pixels: read and decode, the half of the work that needs no network.
+
+Legend: N images, H x W pixels, C channels.
+"""
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bottleneck.dataset.features import read_table
+from bottleneck.dataset.footer import revision_in
+from bottleneck.dataset.plan import Plan, data_name
+from bottleneck.dataset.plan_parts import Shard, read_images
+from bottleneck.dataset.schema import IMAGE_FIELDS
+from bottleneck.errors import CorruptError, OutOfMemoryError
+from bottleneck.extract.decode import Decoded, Rejected, decode
+from bottleneck.sources.image import Image
+from bottleneck.sources.open import open_source
+from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading
+from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import ObjectError
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker needs to know beside the shard: small, and without secrets."""
+
+    source: str
+    output: str
+    spec: FeatureSpec
+    limits: Limits
+    reading: Reading
+    run_id: str
+    predictions: PredictionSpec | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, run_id: str = "") -> "Work":
+        run_id = run_id or uuid.uuid4().hex[:12]
+        return cls(plan.source, plan.output, plan.spec, plan.limits, plan.reading, run_id, plan.predictions)
+
+    @property
+    def holds(self) -> OutputSpec:
+        """What the rows of the output hold."""
+        return self.predictions or self.spec
+
+    def to_json(self) -> dict[str, Any]:
+        predictions = self.predictions.to_json() if self.predictions else None
+        return {
+            **vars(self),
+            "spec": self.spec.to_json(),
+            "limits": self.limits.to_json(),
+            "reading": self.reading.to_json(),
+            "predictions": predictions,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Work":
+        spec, limits = FeatureSpec.from_json(value["spec"]), Limits.from_json(value["limits"])
+        predictions = PredictionSpec(features=spec, **value["predictions"]) if value["predictions"] else None
+        reading = Reading.from_json(value["reading"])
+        return cls(**{**value, "spec": spec, "limits": limits, "reading": reading, "predictions": predictions})
+
+    def is_committed(self, shard: Shard) -> bool:
+        store, name = open_store(self.output), data_name(self.holds, shard.number)
+        if not shard.revision:
+            return store.exists(name)
+        entry = store.stat(name)
+        return entry is not None and revision_in(store, entry) >= shard.revision
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What the file that is replaced holds beside `IMAGE_FIELDS` for the rows that stay as they are."""
+
+    columns: pa.Table
+    of_row: np.ndarray
+    """Of each row of the shard the index in `columns`, or -1."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A shard after its CPU half: every image has a row, the accepted ones have pixels, or features already."""
+
+    shard: Shard
+    rows: pa.Table
+    """`IMAGE_FIELDS`, in the plan's order."""
+    pixels_NHWC: np.ndarray
+    """uint8 RGB, once where the bytes of several images are the same."""
+    pixels_of_row: np.ndarray
+    """Of each row the index of its pixels; -1 of those that are rejected or taken over."""
+    taken: Taken | None = None
+    """Of a shard that is done again."""
+    read_bytes: int = 0
+    """Of the images, as the source has them."""
+    read_seconds: float = 0.0
+    """Waited for the source."""
+    decode_seconds: float = 0.0
+    decode_core_seconds: float = 0.0
+    """What decoding took of a core: less than `decode_seconds` where others have the core meanwhile."""
+
+
+Decoder = Callable[[bytes, FeatureSpec, Limits], Decoded | Rejected]
+
+
+def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepared:
+    """Read and decode a shard's images: the half of the work that needs no network.
+
+    Of a shard that is done again only the images that were rejected, or are planned otherwise than before, are read.
+
+    Args:
+        decoder: `decode`, or a guarded form of it where a hostile image must not take this process along.
+    """
+    images = read_images(open_store(work.output), shard)
+    before = _rows_before(work, shard, images) if shard.revision else None
+    stays = _stays(before, images)
+    fresh = prepare_images(
+        work, shard, [one for one, as_it_is in zip(images, stays, strict=True) if not as_it_is], decoder
+    )
+    if before is None:
+        return fresh
+    pixels_of_row = np.full(len(images), -1, np.int32)
+    pixels_of_row[~stays] = fresh.pixels_of_row
+    kept = before.filter(pa.array(stays))
+    of_row = np.where(stays, np.cumsum(stays) - 1, -1).astype(np.int32)
+    index = np.where(stays, len(fresh.rows) + of_row, np.cumsum(~stays) - 1)
+    names = [one.name for one in IMAGE_FIELDS]
+    table = _concatenated(fresh.rows, kept.select(names)).take(index)
+    return replace(fresh, rows=table, pixels_of_row=pixels_of_row, taken=Taken(kept.drop_columns(names), of_row))
+
+
+def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decoder = decode) -> Prepared:
+    """Read and decode some of a shard's images, as if they were all it has."""
+    size = work.spec.image_size_px
+    pixels_NHWC = np.empty((len(images), size, size, 3), np.uint8)
+    pixels_of_row = np.full(len(images), -1, np.int32)
+    known: dict[bytes, tuple[Decoded | Rejected, int]] = {}
+    rows: list[tuple[Any, ...]] = []
+    num_pixels = read_bytes = 0
+    read_seconds = decode_seconds = decode_core_seconds = 0.0
+    outcomes = _read(work, images)
+    for number in range(len(images)):
+        started = time.perf_counter()
+        image, data = next(outcomes)
+        read, read_core = time.perf_counter(), time.thread_time()
+        if isinstance(data, Rejected):
+            rows.append(_row(image, data, None))
+        else:
+            read_bytes += len(data)
+            sha256 = hashlib.sha256(data).digest()
+            if sha256 not in known:
+                decoded = _decoded(decoder, image, data, work)
+                known[sha256] = decoded, -1
+                if isinstance(decoded, Decoded):
+                    pixels_NHWC[num_pixels] = decoded.pixels_HWC
+                    known[sha256] = decoded, num_pixels
+                    num_pixels += 1
+            decoded, pixels_of_row[number] = known[sha256]
+            rows.append(_row(image, decoded, sha256))
+        read_seconds += read - started
+        decode_seconds += time.perf_counter() - read
+        decode_core_seconds += time.thread_time() - read_core
+    columns = zip(*rows, strict=True) if rows else [[]] * len(IMAGE_FIELDS)
+    arrays = [pa.array(column, one.type) for column, one in zip(columns, IMAGE_FIELDS, strict=True)]
+    table = pa.table(arrays, schema=pa.schema(IMAGE_FIELDS))
+    return Prepared(
+        shard,
+        table,
+        pixels_NHWC[:num_pixels],
+        pixels_of_row,
+        read_bytes=read_bytes,
+        read_seconds=read_seconds,
+        decode_seconds=decode_seconds,
+        decode_core_seconds=decode_core_seconds,
+    )
+
+
+def _rows_before(work: Work, shard: Shard, images: list[Image]) -> pa.Table | None:
+    """The rows of the file that a revision replaces; None where there is none."""
+    store, name = open_store(work.output), data_name(work.holds, shard.number)
+    if not store.exists(name):
+        return None
+    before = read_table(store, name)
+    if before.column("key").to_pylist() != [image.key for image in images]:
+        raise CorruptError(
+            f"{store.uri}/{name} does not have the images of the plan. Look at it with `bottleneck verify`; delete it "
+            "to have it done again."
+        )
+    return before
+
+
+def _stays(before: pa.Table | None, images: list[Image]) -> np.ndarray:
+    """Which rows are good as they are, as a mask [N]: ok, and of the image that is planned now."""
+    if before is None:
+        return np.zeros(len(images), bool)
+    held = zip(*(before.column(name).to_pylist() for name in ("reason", "etag", "label")), strict=True)
+    return np.array([one == (None, image.etag, image.label) for one, image in zip(held, images, strict=True)], bool)
+
+
+def _concatenated(first: pa.Table, second: pa.Table) -> pa.Table:
+    return pa.concat_tables([first, second.cast(first.schema)]).unify_dictionaries().combine_chunks()
+
+
+def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Rejected]]:
+    """Each image with its bytes, in order, many requests in flight; what cannot be read is rejected for what it is."""
+    fetched = open_source(work.source, work.reading).read([image for image in images if _fits(image, work)])
+    for image in images:
+        if not _fits(image, work):
+            yield image, Rejected("too_many_bytes")
+            continue
+        data = next(fetched)
+        yield image, Rejected(data.reason) if isinstance(data, ObjectError) else data
+
+
+def _decoded(decoder: Decoder, image: Image, data: bytes, work: Work) -> Decoded | Rejected:
+    try:
+        return decoder(data, work.spec, work.limits)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"The memory is too small to decode {image.key!r} ({len(data):,} bytes): {error or 'none is left'}. It "
+            f"takes up to 16 bytes a pixel, of at most {work.limits.max_pixels:,} pixels. Nothing is lost: run again "
+            "with fewer workers or more memory, or plan with a lower --max-pixels."
+        ) from error
+
+
+def _fits(image: Image, work: Work) -> bool:
+    # What a table says of its images is their mean.
+    return work.reading.source_format == "parquet" or image.size <= work.limits.max_bytes
+
+
+def _row(image: Image, outcome: Decoded | Rejected, sha256: bytes | None) -> tuple[Any, ...]:
+    rejected = isinstance(outcome, Rejected)
+    return (
+        image.key,
+        image.etag,
+        image.label,
+        "rejected" if rejected else "ok",
+        outcome.reason if isinstance(outcome, Rejected) else None,
+        outcome.width,
+        outcome.height,
+        outcome.mode,
+        sha256,
+    )

@@ -1,0 +1,106 @@
+"""What a run has to do, what it has done, and when it must stop: the counting of receipts."""
+
+import random
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from bottleneck.dataset.extend import Extended
+from bottleneck.dataset.features import Receipt, finish, finished
+from bottleneck.dataset.plan import Plan, check_max_rejected
+from bottleneck.dataset.plan_parts import Shard
+from bottleneck.errors import TooManyRejectedError
+from bottleneck.storage.opened import open_store
+from bottleneck.text import counted
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did and what there is now; a job prints it as JSON."""
+
+    output: str
+    images: int
+    ok: int
+    rejected: dict[str, int]
+    shards: int
+    done_before: int
+    """Shards that were committed before this run."""
+    done_now: int
+    seconds: float
+    fingerprint: str
+    skipped: dict[str, int] = field(default_factory=dict)
+    """What the source holds beside images, by suffix; `(cut)` are tars that were cut off."""
+    extended: Extended | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def pending_shards(plan: Plan, done: dict[int, int]) -> list[Shard]:
+    """The shards that are not done, in an order of this run's own, so that several runs share the work."""
+    pending = [shard for shard in plan.shards() if shard.number not in done]
+    random.shuffle(pending)
+    return pending
+
+
+class Tally:
+    """Counts the outcomes of a run as receipts arrive and stops it when too many images are rejected."""
+
+    def __init__(self, plan: Plan, max_rejected: float) -> None:
+        check_max_rejected(max_rejected)
+        self.allowed = max_rejected * plan.num_images
+        self.max_rejected = max_rejected
+        self.run_id = uuid.uuid4().hex[:12]
+        self.receipts: dict[int, Receipt] = {}
+        self.images = 0
+        self.reasons: dict[str, int] = {}
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.reasons.values())
+
+    def add(self, receipt: Receipt) -> None:
+        self.receipts[receipt.shard] = receipt
+        self.images += receipt.images
+        for reason, count in receipt.rejected.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        self.check(self.reasons, self.images)
+
+    def check(self, reasons: dict[str, int], num_images: int) -> None:
+        """Raise TooManyRejectedError where more are rejected than may be, of so many images that were looked at."""
+        if (rejected := sum(reasons.values())) > self.allowed:
+            named = ", ".join(f"{count:,} x {reason}" for reason, count in sorted(reasons.items()))
+            advice = "run again with a higher `max_rejected` to go on from here"
+            if rejected == num_images:
+                advice = "not one image could be used, so the source, or how it is read, is probably not what was meant"
+            raise TooManyRejectedError(
+                f"{counted(rejected, 'image')} rejected ({named}), more than the {self.max_rejected:.0%} "
+                f"of the plan that `max_rejected` allows. Look at the rows' `reason`; {advice}."
+            )
+
+
+def summarize(
+    plan: Plan,
+    tally: Tally,
+    done_before: dict[int, int],
+    started: float,
+    extended: Extended | None = None,
+    details: dict[str, Any] | None = None,
+) -> Summary:
+    """Finish the output (unless it is finished) and say what was done."""
+    document = finished(plan) or finish(plan, tally.receipts, tally.run_id)
+    open_store(plan.output).sweep()
+    tally.check(document["rejected"], document["images"])
+    return Summary(
+        output=plan.output,
+        images=document["images"],
+        ok=document["ok"],
+        rejected=document["rejected"],
+        shards=plan.num_shards,
+        done_before=len(done_before),
+        done_now=sum(receipt.created for receipt in tally.receipts.values()),
+        seconds=round(time.monotonic() - started, 2),
+        fingerprint=plan.holds.fingerprint,
+        skipped=plan.skipped,
+        extended=extended,
+        details=details or {},
+    )

@@ -1,0 +1,201 @@
+"""From a features dataset to a head: labels, split, fit, judgement of the held-out images; wherever the members run."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bottleneck.dataset.features import Features, vectors
+from bottleneck.dataset.plan import versions
+from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.heads.evaluate import Evaluation, Evaluator
+from bottleneck.heads.request import HeadRequest, Team
+from bottleneck.heads.solver.coordinator import Leader
+from bottleneck.heads.solver.worker import encoded, labelled_rows
+from bottleneck.heads.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
+from bottleneck.spec import canonical_layer
+
+if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
+    from bottleneck.heads.head import Head
+
+SPLIT_VERSION = 1
+"""Of what a rule means: another one deals images otherwise."""
+
+
+@dataclass
+class Fitted:
+    """A head and how it was come by."""
+
+    head: "Head"
+    evaluator: Evaluator
+    """Of the held-out images."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The split, the grid, the versions; a part of the head."""
+        return self.head.origin_.details
+
+
+def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: dict[str, int]) -> Fitted:
+    """Fit a head on the ok, labelled images of a features dataset.
+
+    Args:
+        rows_of: ok images of each file, at least.
+
+    Raises:
+        UsageError: for labels that cannot be fitted on, or a layer that is not there.
+        FeaturesError: for features that are NaN or infinite.
+    """
+    from bottleneck.heads.head import Head, Origin
+
+    started = time.monotonic()
+    layer = chosen_layer(features, request)
+    rule = request.split_rule
+    shares = _shares(features.files, rows_of, team.size)
+    asked = [(features, layer, files, sum(rows_of[f] for f in files), rule) for files in shares]
+    names, codes, parts, unlabelled = zip(*team.ask_each("read", asked), strict=True)
+    classes, codes_N = _numbered(names, codes)
+    check_labels(dict.fromkeys(classes, 1), features.plan.output)
+    team.report({"read": len(codes_N), "classes": len(classes), "seconds": time.monotonic() - started})
+    traits = all_traits(parts)
+    sides = rule.split(codes_N, traits, classes)
+    leader = Leader(team, [len(own) for own in codes], codes_N, sides.folds_N, len(classes), request, rule.num_folds)
+    arrays, grid = leader.fit(features.spec.dims[features.spec.layers.index(layer)])
+    head = Head.of(request, grid.best_c, classes, arrays)
+    evaluator = Evaluator(classes)
+    for part in team.ask("judge", head, HELD_OUT):
+        evaluator.merge(part)
+    details = {
+        "request": {**request.to_json(), "layer": layer},
+        "images": len(codes_N),
+        "fitted_on": int((sides.folds_N >= 0).sum()),
+        "held_out": int((sides.folds_N == HELD_OUT).sum()),
+        "unlabelled": int(sum(unlabelled)),
+        "copies": sides.copies,
+        "conflicting_copies": sides.conflicts,
+        "groups": sides.num_groups,
+        "ungrouped": traits.num_ungrouped,
+        "held_out_with_test_keys": sides.num_moved,
+        "split": {
+            **rule.to_json(),
+            "version": SPLIT_VERSION,
+            "held_out_sha256": held_out_sha256(traits.digests_N[sides.folds_N == HELD_OUT]),
+        },
+        "grid": grid.rows,
+        "grid_end": grid.end,
+        "c": None if request.kind == "mlp" else grid.best_c,
+        "way": leader.way,
+        "num_workers": team.size,
+        "seconds": round(time.monotonic() - started, 2),
+        "versions": versions(),
+    }
+    head.origin_ = Origin(layer, features.spec, features.plan.output, features.plan.sha256, details)
+    return Fitted(head, evaluator)
+
+
+def evaluate_head(head: "Head", features: Features, *, held_out: bool = False) -> Evaluation:
+    """Judge a head on the labelled ok images of a dataset, a data file at a time.
+
+    Args:
+        held_out: judge only on the images that its fit held out, which are in these features.
+
+    Raises:
+        UsageError: if no image has a label, or the fit held none out.
+        FingerprintError: if the held-out images cannot be told from the others, as the features are not those of the
+            fit, or not as they were.
+    """
+    digests = held_out_digests(head, features) if held_out else None
+    evaluator, layer = Evaluator(head.classes_), head.origin_.layer
+    for table in features.tables(["key", "label", "status", "sha256", layer]):
+        ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok")).combine_chunks()
+        if digests is not None:
+            ok = labelled_rows(ok)[0]
+            ok = ok.filter(np.isin(SplitRule.digests(ok), digests)).combine_chunks()
+        answers = head.predictions(vectors(ok.column(layer)))
+        evaluator.add(ok.column("key").to_pylist(), ok.column("label").to_pylist(), answers)
+    return evaluator.result()
+
+
+def held_out_digests(head: "Head", features: Features) -> np.ndarray:
+    """What the held-out images of a fit are known by, from the rule that the head keeps.
+
+    Raises:
+        UsageError, FingerprintError: as `evaluate_head`.
+    """
+    kept = head.origin_.details.get("split")
+    if not isinstance(kept, dict) or kept.get("version") != SPLIT_VERSION:
+        raise UsageError(
+            "The head does not say which images it held out: its fit was none of `bottleneck fit`, or of another "
+            "version. Judge it on all images, or fit again."
+        )
+    try:
+        wanted = str(kept["held_out_sha256"])
+        rule = SplitRule.from_json({name: kept[name] for name in kept if name not in ("version", "held_out_sha256")})
+    except (KeyError, TypeError) as error:
+        raise CorruptError(f"The head's rule of its split cannot be read: {error}. Fit again.") from error
+    if wanted == held_out_sha256(np.empty(0, np.uint64)):
+        raise UsageError("The fit held no image out. Fit with a `test_fraction` above 0, or judge on other features.")
+    if head.origin_.plan_sha256 == features.plan.sha256:
+        names, codes, parts = [], [], [rule.no_traits()]
+        for table in features.tables(list(dict.fromkeys(["label", "status", *rule.columns()]))):
+            labelled, _ = labelled_rows(table)
+            found, own = encoded([labelled.column("label")])
+            names.append(found)
+            codes.append(own)
+            parts.append(rule.traits(labelled))
+        traits = all_traits(parts)
+        classes, codes_N = _numbered(names, codes)
+        digests = traits.digests_N[rule.split(codes_N, traits, classes).folds_N == HELD_OUT]
+        if held_out_sha256(digests) == wanted:
+            return np.unique(digests)
+    raise FingerprintError(
+        f"{features.plan.output} is not, or no longer, what the head was fitted on ({head.origin_.features}), so its "
+        "held-out images are not known. Judge on all images of these features, or fit again."
+    )
+
+
+def _numbered(names: Sequence[list[str]], codes: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray]:
+    """All labels, sorted, and every image's number among them.
+
+    Args:
+        names, codes: labels of each part, and its images' numbers among these.
+    """
+    classes = sorted({name for part in names for name in part})
+    number = {name: code for code, name in enumerate(classes)}
+    parts = [np.array([number[name] for name in part], int)[own] for part, own in zip(names, codes, strict=True)]
+    return classes, np.concatenate(parts)
+
+
+def chosen_layer(features: Features, request: HeadRequest) -> str:
+    """The column to fit on. Raises UsageError where it is not there, or not clear."""
+    if request.layer is None and len(features.layers) == 1:
+        return features.layers[0]
+    if request.layer is None or canonical_layer(request.layer) not in features.layers:
+        raise UsageError(f"Expected `layer` to be one of {', '.join(features.layers)}. Received: {request.layer}.")
+    return canonical_layer(request.layer)
+
+
+def check_labels(label_counts: Mapping[str, int], output: str) -> None:
+    """Raise UsageError where there are no labels, or only one."""
+    if not label_counts:
+        raise UsageError(
+            f"{output} has no ok image with a label. Expected images in class folders; extract again without --labels "
+            "none, to another output."
+        )
+    if len(label_counts) < 2:
+        raise UsageError(
+            f"All images of {output} have the same label: {next(iter(label_counts))}. Expected two or more."
+        )
+
+
+def _shares(files: list[str], rows_of: dict[str, int], size: int) -> list[list[str]]:
+    """Files in order, cut into as many runs of about equal rows."""
+    ends = np.cumsum([rows_of[name] for name in files])
+    owners = [
+        min(int(size * (end - rows_of[f] / 2) / max(ends[-1], 1)), size - 1) for f, end in zip(files, ends, strict=True)
+    ]
+    return [[name for name, owner in zip(files, owners, strict=True) if owner == rank] for rank in range(size)]

@@ -1,0 +1,449 @@
+"""The classifier on features: scikit-learn's verbs, fitted here or by `trainer`, saved as safetensors and JSON.
+
+Legend: N images, D features, K classes (one column of scores where there are two), H hidden units of an mlp.
+"""
+
+import hashlib
+import json
+import math
+import numbers
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from bottleneck.choices import check_choice
+from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
+from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
+from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, LocalTeam, Scale
+from bottleneck.heads.solver.coordinator import Leader
+from bottleneck.heads.solver.losses import probabilities
+from bottleneck.heads.solver.mlp import HIDDEN
+from bottleneck.heads.solver.worker import Member
+from bottleneck.spec import FeatureSpec, sha256_json
+from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import ObjectError, Store, Wanted
+
+FORMAT = 1
+HEAD_TENSORS = "head.safetensors"
+MAX_JSON_BYTES = 64_000_000
+"""A head of 1,000 classes has some 100 kB."""
+MAX_HEADER_BYTES = 100_000
+"""Of the tensors' file, before its values; ours take some 500."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a head comes from; what another dataset must share with it, and what a report tells."""
+
+    layer: str
+    """Column of the features, as `block5_pool:avg`."""
+    spec: FeatureSpec
+    features: str
+    """URI of the features it was fitted on."""
+    plan_sha256: str
+    """Digest of their plan."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON values: the split, the grid, the metrics on the held-out part, versions."""
+
+
+class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier on features, used like any of scikit-learn's.
+
+    Args:
+        kind: `logistic` (multinomial, the optimum of LogisticRegression), `svm` (one against the rest, squared hinge,
+            the optimum of LinearSVC) or `mlp` (one hidden layer of 256).
+        C: inverse strength of the L2 penalty, above 0; the mlp has none.
+        scale: `standard` removes mean and variance, `l2` gives each row length 1.
+        class_weight: `balanced` weighs classes by the inverse of their size; or a dict of weights by label, 1 where it
+            has none; `none` or None weighs all images alike.
+
+    Attributes:
+        classes_: labels [K], sorted.
+        coef_, intercept_: [K, D] and [K] in float64 on scaled features; one row where there are two classes.
+        origin_: where a head that was loaded, or fitted by the job, comes from.
+    """
+
+    def __init__(
+        self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: Any = "none"
+    ) -> None:
+        self.kind = kind
+        self.C = C
+        self.scale = scale
+        self.class_weight = class_weight
+
+    @classmethod
+    def of(cls, request: HeadRequest, c: float, classes: list[str], arrays: dict[str, np.ndarray]) -> Self:
+        """A head from what its fit gave."""
+        head = cls(request.kind, c, request.scale, request.class_weight)
+        head.classes_ = np.array(classes, dtype=object)
+        head._take(arrays)
+        head.n_features_in_ = arrays["hidden_coef" if request.kind == "mlp" else "coef"].shape[1]
+        return head
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit in this process.
+
+        Args:
+            X: features [N, D].
+            y: labels [N], of two classes at least.
+
+        Raises:
+            UsageError: for a parameter that is none of its valid values.
+            ValueError: for features or labels that cannot be fitted on, as scikit-learn's classifiers do.
+        """
+        self._check_parameters()
+        features_ND, labels_N = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        check_classification_targets(labels_N)
+        self.classes_, codes_N = np.unique(labels_N, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"Expected at least two classes. Received one class: {self.classes_[0]}.")
+        weights_K = None
+        named: ClassWeight = "balanced" if self.class_weight == "balanced" else "none"
+        if isinstance(self.class_weight, dict):
+            weights_K = compute_class_weight(self.class_weight, classes=self.classes_, y=labels_N)
+        c = 1.0 if self.kind == "mlp" else float(self.C)
+        request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named)
+        member = Member()
+        member.hold(features_ND)
+        folds_N = np.zeros(len(codes_N), int)
+        leader = Leader(LocalTeam(member), [len(codes_N)], codes_N, folds_N, len(self.classes_), request, 1, weights_K)
+        self._take(leader.fit(features_ND.shape[1])[0])
+        return self
+
+    def _check_parameters(self) -> None:
+        check_choice("kind", self.kind, Kind)
+        check_choice("scale", self.scale, Scale)
+        if isinstance(self.class_weight, dict):
+            for label, weight in self.class_weight.items():
+                if not _is_number(weight) or weight < 0:
+                    raise UsageError(f"class_weight takes numbers from 0 up. Received: {weight!r} for {label!r}.")
+        elif self.class_weight is not None:
+            check_choice("class_weight", self.class_weight, ClassWeight)
+        if not _is_number(self.C) or self.C <= 0:
+            raise UsageError(f"C takes a number above 0. Received: {self.C!r}.")
+        if self.kind == "mlp" and self.C != 1.0:
+            raise UsageError(f"An mlp has no penalty, so it takes no C. Received: {self.C!r}. Leave it out.")
+
+    # Predicting
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores [N, K], or [N] where there are two classes: log odds of a logistic head, margins of an svm."""
+        check_is_fitted(self)
+        features_ND = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        scores_NK = self._scores(features_ND)
+        return scores_NK[:, 0] if scores_NK.shape[1] == 1 else scores_NK
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities [N, K]. An svm's are its margins through a softmax whose temperature held-out folds gave."""
+        check_is_fitted(self)
+        features_ND = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        return self._probabilities(features_ND)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels [N]."""
+        scores = self.decision_function(X)
+        best_N = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        labels_N: np.ndarray = self.classes_[best_N]
+        return labels_N
+
+    def predictions(self, features_ND: np.ndarray, top: int = 5) -> pa.Table:
+        """What the head says of each row, as a table of PREDICTION_FIELDS with up to `top` classes a row."""
+        features_ND = np.asarray(features_ND)
+        count = min(top, len(self.classes_))
+        if not len(features_ND):
+            return pa.table([pa.array([], one.type) for one in PREDICTION_FIELDS], schema=pa.schema(PREDICTION_FIELDS))
+        probabilities_NK = self._probabilities(features_ND.astype(np.float32, copy=False))
+        # Stable, so that of equal classes the first is best, as argmax has it.
+        best_NT = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :count]
+        values_NT = np.take_along_axis(probabilities_NK, best_NT, axis=1).astype(np.float32)
+        labels_NT = self.class_names[best_NT]
+        offsets = pa.array(np.arange(0, len(best_NT) * count + 1, count), pa.int32())
+        columns = [
+            pa.array(labels_NT[:, 0], pa.string()),
+            pa.array(values_NT[:, 0]),
+            pa.ListArray.from_arrays(offsets, pa.array(labels_NT.reshape(-1), pa.string())),
+            pa.ListArray.from_arrays(offsets, pa.array(values_NT.reshape(-1))),
+        ]
+        return pa.table(columns, schema=pa.schema(PREDICTION_FIELDS))
+
+    @property
+    def class_names(self) -> np.ndarray:
+        """The classes [K] as text, which is what labels are in features, predictions and reports."""
+        names_K = np.empty(len(self.classes_), object)
+        names_K[:] = [str(label) for label in self.classes_]
+        return names_K
+
+    def _scores(self, features_ND: np.ndarray) -> np.ndarray:
+        scaled_ND = self._scaled(features_ND)
+        if self.kind == "mlp":
+            hidden_NH = np.maximum(scaled_ND @ self.hidden_coef_.T + self.hidden_intercept_, 0)
+            scaled_ND = hidden_NH
+        scores_NK: np.ndarray = scaled_ND @ self.coef_.T + self.intercept_
+        return scores_NK
+
+    def _probabilities(self, features_ND: np.ndarray) -> np.ndarray:
+        return probabilities(self._scores(features_ND) * (self.temperature_ if self.kind == "svm" else 1.0))
+
+    def _scaled(self, features_ND: np.ndarray) -> np.ndarray:
+        features_ND = features_ND.astype(np.float64)
+        if self.scale == "l2":
+            return l2_scaled(features_ND)
+        return (features_ND - self.mean_) / self.scale_ if self.scale == "standard" else features_ND
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coef_")
+
+    def _take(self, arrays: dict[str, np.ndarray]) -> None:
+        for name, value in arrays.items():
+            setattr(self, f"{name}_", float(value[0]) if name == "temperature" else value)
+
+    # Saving
+
+    def save(self, uri: str, origin: Origin | None = None) -> None:
+        """Write `head.safetensors`, then `head.json`, to a folder or s3:// prefix.
+
+        Raises:
+            UsageError: if there is a head already, or the classes are neither strings nor integers nor booleans.
+        """
+        from safetensors.numpy import save
+
+        check_is_fitted(self)
+        origin = origin or getattr(self, "origin_", None)
+        if origin is None:
+            raise UsageError("A head is saved with the origin of its features. Received none: give save(uri, origin).")
+        store = open_store(uri)
+        if store.exists(HEAD_JSON):
+            raise UsageError(f"{store.uri} holds a head already. Give a new place.")
+        data = save({name: np.ascontiguousarray(value) for name, value in self._tensors().items()})
+        document = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "C": self.C,
+            "scale": self.scale,
+            "class_weight": _plain_weights(self.class_weight),
+            "classes": _plain_classes(self.classes_),
+            "dim": self.n_features_in_,
+            "layer": origin.layer,
+            "fingerprint": origin.spec.fingerprint,
+            "spec": origin.spec.to_json(),
+            "features": origin.features,
+            "plan_sha256": origin.plan_sha256,
+            "details": origin.details,
+            "tensors_sha256": hashlib.sha256(data).hexdigest(),
+        }
+        store.replace(HEAD_TENSORS, data)
+        text = json.dumps({**document, "sha256": sha256_json(document)}, indent=1, ensure_ascii=False)
+        if not store.create(HEAD_JSON, text.encode() + b"\n"):
+            raise UsageError(f"Another job wrote a head to {store.uri} at the same time. Fit again, to a new place.")
+        self.origin_ = origin
+
+    @classmethod
+    def load(cls, uri: str) -> Self:
+        """Read a head. Nothing of it is ever executed.
+
+        Raises:
+            UsageError: if there is none, or of a format this version does not know.
+            CorruptError: if a file is truncated, changed or not what it should be; it says which.
+        """
+        document, data = _read(uri)
+        try:
+            head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
+            head.classes_ = _class_array(document["classes"])
+            if isinstance(head.class_weight, dict):
+                label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
+                head.class_weight = {label_of.get(name, name): value for name, value in head.class_weight.items()}
+            head._check_parameters()
+            head.n_features_in_ = document["dim"]
+            spec = FeatureSpec.from_json(document["spec"])
+            names = ("layer", "features", "plan_sha256", "details")
+            head.origin_ = Origin(spec=spec, **{name: document[name] for name in names})
+            head.sha256_ = str(document["sha256"])
+            head._take_tensors(_tensors(data, uri))
+        except (UsageError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise CorruptError(f"{uri} is no readable head: {error!r}. Restore it, or fit it again.") from error
+        return head
+
+    def check_fits(self, spec: FeatureSpec) -> None:
+        """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
+        mine = self.origin_.spec
+        if mine.fingerprint == spec.fingerprint:
+            return
+        old, new = mine.to_json(), spec.to_json()
+        differing = "; ".join(
+            f"{name}: head {old[name]}, features {new[name]}"
+            for name in old
+            if old[name] != new[name] and name != "weights"
+        )
+        raise FingerprintError(
+            f"The head was fitted on other features, so its answers would mean nothing. Differing: {differing}. "
+            "Extract with the head's values, or fit a head on these features."
+        )
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        tensors = {"coef": self.coef_, "intercept": self.intercept_}
+        if self.scale == "standard":
+            tensors |= {"mean": self.mean_, "scale": self.scale_}
+        if self.kind == "svm":
+            tensors["temperature"] = np.array([self.temperature_])
+        if self.kind == "mlp":
+            tensors |= {"hidden_coef": self.hidden_coef_, "hidden_intercept": self.hidden_intercept_}
+        return tensors
+
+    def _take_tensors(self, tensors: dict[str, np.ndarray]) -> None:
+        """Check every array against what the kind, the classes and the dimensions ask for, and keep it."""
+        dim, num_classes = self.n_features_in_, len(self.classes_)
+        rows = 1 if num_classes == 2 else num_classes
+        width = dim
+        expected: dict[str, tuple[int, ...]] = {}
+        if self.kind == "mlp":
+            width = len(tensors["hidden_intercept"])
+            expected |= {"hidden_coef": (width, dim), "hidden_intercept": (width,)}
+        if self.scale == "standard":
+            expected |= {"mean": (dim,), "scale": (dim,)}
+        if self.kind == "svm":
+            expected["temperature"] = (1,)
+        expected |= {"coef": (rows, width), "intercept": (rows,)}
+        found = {name: value.shape for name, value in tensors.items()}
+        if found != expected:
+            raise ValueError(f"expected arrays {expected}, found {found}")
+        for name, value in tensors.items():
+            if value.dtype != np.float64 or not np.isfinite(value).all():
+                raise ValueError(f"{name} is not all finite float64")
+            if name in ("scale", "temperature") and not (value > 0).all():
+                raise ValueError(f"{name} is not all above 0")
+        self._take(tensors)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def l2_scaled(features_ND: np.ndarray) -> np.ndarray:
+    """Rows of length 1; rows of zeros stay."""
+    norms_N = np.linalg.norm(features_ND, axis=1, keepdims=True)
+    result_ND: np.ndarray = features_ND / np.where(norms_N == 0, 1, norms_N)
+    return result_ND
+
+
+def _read(uri: str) -> tuple[dict[str, Any], bytes]:
+    """The two files of a head, checked against each other and themselves."""
+    store = open_store(uri)
+    text = _read_up_to(store, HEAD_JSON, MAX_JSON_BYTES)
+    if text is None:
+        raise UsageError(f"{store.uri} holds no head: it has no {HEAD_JSON}. Fit one with `bottleneck fit`.")
+    mend = "Restore it, or fit the head again."
+    try:
+        document = json.loads(text)
+        digest = document.pop("sha256")
+        unchanged = digest == sha256_json(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptError(f"{store.uri}/{HEAD_JSON} is truncated or no head: {error!r}. {mend}") from error
+    if document.get("format") != FORMAT:
+        raise UsageError(f"{store.uri} has format {document.get('format')}; this version reads format {FORMAT}.")
+    if not unchanged:
+        raise CorruptError(f"{store.uri}/{HEAD_JSON} was changed after it was written: its sha256 differs. {mend}")
+    try:
+        _check_types(document)
+        most_bytes = _most_bytes(document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"{store.uri} is no readable head: {error!r}. {mend}") from error
+    data = _read_up_to(store, HEAD_TENSORS, most_bytes)
+    if data is None:
+        raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is gone. {mend}")
+    if hashlib.sha256(data).hexdigest() != document.get("tensors_sha256"):
+        raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is not the file {HEAD_JSON} speaks of: damaged. {mend}")
+    return {**document, "sha256": digest}, data
+
+
+def _read_up_to(store: Store, name: str, most_bytes: int) -> bytes | None:
+    """A file of a head, unless it is larger than it can be; None where there is none."""
+    entry = store.stat(name)
+    if entry is None:
+        return None
+    if entry.size > most_bytes:
+        raise CorruptError(
+            f"{store.uri}/{name} has {entry.size:,} bytes, expected at most {most_bytes:,}. Restore it, or fit the "
+            "head again."
+        )
+    try:
+        return store.get(Wanted(name, entry.size, entry.etag))
+    except ObjectError:
+        raise CorruptError(f"{store.uri}/{name} changed while it was read. Try again.") from None
+
+
+def _most_bytes(document: dict[str, Any]) -> int:
+    """How large the tensors of a head can be by what its JSON says of it: float64 values behind a header."""
+    dim: int = document["dim"]
+    num_classes = len(document["classes"])
+    num_values = (dim + 1) * (num_classes + HIDDEN) + HIDDEN * num_classes + 2 * dim + 1
+    return 8 * num_values + MAX_HEADER_BYTES
+
+
+def _check_types(document: dict[str, Any]) -> None:
+    """Raise ValueError where a field of a head's JSON is of another kind than those that are written."""
+    kinds = {
+        "layer": str,
+        "features": str,
+        "plan_sha256": str,
+        "details": dict,
+        "spec": dict,
+        "dim": int,
+        "classes": list,
+    }
+    for name, kind in kinds.items():
+        if type(document[name]) is not kind:
+            raise ValueError(f"{name} is {type(document[name]).__name__}, expected {kind.__name__}")
+    classes = document["classes"]
+    if len(_class_array(classes)) < 2 or len(set(classes)) < len(classes):
+        raise ValueError("classes are not two or more different ones")
+
+
+def _plain_classes(classes_K: np.ndarray) -> list[str] | list[int] | list[bool]:
+    """Classes as JSON keeps them. Raises UsageError for those that it does not."""
+    plain: list[Any] = [label.item() if isinstance(label, np.generic) else label for label in classes_K.tolist()]
+    try:
+        _class_array(plain)
+    except ValueError as error:
+        raise UsageError(
+            f"A head is saved with classes that are all strings, all integers or all booleans. Received: {error}. "
+            "Convert the labels before the fit, for example with y.astype(int) or y.astype(str)."
+        ) from None
+    return plain
+
+
+def _class_array(classes: list[Any]) -> np.ndarray:
+    """Classes [K] such that they equal the labels of the fit. Raises ValueError for those that JSON does not keep."""
+    types = {type(label) for label in classes}
+    odd = [label for label in classes if type(label) not in (str, int, bool)]
+    if odd or len(types) > 1:
+        shown = odd[0] if odd else classes
+        raise ValueError(f"{shown!r} ({', '.join(sorted(kind.__name__ for kind in types))})")
+    classes_K = np.array(classes, dtype=object if types == {str} else None)
+    if types == {int} and classes_K.dtype.kind not in "iu":
+        raise ValueError("integers beyond 64 bits")
+    return classes_K
+
+
+def _plain_weights(class_weight: Any) -> Any:
+    """A class weight as JSON keeps it."""
+    if not isinstance(class_weight, dict):
+        return class_weight
+    return {str(label): float(weight) for label, weight in class_weight.items()}
+
+
+def _tensors(data: bytes, uri: str) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors: dict[str, np.ndarray] = load(data)
+    except SafetensorError as error:
+        raise CorruptError(f"{uri}/{HEAD_TENSORS} is no safetensors file: {error}. Fit the head again.") from error
+    return tensors

@@ -1,0 +1,163 @@
+"""What a fit is asked for, and the members a leader asks: in this process, or on Ray Train."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from bottleneck.choices import check_choices
+from bottleneck.errors import UsageError
+from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.splits import SplitRule
+
+Kind = Literal["logistic", "svm", "mlp"]
+Scale = Literal["none", "standard", "l2"]
+ClassWeight = Literal["none", "balanced"]
+Arrays = dict[str, np.ndarray]
+"""Of a head by name, without the closing underscore of its attributes."""
+
+HEAD_JSON = "head.json"
+"""Of a head that is saved, beside its arrays: written last, so that where it is, the head is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRequest:
+    """The head a user asks for."""
+
+    kind: Kind = "logistic"
+    """`logistic` (scikit-learn's LogisticRegression), `svm` (its LinearSVC), or `mlp` (256 hidden units)."""
+    layer: str | None = None
+    """Column of the features to fit on; may be left out where there is only one."""
+    c: tuple[float, ...] = (1.0,)
+    """Inverse strength of the L2 penalty; of several values the best by cross-validation is taken. Not for mlp."""
+    folds: int = 3
+    """Of the cross-validation."""
+    test_fraction: float = 0.25
+    """Share of each class that is held out of the fit and judged at the end; 0 for none."""
+    test_keys: tuple[str, ...] = ()
+    """Hold out the images whose keys match one of these patterns instead, as 'test/*'; * also stands for slashes."""
+    group_by: str | None = None
+    """Keep images of one group together, in the test as in folds. A regular expression that is searched for in keys,
+    where what its parentheses match names the group; or a column of the features' table."""
+    scale: Scale = "none"
+    """`standard` removes mean and variance of every feature, `l2` gives each image's features length 1."""
+    class_weight: ClassWeight = "none"
+    """`balanced` weighs classes by the inverse of their number of images."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.c or not all(math.isfinite(c) and c > 0 for c in self.c):
+            raise UsageError(f"`c` takes numbers above 0. Received: {' '.join(map(str, self.c)) or 'none'}.")
+        if len(set(self.c)) < len(self.c):
+            raise UsageError(f"`c` names a value twice. Received: {' '.join(map(str, self.c))}.")
+        if self.kind == "mlp" and self.c != (1.0,):
+            raise UsageError("An mlp has no penalty, so it takes no `c`. Leave `c` out, or take logistic or svm.")
+        if self.folds < 2:
+            raise UsageError(f"`folds` takes a number from 2 up. Received: {self.folds}.")
+        if not 0 <= self.test_fraction < 1:
+            raise UsageError(f"`test_fraction` takes a share from 0 to below 1. Received: {self.test_fraction}.")
+        if not isinstance(self.test_keys, tuple) or not all(self.test_keys):
+            raise UsageError(
+                f"`test_keys` takes a tuple of patterns, none of them empty. Received: {self.test_keys!r}."
+            )
+        if self.test_keys and self.test_fraction != type(self).test_fraction:
+            raise UsageError("`test_keys` names the images that are held out, so it takes no `test_fraction`.")
+        try:
+            re.compile(self.group_by or "")
+        except re.error as error:
+            raise UsageError(
+                f"`group_by` takes a regular expression or a column. Received: {self.group_by}, where {error}."
+            ) from None
+
+    @property
+    def cross_validated(self) -> bool:
+        """An svm is, whatever the grid: its probabilities come from the folds."""
+        return self.kind != "mlp" and (len(self.c) > 1 or self.kind == "svm")
+
+    @property
+    def split_rule(self) -> SplitRule:
+        """How the images are divided."""
+        return SplitRule(
+            test_fraction=0.0 if self.test_keys else self.test_fraction,
+            num_folds=self.folds if self.cross_validated else 1,
+            test_keys=self.test_keys,
+            group_by=self.group_by,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "c": list(self.c), "test_keys": list(self.test_keys)}
+
+
+@dataclass
+class Grid:
+    """Cross-validation as it went."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """For each C its accuracy on every fold, the mean, how far objectives are above their optima, relative."""
+    best_c: float = 1.0
+
+    @property
+    def end(self) -> Literal["smallest", "largest"] | None:
+        """Which end of the grid the best C is at, beyond which others may be better; None where all are as good."""
+        values = [row["c"] for row in self.rows]
+        if len({row["mean"] for row in self.rows}) < 2 or min(values) < self.best_c < max(values):
+            return None
+        return "smallest" if self.best_c == min(values) else "largest"
+
+
+class Team(Protocol):
+    """The members of a fit."""
+
+    size: int
+
+    def ask(self, request: str, *arguments: Any) -> list[Any]:
+        """Every member's answer to one request."""
+
+    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Every member's answer to a request of its own."""
+
+    def publish(self, value: Any) -> Any:
+        """A handle by which members read a value."""
+
+    def fetch(self, handle: Any) -> Any: ...
+
+    def recall(self, name: str) -> Any:
+        """What was remembered before a worker died, or None."""
+
+    def remember(self, name: str, value: Any) -> None: ...
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Tell the person who waits."""
+
+
+class LocalTeam:
+    """One member, in this process."""
+
+    size = 1
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+
+    def ask(self, request: str, *arguments: Any) -> list[Any]:
+        return [getattr(self.member, request)(*arguments)]
+
+    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self.ask(request, *arguments[0])
+
+    def publish(self, value: Any) -> Any:
+        return value
+
+    def fetch(self, handle: Any) -> Any:
+        return handle
+
+    def recall(self, name: str) -> Any:
+        return None
+
+    def remember(self, name: str, value: Any) -> None:
+        """Nothing is lost unless all is."""
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Nobody waits."""

@@ -1,0 +1,230 @@
+"""Heads of data that fits one worker: rotated into its own span, then solved fold by fold along growing C.
+
+Where images are fewer than dimensions, N x N products of images hold all that matters (exact, as the penalty does not
+change under rotation): 25,088 dimensions cost as much as N. Each fold gets coordinates in which its rows' covariance is
+diagonal, and each C starts where the one before ended.
+
+Legend: N images, D features, M of them seen by a fold, R dimensions of the span of those, K score columns.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows
+from bottleneck.heads.solver.newton import Coordinates, Solver, minimize
+
+DIRECT_IMAGES = 4096
+"""An svm's Newton equations are solved directly up to here: its set of support vectors changes with every step."""
+ROUGH_TOLERANCE = 1e-9
+"""Up to here Hessian products in float32 are as good as any."""
+WAY_TOLERANCE = 1e-4
+RANK_TOLERANCE = 1e-14
+"""Of the largest variance, an image: below it is the rounding of the products."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The span of the images a fold sees."""
+
+    rows_NR: np.ndarray
+    """Every image in it, seen or not, centred where b is free."""
+    variances_R: np.ndarray
+    seen_N: np.ndarray
+    back: np.ndarray
+    """[D, R] from coordinates to features, or [M, R] from coordinates to weights of the seen images."""
+    center: np.ndarray
+    """The mean, as `back` gives it: [D], or [M] products of the mean with the seen images."""
+
+
+@dataclass
+class Path:
+    """The optima of one fold along C."""
+
+    left_out: int
+    c: list[float]
+    weights: list[np.ndarray] = field(default_factory=list)
+    """For each C [D, K]; of the seen images instead of features, [M, K], where the basis was made from products."""
+    intercepts: list[np.ndarray] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+    """For each C the scores of the images left out, [n, K]."""
+    seconds: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    """For each C, of the images left out."""
+
+
+def basis_of_products(products_NN: np.ndarray, seen_N: np.ndarray, *, centred: bool) -> Basis:
+    """From the inner products of all images."""
+    inner_MM = products_NN[np.ix_(seen_N, seen_N)]
+    center_M = inner_MM.mean(axis=0) if centred else np.zeros(len(inner_MM))
+    if centred:
+        inner_MM = inner_MM - center_M - center_M[:, None] + center_M.mean()
+    roots_R, vectors_MR = _eigen(inner_MM)
+    back_MR = vectors_MR / np.sqrt(roots_R)
+    rows_NR = (products_NN[:, seen_N] - center_M) @ back_MR
+    return Basis(rows_NR, roots_R / len(inner_MM), seen_N, back_MR, center_M)
+
+
+def basis_of_rows(features_ND: np.ndarray, seen_N: np.ndarray, *, centred: bool) -> Basis:
+    """From the images themselves, at least as many as dimensions."""
+    seen_MD = features_ND[seen_N]
+    center_D = seen_MD.mean(axis=0) if centred else np.zeros(seen_MD.shape[1])
+    seen_MD = seen_MD - center_D
+    roots_R, vectors_DR = _eigen(seen_MD.T @ seen_MD)
+    return Basis((features_ND - center_D) @ vectors_DR, roots_R / len(seen_MD), seen_N, vectors_DR, center_D)
+
+
+def solve_path(
+    basis: Basis,
+    codes_N: np.ndarray,
+    folds_N: np.ndarray,
+    left_out: int,
+    kind: str,
+    c_values: list[float],
+    class_weights_K: np.ndarray,
+    tolerance: float,
+) -> Path:
+    """Solve one fold for each C, from the smallest up.
+
+    Args:
+        kind: `softmax`, `logistic` (two classes) or `svm`.
+        left_out: the fold whose images are not seen but scored.
+        tolerance: of the objective, relative, above its optimum.
+    """
+    rows = Rows(basis.rows_NR[basis.seen_N], codes_N[basis.seen_N], np.zeros(int(basis.seen_N.sum()), int))
+    num_classes, R = len(class_weights_K), rows.features_ND.shape[1]
+    P, K = problem_shape(kind, num_classes)
+    coordinates = Coordinates(np.zeros((P, R)), np.ones((P, R)), None, basis.variances_R, 1.0 if kind == "svm" else 0.0)
+    objective = LocalObjective(rows, np.dtype(np.float32))
+    products_MM = None
+    if kind == "svm" and len(rows.features_ND) <= DIRECT_IMAGES:
+        products_MM = rows.features_ND @ rows.features_ND.T + 1.0
+    path = Path(left_out, sorted(c_values))
+    out_nR = basis.rows_NR[folds_N == left_out]
+    ends: list[np.ndarray] = []
+    for c in path.c:
+        started = time.monotonic()
+        problems = problems_of(kind, np.array([c]), np.array([-1]), class_weights_K[None])
+        solve = None
+        if products_MM is not None:
+            solve = _support_vector_solver(rows, products_MM, problems)
+        start = _start(objective, problems, coordinates, ends, (R + 1, P, K))
+        # On the way to a closer optimum the other values of C only point to it.
+        is_last = c == path.c[-1]
+        wanted = max(tolerance, ROUGH_TOLERANCE) if is_last or tolerance >= ROUGH_TOLERANCE else WAY_TOLERANCE
+        optimum = minimize(objective, problems, coordinates, start, wanted, solve=solve)
+        if tolerance < wanted and is_last:
+            close = LocalObjective(rows)
+            optimum = minimize(close, problems, coordinates, optimum.theta_JPK, tolerance, solve=solve)
+        ends.append(optimum.theta_JPK)
+        theta_JK = optimum.theta_JPK.reshape(R + 1, -1)
+        weights = basis.back @ theta_JK[:-1]
+        path.intercepts.append(theta_JK[-1] - basis.center @ weights)
+        path.weights.append(weights)
+        path.values.append(float(optimum.values_P.sum()))
+        path.gaps.append(float((optimum.gaps_P * optimum.values_P).sum() / optimum.values_P.sum()))
+        path.scores.append(out_nR @ theta_JK[:-1] + theta_JK[-1])
+        if len(out_nR):
+            path.accuracies.append(accuracy(path.scores[-1], codes_N[folds_N == left_out]))
+        path.seconds.append(time.monotonic() - started)
+    return path
+
+
+def accuracy(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
+    """Share of images whose best score is their class."""
+    best_N = scores_NK.argmax(axis=1) if scores_NK.shape[1] > 1 else (scores_NK[:, 0] > 0).astype(int)
+    return float((best_N == truth_N).mean())
+
+
+def problem_shape(kind: str, num_classes: int) -> tuple[int, int]:
+    """Problems and score columns of one C and fold: a softmax couples its classes, an svm has a problem a class."""
+    if kind == "softmax":
+        return 1, num_classes
+    return (num_classes if kind == "svm" and num_classes > 2 else 1), 1
+
+
+def problems_of(kind: str, c: np.ndarray, left_out: np.ndarray, class_weights: np.ndarray) -> Problems:
+    """The problems of pairs of C and fold; with an svm each pair's classes one after the other."""
+    num_classes = class_weights.shape[1]
+    repeat, _ = problem_shape(kind, num_classes)
+    positive = np.arange(repeat) if repeat > 1 else np.ones(1, int)
+    if kind == "svm" and repeat > 1:
+        # As LIBLINEAR's `train` has it: a class' weight counts where it stands against the others, whose is 1.
+        identity = np.eye(num_classes)
+        weights = np.concatenate([identity * row + (1 - identity) for row in class_weights])
+    else:
+        weights = np.repeat(class_weights, repeat, axis=0)
+    return Problems(
+        kind,
+        np.repeat(c, repeat),
+        np.repeat(left_out, repeat),
+        np.tile(positive, len(c)),
+        weights,
+    )
+
+
+def _start(
+    objective: LocalObjective,
+    problems: Problems,
+    coordinates: Coordinates,
+    ends: list[np.ndarray],
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Where the smaller values of C point to, if that is better than where the last one ended."""
+    if not ends:
+        return np.zeros(shape)
+    if len(ends) == 1:
+        return ends[-1]
+    every = np.arange(len(problems.c_P))
+    last, ahead = ends[-1], 2 * ends[-1] - ends[-2]
+    penalty_J11 = coordinates.penalty_J[:, None, None]
+
+    def value(theta: np.ndarray) -> Any:
+        return (
+            objective.evaluate(*coordinates.raw(theta, every), problems)[0]
+            + (penalty_J11 * theta**2).sum(axis=(0, 2)) / 2
+        )
+
+    better_P = value(ahead) < value(last)
+    return np.where(better_P[:, None], ahead, last)
+
+
+def _support_vector_solver(rows: Rows, products_MM: np.ndarray, problems: Problems) -> Solver:
+    """Newton's direction of the squared hinge, whose Hessian is I + 2 A' S A over the rows A inside the margin.
+
+    By Woodbury's identity as few equations as there are such rows, or dimensions.
+    """
+    features_MJ = np.hstack([rows.features_ND, np.ones((len(rows.features_ND), 1))])
+    weights_MP = rows.weights(problems, slice(None))
+
+    def solve(theta_JPK: np.ndarray, gradient: np.ndarray, active: np.ndarray) -> np.ndarray:
+        direction = np.zeros_like(gradient)
+        scores_MP = features_MJ @ theta_JPK[:, :, 0]
+        for p in active:
+            sign_M = np.where(rows.codes_N == problems.positive_P[p], 1.0, -1.0)
+            inside = np.flatnonzero((sign_M * scores_MP[:, p] < 1) & (weights_MP[:, p] > 0))
+            twice, slope = 2 * weights_MP[inside, p], gradient[:, p, 0]
+            near = features_MJ[inside]
+            if len(inside) <= near.shape[1]:
+                matrix = products_MM[np.ix_(inside, inside)] + np.diag(1 / twice)
+                factor = scipy.linalg.cho_factor(matrix, check_finite=False)
+                direction[:, p, 0] = near.T @ scipy.linalg.cho_solve(factor, near @ slope) - slope
+            else:
+                matrix = (near.T * twice) @ near + np.eye(near.shape[1])
+                factor = scipy.linalg.cho_factor(matrix, check_finite=False)
+                direction[:, p, 0] = -scipy.linalg.cho_solve(factor, slope)
+        return direction
+
+    return solve
+
+
+def _eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and vectors of the span, without what is only rounding."""
+    values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    kept = values > max(values[-1], 0) * RANK_TOLERANCE * len(values)
+    return values[kept], vectors[:, kept]

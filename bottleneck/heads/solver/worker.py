@@ -1,0 +1,252 @@
+"""What each worker of a fit does with the images it owns; plain Python, wherever it runs.
+
+Features are read once, by the worker that owns their files, and stay there in float32; what travels are sums, products
+and, where all images fit one worker, the images themselves, from worker to worker.
+
+Legend: N images of this worker, D features, K classes, F folds, P problems.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bottleneck.dataset.features import Features
+from bottleneck.errors import FeaturesError
+from bottleneck.heads.evaluate import Evaluator
+from bottleneck.heads.solver import mlp
+from bottleneck.heads.solver.gram import Path, accuracy, basis_of_products, basis_of_rows, solve_path
+from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows, log_loss
+from bottleneck.heads.splits import SplitRule, Traits, all_traits
+
+PRODUCT_VALUES = 8_000_000
+"""Of one block while products are summed: 64 MB of float64."""
+
+
+class Member:
+    """One worker's images. Every public method is a request of the leader's."""
+
+    def __init__(self, publish: Callable[[Any], Any] = lambda value: value, fetch: Callable[[Any], Any] = lambda h: h):
+        """Args: publish, fetch: make an array readable by other workers, and read it there."""
+        self.publish, self.fetch = publish, fetch
+        self.features_ND = np.empty((0, 0), np.float32)
+        self.codes_N = np.empty(0, np.int64)
+        self.folds_N = np.empty(0, np.int64)
+        self.keys_N = np.empty(0, object)
+
+    # Reading
+
+    def read(
+        self, features: Features, layer: str, files: list[str], num_rows: int, rule: SplitRule
+    ) -> tuple[list[str], np.ndarray, Traits, int]:
+        """Read files, keeping labelled ok images.
+
+        Args:
+            num_rows: ok images in these files, at least.
+            rule: which tells what the split needs to know of each image.
+
+        Returns:
+            The labels here, every image's label as a number into them, its traits, and the number without label.
+        """
+        dim = features.spec.dims[features.spec.layers.index(layer)]
+        self.features_ND = np.empty((num_rows, dim), np.float32)
+        keys, labels, traits = [], [], [rule.no_traits()]
+        end = unlabelled = 0
+        for name in files:
+            table = features.table(name, list(dict.fromkeys(["key", "label", "status", *rule.columns(), layer])))
+            labelled, num_unlabelled = labelled_rows(table)
+            unlabelled += num_unlabelled
+            values = labelled.column(layer).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            values_ND = values.reshape(len(labelled), dim)
+            start, end = end, end + len(labelled)
+            if end > len(self.features_ND):
+                self.features_ND = np.resize(self.features_ND, (end, dim))
+            self.features_ND[start:end] = values_ND
+            finite_N = np.isfinite(self.features_ND[start:end]).all(axis=1)
+            if not finite_N.all():
+                key = labelled.column("key")[int(np.flatnonzero(~finite_N)[0])].as_py()
+                raise FeaturesError(
+                    f"{features.plan.output}/{name} has features that are NaN or infinite, first those of {key}. Look "
+                    "at it with `bottleneck verify --full`; delete the file and extract again."
+                )
+            keys.append(labelled.column("key").to_pylist())
+            labels.append(labelled.column("label"))
+            traits.append(rule.traits(labelled))
+        self.features_ND = self.features_ND[:end]
+        self.keys_N = np.array([key for part in keys for key in part], dtype=object)
+        return *encoded(labels), all_traits(traits), unlabelled
+
+    def hold(self, features_ND: np.ndarray) -> None:
+        """Take images that are in memory already."""
+        self.features_ND = features_ND
+        self.keys_N = np.array([str(number) for number in range(len(features_ND))], dtype=object)
+
+    def place(self, codes_N: np.ndarray, folds_N: np.ndarray, scale: str) -> None:
+        """Learn the images' classes and sides, and how they are scaled."""
+        self.codes_N, self.folds_N = codes_N, folds_N
+        self.factors_N = None
+        if scale == "l2":
+            norms_N = np.concatenate(
+                [np.empty(0), *(np.linalg.norm(self.features_ND[p].astype(np.float64), axis=1) for p in self._parts())]
+            )
+            self.factors_N = 1 / np.where(norms_N == 0, 1, norms_N)
+
+    # Sums
+
+    def sums(self, num_folds: int) -> np.ndarray:
+        """Sum of the features of every fold, [F, D]."""
+        return self._by_fold(num_folds)
+
+    def squares(self, num_folds: int, means_FD: np.ndarray) -> np.ndarray:
+        """Sum of squared distances to the mean of what a fold leaves (row f of the means), of every fold: [F, F, D]."""
+        return np.stack([self._by_fold(num_folds, mean_D) for mean_D in means_FD])
+
+    def _by_fold(self, num_folds: int, squared_from_D: np.ndarray | None = None) -> np.ndarray:
+        result_FD = np.zeros((num_folds, self.features_ND.shape[1]))
+        for part in self._parts():
+            block_ND = self._block(part)
+            if squared_from_D is not None:
+                block_ND = (block_ND - squared_from_D) ** 2
+            for fold in range(num_folds):
+                result_FD[fold] += block_ND[self.folds_N[part] == fold].sum(axis=0)
+        return result_FD
+
+    def covariance(self, center_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
+        """Of all images that are fitted on, times their number; float32 will do for a preconditioner. [D, D]"""
+        result_DD = np.zeros((len(center_D), len(center_D)))
+        for part in self._parts():
+            block_ND = self._block(part)[self.folds_N[part] >= 0]
+            scaled_ND = ((block_ND - center_D) / scale_D).astype(np.float32)
+            result_DD += scaled_ND.T @ scaled_ND
+        return result_DD
+
+    # Images as a whole
+
+    def share(self) -> Any:
+        """A handle by which other workers read the images of this one that are fitted on."""
+        fitted_N = self.folds_N >= 0
+        factors_N = None if self.factors_N is None else self.factors_N[fitted_N]
+        return self.publish((self.features_ND if fitted_N.all() else self.features_ND[fitted_N], factors_N))
+
+    def products(self, pairs: list[tuple[Any, Any]], center_D: np.ndarray, scale_D: np.ndarray) -> list[np.ndarray]:
+        """Inner products of the scaled images behind pairs of handles."""
+        results = []
+        for left, right in pairs:
+            (left_ND, left_N), (right_ND, right_N) = self.fetch(left), self.fetch(right)
+            result_NN = np.zeros((len(left_ND), len(right_ND)))
+            width = max(1, PRODUCT_VALUES // max(1, len(left_ND) + len(right_ND)))
+            for start in range(0, left_ND.shape[1], width):
+                columns = slice(start, start + width)
+                blocks = [
+                    (part_ND[:, columns].astype(np.float64) - center_D[columns]) / scale_D[columns]
+                    for part_ND in ((left_ND,) if left_ND is right_ND else (left_ND, right_ND))
+                ]
+                result_NN += blocks[0] @ blocks[-1].T
+            if left_N is not None:
+                result_NN *= left_N[:, None] * right_N
+            results.append(result_NN)
+        return results
+
+    def expand(self, weights_NK: np.ndarray, center_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
+        """Sum of this worker's scaled images times weights, [D, K]."""
+        result_DK = np.zeros((len(center_D), weights_NK.shape[1]))
+        for part in self._parts():
+            result_DK += ((self._block(part) - center_D) / scale_D).T @ weights_NK[part]
+        return result_DK
+
+    def solve(self, handle: Any = None, way: str = "", *work: Any) -> Path | None:
+        """The path of one fold, on all images; nothing to do where there is no handle."""
+        if handle is None:
+            return None
+        matrix = self.fetch(handle)
+        codes_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance = work
+        make = basis_of_products if way == "products" else basis_of_rows
+        basis = make(matrix, folds_N != left_out, centred=kind != "svm")
+        return solve_path(basis, codes_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance)
+
+    # The objective, for images that stay where they are
+
+    def objective(self, product_dtype: str) -> None:
+        rows = Rows(self.features_ND, self.codes_N, self.folds_N, self.factors_N)
+        self._objective = LocalObjective(rows, np.dtype(product_dtype))
+
+    def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
+        return self._objective.evaluate(W, b, problems)
+
+    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> None:
+        self._objective.fix(W, b, problems)
+
+    def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
+        return self._objective.product(V, v, chosen_P)
+
+    def right_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> tuple[int, int]:
+        """How many images of a fold these weights get right, and how many there are."""
+        right = count = 0
+        for scores_NK, codes_N in self._scores(W, b, left_out):
+            right += round(accuracy(scores_NK, codes_N) * len(codes_N))
+            count += len(codes_N)
+        return right, count
+
+    def log_losses(self, W: np.ndarray, b: np.ndarray, left_out: int, temperatures: np.ndarray) -> np.ndarray:
+        """Summed log loss of the images of a fold, at every temperature."""
+        result = np.zeros(len(temperatures))
+        for scores_NK, codes_N in self._scores(W, b, left_out):
+            result += [log_loss(scores_NK * factor, codes_N) for factor in temperatures]
+        return result
+
+    def _scores(self, W: np.ndarray, b: np.ndarray, left_out: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        left_N = np.flatnonzero(self.folds_N == left_out)
+        for start in range(0, len(left_N), 8192):
+            part = left_N[start : start + 8192]
+            yield self._block(part) @ W + b, self.codes_N[part]
+
+    def mlp_gradient(
+        self,
+        parameters: list[np.ndarray],
+        chosen_N: np.ndarray,
+        center_D: np.ndarray,
+        scale: Any,
+        weights_K: np.ndarray,
+    ) -> list[np.ndarray]:
+        """Gradient of an mlp over some of this worker's images."""
+        inputs_ND = (self._block(chosen_N) - center_D) / scale
+        codes_N = self.codes_N[chosen_N]
+        return mlp.gradient(parameters, inputs_ND, codes_N, weights_K[codes_N])
+
+    # The held-out images
+
+    def judge(self, head: Any, fold: int) -> Evaluator:
+        """What a `Head` says of this worker's images of a fold, counted."""
+        evaluator = Evaluator([str(label) for label in head.classes_])
+        chosen_N = np.flatnonzero(self.folds_N == fold)
+        for start in range(0, len(chosen_N), 4096):
+            part = chosen_N[start : start + 4096]
+            said = head.predictions(self.features_ND[part])
+            evaluator.add(self.keys_N[part].tolist(), head.classes_[self.codes_N[part]].tolist(), said)
+        return evaluator
+
+    def _block(self, part: Any) -> np.ndarray:
+        block_ND: np.ndarray = self.features_ND[part].astype(np.float64)
+        return block_ND if self.factors_N is None else block_ND * self.factors_N[part, None]
+
+    def _parts(self) -> list[slice]:
+        size = max(1, PRODUCT_VALUES // max(1, self.features_ND.shape[1]))
+        return [slice(start, start + size) for start in range(0, len(self.features_ND), size)]
+
+
+def labelled_rows(table: pa.Table) -> tuple[pa.Table, int]:
+    """The ok rows that have a label, and the number of those that have none."""
+    ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+    labelled = ok.filter(pc.is_valid(ok.column("label"))).combine_chunks()
+    return labelled, len(ok) - len(labelled)
+
+
+def encoded(labels: list[Any]) -> tuple[list[str], np.ndarray]:
+    """Distinct labels and every row's number among them."""
+    chunks = [chunk.cast(pa.string()) for column in labels for chunk in column.chunks]
+    encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -1,0 +1,187 @@
+"""The networks the table of bases names, built in code. Keras is imported inside the functions."""
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from bottleneck.catalog import STUB, find_network
+from bottleneck.console import quiet_start
+from bottleneck.errors import UsageError
+
+PREPROCESSING = ("Rescaling", "Normalization")
+"""Layers by which a network prepares its pixels itself, where the table says `inside`."""
+
+
+def import_keras(num_threads: int | None = None) -> Any:
+    """Import Keras, quietly, and set its backend's threads; later calls find both done."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    backend = os.environ["KERAS_BACKEND"]
+    try:
+        with quiet_start(), _light_imports():
+            import keras
+    except ImportError as error:
+        raise UsageError(
+            f"Keras' backend {backend} is not installed ({error}). Expected tensorflow, torch, jax or openvino in "
+            "KERAS_BACKEND."
+        ) from error
+    if num_threads and backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.threading.get_intra_op_parallelism_threads() != num_threads:
+            tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+    elif num_threads and backend == "torch":
+        import torch
+
+        torch.set_num_threads(num_threads)
+    return keras
+
+
+@contextlib.contextmanager
+def _light_imports() -> Iterator[None]:
+    """Import without what Keras loads only because it is there, and without looking for garbage among what stays.
+
+    Keras and TensorFlow take 4.3 s of one core to import, 0.75 s of it for its wrappers for scikit-learn, 0.6 s for its
+    plots of pictures, and about 1 s for garbage collections that find nothing.
+    """
+    if "keras" in sys.modules:
+        yield
+        return
+    hidden = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
+    was_enabled = gc.isenabled()
+    gc.disable()
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # which counts as not installed
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+        if was_enabled:
+            gc.enable()
+
+
+def build_network(base: str, with_top: bool) -> Any:
+    """The network in code, in float32, with Keras' own initial weights (which are always replaced).
+
+    Without its top it ends with the last layer that needs none of the top's weights (`avg_pool`, `dropout`), but for
+    networks with a heavy top, which end where Keras' own do without it.
+    """
+    row, _ = find_network(base)
+    if with_top or row.heavy_top:
+        return _construct(base, None, with_top)
+    return cut_top(_construct(base, None, True), base)
+
+
+def build_trained(base: str, with_top: bool) -> Any:
+    """The network as Keras builds it for ImageNet's weights, with these, downloaded if Keras' cache has them not."""
+    return _construct(base, "imagenet", with_top)
+
+
+def cut_top(network: Any, base: str) -> Any:
+    """The network up to the first layer that has weights of the top; it shares its layers with the whole one."""
+    keras = import_keras()
+    row, _ = find_network(base)
+    return _apart(lambda: keras.Model(network.input, network.get_layer(row.top).input, name=network.name))
+
+
+def to_bfloat16(network: Any) -> Any:
+    """The same network computing in bfloat16, but for layers that prepare pixels: x - mean would cancel there."""
+    keras = import_keras()
+
+    def clone(layer: Any) -> Any:
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an addition: it computes in what it is given
+        config = layer.get_config()
+        if type(layer).__name__ not in PREPROCESSING:
+            config["dtype"] = "bfloat16"
+        return type(layer).from_config(config)
+
+    copy = _apart(lambda: keras.models.clone_model(network, clone_function=clone, call_function=None, recursive=True))
+    set_weights(copy, network.get_weights())
+    return copy
+
+
+def set_weights(network: Any, values: list[Any]) -> None:
+    """Set a network's weights, in its order."""
+    network.set_weights(values)
+    settle(network)
+
+
+def settle(network: Any) -> None:
+    """Let Normalization compute with the weights it has now: Keras' set_weights leaves it with those it had."""
+    for layer in network.layers:
+        if type(layer).__name__ == "Normalization":
+            layer.finalize_state()
+
+
+def preprocess(pixels_NHWC: Any, base: str) -> Any:
+    """What the base's preprocess_input makes of float32 RGB in [0, 255], a NumPy array or a tensor."""
+    mode = find_network(base)[0].preprocessing
+    if mode == "inside":
+        return pixels_NHWC
+    utils = import_keras().applications.imagenet_utils
+    return utils.preprocess_input(pixels_NHWC, data_format="channels_last", mode=mode)
+
+
+def layer_names(network: Any) -> list[str]:
+    return [layer.name for layer in network.layers[1:]]  # the first is the input
+
+
+def _construct(base: str, weights: str | None, with_top: bool) -> Any:
+    keras = import_keras()
+    row, width = find_network(base)
+    arguments: dict[str, Any] = {
+        "weights": weights,
+        "include_top": with_top,
+        "input_shape": (row.image_size_px, row.image_size_px, 3),
+    }
+    if width is not None:
+        arguments["alpha"] = width
+    constructor = _stub if row is STUB else getattr(keras.applications, row.constructor)
+    network = _apart(lambda: constructor(**arguments))
+    if weights is None and row.constructor.startswith("EfficientNetB"):
+        return _apart(lambda: _with_deviation(network))
+    return network
+
+
+def _stub(weights: str | None, include_top: bool, input_shape: tuple[int, int, int]) -> Any:
+    """The network of STUB, which costs next to nothing and goes the way of every other one; with or without a top."""
+    if weights:
+        raise UsageError(f"The base stub has no weights. Expected `weights` random:0. Received: {weights}.")
+    keras = import_keras()
+    pixels_NHWC = keras.Input(input_shape)
+    return keras.Model(pixels_NHWC, keras.layers.GlobalAveragePooling2D(name="mean")(pixels_NHWC), name="stub")
+
+
+def _with_deviation(network: Any) -> Any:
+    """EfficientNet as Keras builds it for ImageNet's weights, and for these only: with a second rescaling.
+
+    Its Normalization divides by the square root of a weight in which the files have the deviation, not the variance
+    (https://github.com/tensorflow/tensorflow/issues/49930).
+    """
+    keras = import_keras()
+    deviations = (0.229, 0.224, 0.225)
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = layer(*args, **kwargs)
+        if layer.name != "normalization":
+            return outputs
+        return keras.layers.Rescaling([value**-0.5 for value in deviations], name="rescaling_1")(outputs)
+
+    return keras.models.clone_model(network, call_function=call)
+
+
+def _apart(build: Callable[[], Any]) -> Any:
+    """Build in a thread of its own, where Keras starts to count: a second Inception has `conv2d_94` first, else.
+
+    So layers are called in every process what they are called in the first network of one; and the caller's own
+    counting and dtype policy, which Keras has for each thread, neither matter nor change.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(build).result()

@@ -1,0 +1,309 @@
+"""Images in tar files, as WebDataset and img2dataset write them: `000012.jpg` beside `000012.cls`, `.json`, `.txt`.
+
+A tar is indexed when it is planned (name, offset, size of every member), so that each image is accounted for and a
+shard is read as contiguous ranges. Members are only ever looked at: nothing is unpacked to disk, and no name, type or
+content of one (a pickle, a path that leads out, a link) makes anything else happen.
+"""
+
+import json
+import logging
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from bottleneck.errors import UsageError
+from bottleneck.labels import LabelError, as_label, unusable
+from bottleneck.sources.containers import ContainerFile, containers, look_into, while_planning
+from bottleneck.sources.image import NO_MAGIC, Image, folder_label, names_image, no_image
+from bottleneck.sources.image_format import MAGIC_BYTES, begins_as_image
+from bottleneck.spec import Reading
+from bottleneck.storage.store import ObjectError, Store, Wanted
+from bottleneck.text import counted
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".tar",)
+CUT = "(cut)"
+"""What tars that end before their end mark are counted under, beside the suffixes of members that are no images."""
+RANGE_BYTES = 16_000_000
+"""Of one read: long enough to be as fast as a store gives, short enough that decoding need not wait for it."""
+GAP_BYTES = 100_000
+"""Read and thrown away rather than asked for around: what lies between images, captions for the most part."""
+WINDOW = 128
+"""Images whose ranges are made together: where a tar is not in the order of its names, so many wait for their turn."""
+HEADER_BYTES = 10_000_000
+"""Read at once of a tar's headers, which may say that a name takes terabytes."""
+PADDING_BYTES = 65_536
+"""Looked at behind the end mark, where writers fill up their last block."""
+LABEL_BYTES = 1_000_000
+"""Larger files beside an image are no label."""
+
+
+class _CutError(Exception):
+    """A tar ends before its end mark: what lay behind its last whole header, if anything did, is lost."""
+
+
+class _Index(NamedTuple):
+    """What looking through one tar found."""
+
+    images: list[Image]
+    """In key order."""
+    others: Counter[str]
+    """Members that are no images, by suffix."""
+    cut: str
+    """Where a tar was cut off, what is to be told of it; else empty."""
+
+
+class WebDataset:
+    """The images in the tars of a source; a key is TAR/MEMBER."""
+
+    def __init__(self, store: Store, only: str | None, reading: Reading) -> None:
+        self.store, self.only, self.reading = store, only, reading
+
+    def images(self, skipped: Counter[str]) -> Iterator[Image]:
+        tars = containers(self.store, self.only, SUFFIXES, skipped)
+        for index in look_into(self.store, tars, self._index):
+            skipped.update(index.others)
+            if index.cut:
+                log.warning("%s", index.cut)
+            yield from index.images
+
+    def first(self, skipped: Counter[str]) -> Image | None:
+        for entry in containers(self.store, self.only, SUFFIXES, skipped):
+            index = self._index(ContainerFile(self.store, entry))
+            skipped.update(index.others)
+            if index.images:
+                return index.images[0]
+        return None
+
+    def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
+        """Each image's bytes, in order: the members of one tar by as few ranges as there can be."""
+        windows = [images[start : start + WINDOW] for start in range(0, len(images), WINDOW)]
+        divided = [_ranges(window) for window in windows]
+        fetched = self.store.get_many([one for ranges in divided for one, _ in ranges])
+        for window, ranges in zip(windows, divided, strict=True):
+            held: dict[int, bytes | ObjectError] = {}
+            waiting = iter(ranges)
+            for number, image in enumerate(window):
+                while number not in held and image.length:
+                    asked, members = next(waiting)
+                    data = next(fetched)
+                    for member in members:
+                        held[member] = _slice(data, asked, window[member])
+                yield held.pop(number, b"")
+
+    def _index(self, file: ContainerFile) -> _Index:
+        try:
+            return self._read_index(file)
+        except ObjectError as error:
+            raise while_planning(self.store, file.entry, error) from None
+
+    def _read_index(self, file: ContainerFile) -> _Index:
+        entry, where = file.entry, f"{self.store.uri}/{file.entry.key}"
+        members: list[tuple[str, int, int]] = []
+        unlike: set[int] = set()
+        others: Counter[str] = Counter()
+        labels = _Labels(where)
+        cut = ""
+        try:
+            for member in _members(file, where):
+                reason = _no_member(member)
+                is_whole = member.offset_data + member.size <= entry.size
+                if not reason:
+                    # Of the member at the cut there is less than it says: what is there is judged by the decoder.
+                    length = member.size if is_whole else max(0, entry.size - member.offset_data)
+                    members.append((member.name, member.offset_data, length))
+                    if not names_image(member.name):
+                        file.seek(member.offset_data)
+                        if not begins_as_image(file.read(min(length, MAGIC_BYTES))):
+                            unlike.add(member.offset_data)
+                    continue
+                others[reason] += 1
+                if self.reading.labels == "folder" and member.isreg() and is_whole:
+                    labels.add(member.name, self._label(file, member, where))
+        except _CutError as error:
+            if not self.reading.accept_cut:
+                raise UsageError(
+                    f"{error} Expected a whole tar. Fetch or write it again, or give `accept_cut` to take what is "
+                    "there."
+                ) from None
+            others[CUT] += 1
+            cut = str(error)
+        if any(names_image(name) for name, _, _ in members):
+            members = [member for member in members if member[1] not in unlike]
+            others.update([NO_MAGIC] * len(unlike))
+        images: dict[str, Image] = {}
+        num_of_name: Counter[str] = Counter()
+        for name, offset, length in members:
+            key = f"{entry.key}/{name}"
+            while key in images:
+                num_of_name[name] = max(2, num_of_name[name] + 1)
+                key = f"{entry.key}/{name}#{num_of_name[name]}"
+            label = labels.of(name)
+            if self.reading.labels == "folder" and not labels.are_beside:
+                label = folder_label(name, self.reading.label_names)
+            images[key] = Image(key, length, entry.etag, label, offset, length, entry.key)
+        return _Index(sorted(images.values(), key=lambda image: image.key.encode()), others, cut)
+
+    def _label(self, file: ContainerFile, member: tarfile.TarInfo, where: str) -> tuple[int, str | None] | None:
+        """What a file beside an image says of its label, and how much that counts: .cls before .json.
+
+        Raises:
+            UsageError: for a value that is there and cannot be a label.
+        """
+        suffix = member.name.rpartition(".")[2].lower()
+        column = self.reading.label_column
+        if suffix not in ("cls", "txt", "json") or member.size > LABEL_BYTES:
+            return None
+        if suffix != "json" and suffix != (column or "cls"):
+            return None
+        if suffix == "json" and column in ("cls", "txt"):
+            return None
+        file.seek(member.offset_data)
+        value: Any = file.read(member.size)
+        if suffix == "json":
+            try:
+                value = json.loads(value)[column or "label"]
+            except (ValueError, KeyError, TypeError, RecursionError):  # no JSON, or not in it
+                return None
+        try:
+            return (1 if suffix == "json" else 2), as_label(value, self.reading.label_names)
+        except LabelError as error:
+            raise unusable(f"{where}/{member.name}", error) from None
+
+
+class _Labels:
+    """The labels that stand beside images, by the names they share with them."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.by_stem: dict[str, tuple[int, str]] = {}
+        """By the name up to its last dot, which is the closest."""
+        self.by_sample: dict[str, tuple[int, str | None]] = {}
+        """By the name up to the first dot of its last part, which is what WebDataset calls a sample: what counts most;
+        None in place of several labels that count as much."""
+        self.are_beside = False
+        """Whether any file says a label, or that there is none: then the folders of images are none."""
+
+    def add(self, name: str, said: tuple[int, str | None] | None) -> None:
+        if said is None:
+            return
+        self.are_beside = True
+        if said[1] is None:
+            return
+        label = said[0], said[1]
+        stem = name.rpartition(".")[0]
+        known = self.by_stem.get(stem, label)
+        if known[0] == label[0] and known != label:
+            raise UsageError(
+                f"{self.where} has two labels for {stem}: {known[1]!r} and {label[1]!r}. Expected one: names of its "
+                "members repeat. Write the tar anew, or plan with `labels` none."
+            )
+        self.by_stem[stem] = max(known, label)
+        sample = _sample(name)
+        rank, text = self.by_sample.get(sample, label)
+        if label[0] >= rank:
+            self.by_sample[sample] = label if label[0] > rank or label[1] == text else (rank, None)
+
+    def of(self, name: str) -> str | None:
+        """The label of an image; None where there is none, or none of several is closer than the others."""
+        if found := self.by_stem.get(name.rpartition(".")[0]):
+            return found[1]
+        return self.by_sample.get(_sample(name), (0, None))[1]
+
+
+def _members(file: ContainerFile, name: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar.
+
+    Raises:
+        UsageError: where it is none, or damaged before its end.
+        _CutError: behind the last member, where there is no end mark.
+    """
+    end = num_members = 0
+    file.longest_bytes = HEADER_BYTES
+    try:
+        with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
+            while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= end:
+                    raise _damaged(name, end)  # read on, it would be met for ever
+                end = tar.offset
+                num_members += 1
+                yield member
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            end = tar.offset
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        if file.ran_out and num_members:
+            raise _cut_off(file, name, num_members, end) from None
+        raise UsageError(
+            f"{name} is no tar file that can be read: {error}. Expected an uncompressed tar. Mend or remove it."
+        ) from error
+    file.seek(end)
+    header = file.read(512)
+    if len(header) < 512:
+        raise _cut_off(file, name, num_members, end)
+    if header.strip(b"\0"):
+        raise _damaged(name, end)
+    if file.read(PADDING_BYTES).strip(b"\0"):
+        raise UsageError(
+            f"{name} goes on behind its end mark at byte {end}: is it several tars in one file? What follows would not "
+            "be counted. Expected one tar a file; unpack and write it anew."
+        )
+
+
+def _cut_off(file: ContainerFile, name: str, num_members: int, end: int) -> _CutError:
+    size, members = file.entry.size, counted(num_members, "member")
+    last = f", the last of which says that it reaches to byte {end:,}" if end > size else ""
+    return _CutError(
+        f"{name} is cut off: it ends at byte {size:,} without an end mark, after {members}{last}. What followed, if "
+        "anything did, is lost."
+    )
+
+
+def _damaged(name: str, offset: int) -> UsageError:
+    return UsageError(
+        f"{name} is damaged at byte {offset}: what follows is no tar header, so its images cannot be counted. "
+        "Mend or remove it."
+    )
+
+
+def _no_member(member: tarfile.TarInfo) -> str:
+    """Why a member is no image, as a suffix to count it under; empty for an image."""
+    if member.isdir():
+        return "(directory marker)"
+    if not member.isreg() or member.issparse():
+        return "(link or special file)"
+    return no_image(member.name)
+
+
+def _sample(name: str) -> str:
+    """What the files of one sample share: the name up to the first dot of its last part."""
+    folder, slash, rest = name.rpartition("/")
+    return folder + slash + rest.partition(".")[0]
+
+
+def _ranges(images: Sequence[Image]) -> list[tuple[Wanted, list[int]]]:
+    """The ranges to read for these images, in an order that serves the first image first, each with its images."""
+    ranges: list[tuple[Wanted, list[int]]] = []
+    order = sorted(range(len(images)), key=lambda n: (images[n].object or "", images[n].offset or 0))
+    for number in order:
+        image = images[number]
+        start, length = image.offset or 0, image.length or 0
+        if not length:
+            continue
+        last = ranges[-1][0] if ranges else None
+        if last and (last.key, last.etag) == (image.object, image.etag):
+            first, old = last.offset or 0, last.length or 0
+            if start - first - old <= GAP_BYTES and start + length - first <= RANGE_BYTES:
+                length = max(old, start + length - first)
+                ranges[-1] = Wanted(last.key, length, last.etag, first, length), [*ranges[-1][1], number]
+                continue
+        ranges.append((Wanted(image.object or "", length, image.etag, start, length), [number]))
+    return sorted(ranges, key=lambda one: min(one[1]))
+
+
+def _slice(data: bytes | ObjectError, asked: Wanted, image: Image) -> bytes | ObjectError:
+    if not isinstance(data, bytes):
+        return data
+    start = (image.offset or 0) - (asked.offset or 0)
+    return data[start : start + (image.length or 0)]

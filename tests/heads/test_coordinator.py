@@ -1,0 +1,206 @@
+"""One optimum, scikit-learn's, by three ways and from any number of members."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import crew
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import LinearSVC
+
+from bottleneck.errors import UsageError
+from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver import coordinator as leader
+from bottleneck.heads.solver.losses import probabilities
+from bottleneck.heads.splits import HELD_OUT
+
+# scikit-learn's solvers complain where they can come no nearer to the optimum; how near they are is what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+KINDS = ("logistic", "svm")
+SCALES = ("none", "standard", "l2")
+C = (0.01, 1.0, 10.0)
+
+
+def data(num_images: int, dim: int, num_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Classes that overlap, on features that are far from centred, of very different sizes, one of them constant."""
+    rng = np.random.default_rng(seed)
+    codes_N = np.arange(num_images) % num_classes
+    means = rng.standard_normal((num_classes, dim))
+    features_ND = means[codes_N] + 2.5 * rng.standard_normal((num_images, dim))
+    features_ND = features_ND * rng.uniform(0.2, 2, dim) + 3
+    features_ND[:, 1] = 0.5
+    return features_ND.astype(np.float32), codes_N
+
+
+def folds_of(num_images: int, num_folds: int, held_out: int = 0) -> np.ndarray:
+    folds_N = np.random.default_rng(1).integers(0, num_folds, num_images)
+    folds_N[:held_out] = HELD_OUT
+    return folds_N
+
+
+def peer(kind: str, scale: str, class_weight: str, c: float) -> Any:
+    """scikit-learn's estimator, run to convergence."""
+    weight = None if class_weight == "none" else class_weight
+    if kind == "logistic":
+        estimator: Any = LogisticRegression(
+            C=c, solver="newton-cholesky", tol=1e-12, max_iter=1000, class_weight=weight
+        )
+    else:
+        estimator = LinearSVC(C=c, tol=1e-10, max_iter=100_000, class_weight=weight, dual="auto", random_state=0)
+    steps = {"none": [], "standard": [StandardScaler()], "l2": [Normalizer()]}[scale]
+    return make_pipeline(*steps, estimator)
+
+
+def scores(arrays: dict[str, np.ndarray], features_ND: np.ndarray, scale: str) -> np.ndarray:
+    features_ND = features_ND.astype(np.float64)
+    if scale == "standard":
+        features_ND = (features_ND - arrays["mean"]) / arrays["scale"]
+    elif scale == "l2":
+        features_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    result: np.ndarray = features_ND @ arrays["coef"].T + arrays["intercept"]
+    return result
+
+
+WAYS = {"products": (60, 90), "images": (150, 20), "sums": (150, 20)}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "sums":
+        monkeypatch.setattr(leader, "MAX_COMPACT_VALUES", 0)
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("kind", "scale", "num_classes"), list(itertools.product(KINDS, SCALES, (2, 4))))
+@pytest.mark.parametrize("class_weight", ["none", "balanced"])
+def test_the_optimum_is_scikit_learns(way: str, kind: Any, scale: Any, num_classes: int, class_weight: Any) -> None:
+    num_images, dim = WAYS[way]
+    features_ND, codes_N = data(num_images, dim, num_classes)
+    codes_N[: num_images // 5] = 0  # so that balancing matters
+    request = HeadRequest(kind=kind, c=(0.5,), scale=scale, class_weight=class_weight, folds=3)
+    folds_N = folds_of(num_images, 3 if request.cross_validated else 1)
+    arrays, _, led = crew.fit(features_ND, codes_N, folds_N, request)
+    assert led.way == way
+    found = peer(kind, scale, class_weight, 0.5).fit(features_ND.astype(np.float64), codes_N)
+    if kind == "logistic" and num_classes > 2:  # what all intercepts have in common means nothing
+        found[-1].intercept_ -= found[-1].intercept_.mean()
+    expected = found.decision_function(features_ND.astype(np.float64)).reshape(num_images, -1)
+    own = scores(arrays, features_ND, scale)
+    np.testing.assert_allclose(own, expected, atol=2e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(arrays["coef"], found[-1].coef_, atol=2e-6 * np.abs(found[-1].coef_).max())
+    np.testing.assert_allclose(arrays["intercept"], np.ravel(found[-1].intercept_), atol=5e-6)
+    np.testing.assert_allclose(probabilities(own), probabilities(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize("c", [1e-4, 1.0, 1e4])
+def test_the_objective_is_at_its_optimum(way: str, c: float) -> None:
+    num_images, dim = WAYS[way]
+    features_ND, codes_N = data(num_images, dim, 3)
+
+    def objective(coef: np.ndarray, intercept: np.ndarray) -> float:
+        scores_NK = features_ND.astype(np.float64) @ coef.T + intercept
+        scores_NK = scores_NK - scores_NK[np.arange(num_images), codes_N][:, None]
+        return float(c * np.log(np.exp(scores_NK).sum(axis=1)).sum() + (coef**2).sum() / 2)
+
+    arrays, _, _ = crew.fit(features_ND, codes_N, np.zeros(num_images, int), HeadRequest(c=(c,)))
+    found = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-13, max_iter=10_000).fit(
+        features_ND.astype(np.float64), codes_N
+    )
+    own = objective(arrays["coef"], arrays["intercept"])
+    assert own <= objective(found.coef_, found.intercept_) * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_grid_is_that_of_grid_search(way: str, kind: Any, scale: Any) -> None:
+    num_images, dim = WAYS[way]
+    features_ND, codes_N = data(num_images, dim, 3)
+    folds_N = folds_of(num_images, 3, held_out=20)
+    request = HeadRequest(kind=kind, c=C, scale=scale, folds=3)
+    arrays, grid, _ = crew.fit(features_ND, codes_N, folds_N, request, num_members=2)
+    seen = folds_N >= 0
+    estimator = peer(kind, scale, "none", 1.0)
+    search = GridSearchCV(estimator, {f"{estimator.steps[-1][0]}__C": C}, cv=PredefinedSplit(folds_N[seen]))
+    search.fit(features_ND[seen].astype(np.float64), codes_N[seen])
+    expected = [search.cv_results_[f"split{fold}_test_score"] for fold in range(3)]
+    np.testing.assert_allclose(np.array([row["accuracies"] for row in grid.rows]), np.transpose(expected), atol=1e-12)
+    assert [grid.best_c] == list(search.best_params_.values())
+    assert all(row["gap"] < 1e-6 for row in grid.rows)
+    expected_NK = search.decision_function(features_ND.astype(np.float64))
+    if kind == "logistic":  # what all scores of an image have in common means nothing
+        expected_NK -= search.best_estimator_[-1].intercept_.mean()
+    np.testing.assert_allclose(scores(arrays, features_ND, scale), expected_NK, atol=2e-6 * np.abs(expected_NK).max())
+
+
+@pytest.mark.parametrize("kind", ["logistic", "svm"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_any_number_of_members_gives_the_same_head(way: str, kind: Any, scale: Any) -> None:
+    num_images, dim = WAYS[way]
+    features_ND, codes_N = data(num_images, dim, 3)
+    folds_N = folds_of(num_images, 3, held_out=20)
+    request = HeadRequest(kind=kind, c=C, scale=scale)
+    heads = [crew.fit(features_ND, codes_N, folds_N, request, members)[0] for members in (1, 2, 4)]
+    for other in heads[1:]:
+        for name, value in heads[0].items():
+            np.testing.assert_allclose(other[name], value, atol=1e-8 * max(1, np.abs(value).max()), err_msg=name)
+
+
+def test_an_mlp_is_the_same_from_any_number_of_members(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bottleneck.heads.solver.mlp.STEPS", 60)
+    num_images, dim = WAYS[way]
+    features_ND, codes_N = data(num_images, dim, 3)
+    folds_N = np.zeros(num_images, int)
+    one, three = (crew.fit(features_ND, codes_N, folds_N, HeadRequest(kind="mlp"), members)[0] for members in (1, 3))
+    for name, value in one.items():
+        np.testing.assert_allclose(three[name], value, atol=1e-6, err_msg=name)
+    hidden_NH = np.maximum(features_ND @ one["hidden_coef"].T + one["hidden_intercept"], 0)
+    right = (hidden_NH @ one["coef"].T + one["intercept"]).argmax(axis=1) == codes_N
+    assert right.mean() > 0.8
+
+
+def test_one_pass_serves_every_c_and_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve problems take about as many passes over the images as the hardest one alone."""
+    monkeypatch.setattr(leader, "MAX_COMPACT_VALUES", 0)
+    features_ND, codes_N = data(150, 20, 3)
+    passes = []
+    for request in (HeadRequest(c=(100.0,)), HeadRequest(c=(0.1, 1.0, 10.0, 100.0))):
+        _, _, led = crew.fit(features_ND, codes_N, folds_of(150, 3), request)
+        passes.append(sum(name in ("evaluate", "product") for name in led.team.asked))  # type: ignore[attr-defined]
+    assert passes[1] < 2.5 * passes[0]
+
+
+def test_what_was_found_before_a_worker_died_is_not_done_again(way: str) -> None:
+    num_images, dim = WAYS[way]
+    features_ND, codes_N = data(num_images, dim, 3)
+    folds_N = folds_of(num_images, 3)
+    request = HeadRequest(c=C)
+    first, _, led = crew.fit(features_ND, codes_N, folds_N, request, 2)
+    again = crew.Crew([crew.Member(), crew.Member()])
+    again.memory = led.team.memory  # type: ignore[attr-defined]
+    second, _, _ = crew.fit(features_ND, codes_N, folds_N, request, 2, again)
+    np.testing.assert_allclose(second["coef"], first["coef"], atol=1e-8)
+    busy = ("solve", "product")
+    assert sum(name in busy for name in again.asked) <= sum(name in busy for name in led.team.asked) / 10  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"c": (0.0,)}, "above 0"),
+        ({"c": (float("nan"),)}, "above 0"),
+        ({"c": (1.0, 1.0)}, "twice"),
+        ({"c": (1.0, 2.0), "kind": "mlp"}, "no penalty"),
+        ({"folds": 1}, "from 2 up"),
+        ({"test_fraction": 1.0}, "below 1"),
+    ],
+)
+def test_requests_that_mean_nothing_are_refused(changes: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        HeadRequest(**changes)

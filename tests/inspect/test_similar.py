@@ -1,0 +1,267 @@
+"""The most similar images: exactly those that comparing with every image finds, and a page that shows them."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from browser import DARK, ask, screenshot
+from PIL import Image
+from test_report import Outside
+from tiny import REQUEST, data_rows, jpeg, photos, spec, write_files
+
+from bottleneck.dataset.features import Features, finish, open_features, write_shard
+from bottleneck.dataset.plan import make_plan
+from bottleneck.errors import CorruptError, UsageError
+from bottleneck.extract.shard import extract_local
+from bottleneck.inspect import similar
+from bottleneck.inspect.similar import cosines, features_of, nearest
+from bottleneck.spec import Reading
+from bottleneck.storage.opened import open_store
+from jobs.__main__ import main
+from jobs.benchmark import similar as benchmark_similar
+from jobs.similar import own_key
+
+HOSTILE = "<script>document.title='taken'</script>\"' onload='x"
+LAYER = spec().layers[0]
+
+
+def made_up(folder: Path, dtype: str = "float16", num_images: int = 90, **changes: Any) -> Features:
+    """Finished features of 90 images in shards of 25, of which the first of each shard is rejected."""
+    keys = [f"{'cats' if n % 2 else 'dogs'}/{n:04d}.jpg" for n in range(num_images)]
+    write_files(folder / "photos", {key: jpeg(n) for n, key in enumerate(keys)})
+    asked = spec(dtype=dtype, dims=(16,), **changes)
+    plan = make_plan(str(folder / "photos"), str(folder / "features"), asked, shard_size=25)
+    planned = [image.key for image in plan.images()]
+    for shard in range(plan.num_shards):
+        part = planned[shard * 25 : (shard + 1) * 25]
+        rows = data_rows(plan.spec, part, {part[0]: "truncated"}, seed=shard)
+        write_shard(
+            open_store(plan.output), plan.data_name(shard), plan.spec, shard, rows, run_id="test", device="none"
+        )
+    finish(plan)
+    return open_features(plan.output)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return made_up(tmp_path_factory.mktemp("similar"))
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures through a network of a quarter's width, and one that is not among them."""
+    folder = tmp_path_factory.mktemp("extracted")
+    photos(folder / "photos", 12)
+    extract_local(str(folder / "photos"), str(folder / "features"), REQUEST)
+    write_files(folder, {"other.jpg": jpeg(99), "text.jpg": b"no image"})
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
+    code = main(["--json", "similar", *arguments])
+    shown = capsys.readouterr()
+    return code, json.loads(shown.out.splitlines()[-1]), shown.err
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("top", [1, 7, 500])
+def test_the_nearest_are_those_of_all_pairs(dtype: str, top: int, tmp_path: Path) -> None:
+    dataset = made_up(tmp_path, dtype)
+    features_ND, labels_N, keys_N = dataset.arrays()
+    query_D = np.random.default_rng(5).standard_normal(16)
+    wide_ND = features_ND.astype(np.float64)
+    expected_N = wide_ND @ query_D / np.linalg.norm(wide_ND, axis=1) / np.linalg.norm(query_D)
+    order_N = np.argsort(-expected_N)[:top]
+    seen: list[int] = []
+    found = nearest(dataset, query_D, top, on_images=seen.append)
+    assert [one.key for one in found] == keys_N[order_N].tolist()
+    assert [one.label for one in found] == labels_N[order_N].tolist()
+    assert [one.cosine for one in found] == pytest.approx(expected_N[order_N].tolist(), abs=1e-9)
+    assert len(found) == min(top, 86)
+    assert seen == [24, 48, 72, 86]
+
+
+def test_an_image_of_the_dataset_is_most_like_itself(features: Features) -> None:
+    for _, _, keys_N in features.keyed_batches():
+        query_D = features_of(features, keys_N[3])
+        assert query_D is not None
+        assert nearest(features, query_D, 1)[0] == similar.Neighbour(1.0, keys_N[3], keys_N[3][:4])
+
+
+def test_an_image_asked_about_takes_no_place(features: Features) -> None:
+    for _, _, keys_N in features.keyed_batches():
+        query_D = features_of(features, keys_N[3])
+        assert query_D is not None
+        with_itself = nearest(features, query_D, 8)
+        assert nearest(features, query_D, 7, without=keys_N[3]) == with_itself[1:]
+        assert nearest(features, query_D, 8, without="another") == with_itself
+
+
+def test_of_equal_images_the_first_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = made_up(tmp_path, num_images=60)
+    rows = dataset.table(dataset.files[0])
+    same = pa.array([list(range(16))] * 24 + [None], rows.schema.field(LAYER).type)
+    rows = rows.set_column(rows.schema.get_field_index(LAYER), rows.schema.field(LAYER), same)
+    monkeypatch.setattr(Features, "table", lambda self, name, columns=None: rows.select(columns))
+    monkeypatch.setattr(similar, "BLOCK_VALUES", 7 * 16)
+    found = nearest(dataset, np.arange(16.0), 30)
+    keys = rows.column("key").to_pylist()[:24]
+    assert [one.key for one in found] == [*keys, *keys[:6]]
+    assert {one.cosine for one in found} == {1.0}
+
+
+def test_vectors_of_zeros_are_like_nothing() -> None:
+    features_ND = np.array([[0, 0], [1, 2], [-1, -2]], np.float16)
+    assert cosines(features_ND, np.array([2.0, 4.0])).tolist() == pytest.approx([0, 1, -1])
+    assert cosines(features_ND, np.zeros(2)).tolist() == [0, 0, 0]
+
+
+def test_the_largest_values_do_not_overflow() -> None:
+    for kind in (np.float16, np.float32):
+        features_ND = np.full((2, 5000), np.finfo(kind).max)
+        features_ND[1] *= -1
+        assert cosines(features_ND, features_ND[0]).tolist() == pytest.approx([1, -1])
+
+
+def test_rejected_unknown_and_pending_images_have_no_features(features: Features, tmp_path: Path) -> None:
+    assert features_of(features, "nowhere.jpg") is None
+    with pytest.raises(UsageError, match="rejected as truncated"):
+        features_of(features, "cats/0001.jpg")
+    with pytest.raises(UsageError, match="its shard 1 is not done"):
+        features_of(Features(features.plan, features.files[:1]), "cats/0055.jpg")
+    other = Features(features.plan, features.files)
+    other.table = lambda name, columns=None: features.table(features.files[3], columns)  # type: ignore[method-assign]
+    with pytest.raises(CorruptError, match="does not hold cats/0003"):
+        features_of(other, "cats/0003.jpg")
+
+
+def test_a_planned_image_is_found_without_reading_all(tmp_path: Path) -> None:
+    dataset = made_up(tmp_path)
+    keys = [image.key for image in dataset.plan.images()]
+    found = dataset.plan.find([*keys[20:30], "cats/", "zebra"])
+    assert list(found) == keys[20:30]
+    assert Counter(shard for shard, _ in found.values()) == {0: 5, 1: 5}
+    assert found[keys[25]][1] == list(dataset.plan.images())[25]
+    assert dataset.plan.find([]) == {}
+
+
+def test_an_image_file_is_extracted_as_the_dataset_was(extracted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features, itself = str(extracted / "features"), extracted / "photos" / "dogs" / "0004.jpg"
+    copy = extracted / "copy.jpg"
+    copy.write_bytes(itself.read_bytes())
+    code, result, _ = run(capsys, str(copy), features, "--top", "4")
+    assert (code, result["is_key"], result["images"]) == (0, False, 12)
+    first, *others = result["similar"]
+    assert first == {"cosine": pytest.approx(1, abs=1e-6), "key": "dogs/0004.jpg", "label": "dogs"}
+    by_key = run(capsys, "dogs/0004.jpg", features, "--top", "3")[1]
+    assert by_key["is_key"]
+    for other in (by_key, run(capsys, str(itself), features, "--top", "3")[1]):
+        assert [one["key"] for one in other["similar"]] == [one["key"] for one in others]
+    assert len(run(capsys, str(extracted / "other.jpg"), features)[1]["similar"]) == 10
+    code, result, _ = run(capsys, str(copy), features, "--weights", "random:1")
+    assert (code, result["exit_code"]) == (4, 4)
+    assert "weights_sha256" in result["message"]
+
+
+def test_a_listed_image_is_known_by_its_path_too(tmp_path: Path) -> None:
+    write_files(tmp_path, {"here/a.jpg": jpeg(1), "there/b.jpg": jpeg(2), "here/list.csv": b"file,label\na.jpg,x\n"})
+    with open(tmp_path / "here/list.csv", "a") as file:
+        file.write(f"{tmp_path}/there/b.jpg,y\n")
+    reading = Reading(source_format="list", roots=(str(tmp_path / "there"),))
+    plan = make_plan(str(tmp_path / "here/list.csv"), str(tmp_path / "features"), spec(), reading=reading)
+    opened = Features(plan, [])
+    assert own_key(opened, str(tmp_path / "here" / "a.jpg")) == "a.jpg"
+    assert own_key(opened, str(tmp_path / "there" / "b.jpg")) == f"{tmp_path}/there/b.jpg"
+    assert own_key(opened, "a.jpg") is None  # another one, in the current folder
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_dataset_image_and_sheet_in_a_bucket(bucket: str, extracted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(f"s3://{bucket}/x")
+    for entry in open_store(str(extracted)).list():
+        store.create(entry.key, (extracted / entry.key).read_bytes())
+    uri = f"s3://{bucket}/x"
+    code, result, told = run(capsys, f"{uri}/other.jpg", f"{uri}/features", "--sheet", f"{uri}/sheet.html")
+    assert code == 0, told
+    local = run(capsys, str(extracted / "other.jpg"), str(extracted / "features"))[1]
+    assert result["similar"] == local["similar"]
+    assert store.exists("sheet.html")
+
+
+def test_the_sheet_shows_thumbnails_and_frames_for_those_that_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = made_up(tmp_path)
+    (tmp_path / "photos/cats/0003.jpg").unlink()
+    sheet = tmp_path / "sheet.html"
+    code, result, _ = run(capsys, "cats/0005.jpg", dataset.plan.output, "--top", "86", "--sheet", str(sheet))
+    assert (code, result["sheet"]) == (0, str(sheet))
+    text = sheet.read_text()
+    assert text.count("data:image/jpeg") == 1 + 84
+    assert text.count(">no picture</div>") == 1
+    assert "1 of 85 pictures missing" in text
+    assert ask(sheet, tmp_path, "document.documentElement.scrollWidth", 320, 1280) == ["320", "1280"]
+    for options in ((), (DARK,)):
+        with Image.open(screenshot(sheet, 1000, 1200, tmp_path, *options)) as picture:
+            pixels_HWC = np.asarray(picture.convert("RGB"))
+        assert len(np.unique(pixels_HWC.reshape(-1, 3), axis=0)) > 200, "blank"
+        assert (pixels_HWC[5, 5].mean() < 100) == bool(options)
+
+
+def test_names_never_become_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bottleneck.inspect.contact_sheet import contact_sheet
+    from bottleneck.inspect.report_sections import Thumbnails
+
+    found = [similar.Neighbour(0.5, f"{HOSTILE}\n日本", HOSTILE), similar.Neighbour(0.25, "x" * 300, None)]
+    sheet = tmp_path / "sheet.html"
+    sheet.write_text(contact_sheet(HOSTILE, None, found, Thumbnails({}, HOSTILE), {HOSTILE: HOSTILE}))
+    parser = Outside()
+    parser.feed(sheet.read_text())
+    assert parser.tags.count("script") == 1
+    assert all(one.startswith(("data:", "#")) for one in parser.asked)
+    assert ask(sheet, tmp_path, "document.title.includes('<script>')") == ["true"]
+    assert ask(sheet, tmp_path, "document.documentElement.scrollWidth", 320) == ["320"]
+
+
+def test_the_table_upsets_no_terminal() -> None:
+    from jobs.similar import table
+
+    lines = table([similar.Neighbour(0.5, "a\x1b[2J\nb", "日本"), similar.Neighbour(-0.25, "plain key", None)])
+    assert len(lines) == 3
+    assert all(line.isprintable() for line in lines)
+    assert lines[2].split() == ["2", "-0.25000", "plain", "key"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.jpg", "{features}"], "no image of that key"),
+        (["{photos}", "{features}"], "no image of that key"),
+        (["{text}", "{features}"], "cannot be used: not_an_image"),
+        (["x.jpg", "{features}", "--top", "0"], "from 1 up"),
+        (["x.jpg", "{features}", "--sheet", "x.pdf"], "ending in .html"),
+        (["x.jpg", "{features}", "--layer", "fc2"], "has no features of that layer"),
+        (["x.jpg", "{photos}"], "no plan.json"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    arguments: list[str], words: str, extracted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"features": extracted / "features", "photos": extracted / "photos", "text": extracted / "text.jpg"}
+    code = main(["similar", *(one.format(**places) for one in arguments)])
+    assert code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_search_is_measured_on_made_up_features(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["--json", "benchmark", "--what", "similar", "--num-images", "2000", "--dim", "8", "--classes", "3"]) == 0
+    )
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["similar"]["images"] == result["images"] == 2000
+    assert 0 < result["similar"]["search_seconds"] < result["similar"]["seconds"]
+    assert any("whole command" in line for line in benchmark_similar.table(result))
