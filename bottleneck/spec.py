@@ -106,9 +106,13 @@ class FeatureSpec:
         return FeatureRequest(**{name: value for name, value in vars(self).items() if name in shared})
 
     @property
-    def fp8(self) -> str:
+    def short_fingerprint(self) -> str:
         """The first eight digits of the fingerprint, as they stand in file names."""
         return self.fingerprint[:8]
+
+    def dim_of(self, layer: str) -> int:
+        """D of a layer, given by its full name."""
+        return self.dims[self.layers.index(layer)]
 
     def described(self) -> dict[str, Any]:
         """What a plan and a footer say of an output of these features."""
@@ -156,7 +160,7 @@ class PredictionSpec:
         )
 
     @property
-    def fp8(self) -> str:
+    def short_fingerprint(self) -> str:
         return self.fingerprint[:8]
 
     def described(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bottleneck.dataset.extend import Extended, extend_plan
 from bottleneck.dataset.plan import MAX_REJECTED, Plan, Survey, load_plan, survey
 from bottleneck.distributed.ray_session import check_use_gpu, cluster_address, workers_have_bfloat16
 from bottleneck.distributed.run import Run, RunOptions
-from bottleneck.extract.shard import open_or_make_plan
+from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.summary import Summary, Tally, summarize
 from bottleneck.networks.base import choose_precision
 from bottleneck.networks.layers import check_layers

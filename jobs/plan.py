@@ -18,8 +18,8 @@ from bottleneck.dataset.plan import MAX_REJECTED, Plan
 from bottleneck.distributed.ray_session import cluster_address, workers_have_bfloat16
 from bottleneck.errors import BottleneckError
 from bottleneck.extract.estimate import Estimate
+from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.sample import measure_sample
-from bottleneck.extract.shard import open_or_make_plan
 from bottleneck.spec import FeatureRequest, Limits, Reading
 from bottleneck.text import counted, size
 from jobs.results import answer, show

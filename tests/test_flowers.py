@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.export import export_features
 from bottleneck.dataset.features import open_features
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.heads.head import Head
 from bottleneck.heads.splits import split
 from bottleneck.spec import FeatureRequest, Limits
@@ -32,7 +32,7 @@ def from_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Features of the photos in the local folder, without Ray."""
     output = str(tmp_path_factory.mktemp("flowers") / "features")
     request = FeatureRequest(base="mobilenet_0.75", weights=str(asset(WEIGHTS)))
-    summary = extract_local(str(asset("flowers17")), output, request)
+    summary = extract_images(str(asset("flowers17")), output, request)
     assert (summary.images, summary.ok) == (1360, 1360)
     return output
 
@@ -60,7 +60,7 @@ def test_flowers_through_s3_are_the_flowers_of_the_folder(
 def test_accuracy_of_a_head_on_the_flowers(from_folder: str, kind: Any, least: float) -> None:
     """Five folds of the project's own split; C as it comes, for the svm a stronger penalty."""
     features = open_features(from_folder)
-    features_ND, labels_N, _ = features.arrays()
+    features_ND, labels_N = features.arrays()
     digests = [value[:8] for table in features.tables(["sha256"]) for value in table.column("sha256").to_pylist()]
     classes, codes_N = np.unique(labels_N.astype(str), return_inverse=True)
     folds_N = split(codes_N, np.frombuffer(b"".join(digests), ">u8").astype(np.uint64), list(classes), 0.0, 5).folds_N
@@ -85,7 +85,7 @@ def test_the_tutorials_reader_recognises_the_flowers(from_folder: str, tmp_path:
 def test_every_odd_image_ends_as_the_table_says(tiff: bool, tmp_path: Path) -> None:
     request = FeatureRequest(base="mobilenet_0.25", weights="random:0")
     output = str(tmp_path / "features")
-    extract_local(
+    extract_images(
         str(asset("oddimages")), output, request, limits=Limits(formats=("tiff",) if tiff else ()), max_rejected=1.0
     )
     rows = pyarrow.dataset.dataset(output + "/data").to_table(columns=["key", "reason"]).to_pylist()

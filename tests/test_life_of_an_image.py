@@ -60,6 +60,7 @@ def test_the_life_of_an_image(tmp_path: Path) -> None:
     assert verify(output, full=True).exit_code == 0
 
     # Read again.
-    features_ND, labels_N, keys_N = open_features(output).arrays()
+    features_ND, labels_N = open_features(output).arrays()
+    keys_N = open_features(output).keys()
     assert (list(keys_N), list(labels_N)) == (["cats/tom.jpg"], ["cats"])
     np.testing.assert_array_equal(features_ND, base(decoded.pixels_HWC[None])[0])

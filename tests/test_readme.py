@@ -12,7 +12,7 @@ from tiny import digits_folder
 
 from bottleneck.dataset.export import export_features
 from bottleneck.dataset.features import open_features
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.spec import FeatureRequest
 from jobs.__main__ import JOBS, options, parse
 
@@ -42,14 +42,14 @@ def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     digits_folder(folder / "photos", per_class=3)
     (folder / "photos" / "0" / "broken.jpg").write_bytes(b"no image")
     request = FeatureRequest(base="vgg16", weights="random:0", precision="float32")
-    extract_local(str(folder / "photos"), str(folder / "features"), request, max_rejected=1.0)
+    extract_images(str(folder / "photos"), str(folder / "features"), request, max_rejected=1.0)
     export_features(open_features(str(folder / "features")), str(folder / "flowers.h5"))
     return folder
 
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.split("\n")[0])
 def test_python_blocks_run_as_files(block: str, working_folder: Path) -> None:
-    if "extract_local" in block:
+    if "extract_images" in block:
         block = block.replace('weights="random:0")', 'weights="random:0", precision="float32"), max_rejected=1.0')
     (working_folder / "example.py").write_text(block)
     done = subprocess.run([sys.executable, "example.py"], cwd=working_folder, capture_output=True, text=True)

@@ -59,7 +59,7 @@ def test_the_name_of_the_weights_does_not_change_the_fingerprint() -> None:
 def test_the_fingerprint_is_the_same_in_every_version() -> None:
     """It names files that are there for years: a new field or another serialisation must not change it unnoticed."""
     assert SPEC.fingerprint == "06dd99980486e1be2e86a758b242c4bae60799411fa728b8119f217963440f9e"
-    assert SPEC.fp8 == "06dd9998"
+    assert SPEC.short_fingerprint == "06dd9998"
 
 
 def test_a_spec_comes_back_from_json() -> None:

@@ -15,11 +15,11 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bottleneck.choices import check_choice, check_choices
 from bottleneck.console import quiet_start
 from bottleneck.dataset.features import Features, finished, rows_of, vectors
+from bottleneck.dataset.schema import ok_rows
 from bottleneck.dataset.shuffle import shuffled
 from bottleneck.errors import CorruptError, StoreError, UsageError
 from bottleneck.labels import are_numbers, numbered
@@ -115,7 +115,7 @@ class Contents:
         def tables() -> Iterator[pa.Table]:
             nonlocal num_read
             for table in self.features.tables(["key", "label", "status", self.layer]):
-                ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+                ok = ok_rows(table)
                 num_read += ok.num_rows
                 if num_read > self.num_images:
                     break
@@ -215,7 +215,7 @@ def export_features(
 
 def _feature_shape(features: Features, column: str, flat: bool) -> tuple[int, ...]:
     """Of one image's features. Builds the network where they may be a map, as the spec has their number only."""
-    dim = features.spec.dims[features.layers.index(column)]
+    dim = features.spec.dim_of(column)
     layer, pooling = split_layer(column)
     if flat or pooling != "none":
         return (dim,)

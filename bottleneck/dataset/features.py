@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bottleneck.dataset.footer import read_footer, revision_in
 from bottleneck.dataset.plan import FORMAT, Plan, json_bytes, load_plan, versions
-from bottleneck.dataset.schema import check_schema, data_schema
+from bottleneck.dataset.schema import check_schema, data_schema, ok_rows
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
 from bottleneck.spec import FeatureSpec, OutputSpec, canonical_layer
 from bottleneck.storage.opened import open_store
@@ -263,21 +262,33 @@ class Features:
         for features_ND, labels_N, _ in self.keyed_batches(layer):
             yield features_ND, labels_N
 
-    def arrays(self, layer: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All ok rows at once: features_ND in the stored dtype, labels_N, keys_N."""
-        dim = self.spec.dims[self.spec.layers.index(self.column(layer))]
-        parts = [
-            (np.empty((0, dim), self.spec.dtype), np.empty(0, object), np.empty(0, object)),
-            *self.keyed_batches(layer),
-        ]
-        features, labels, keys = zip(*parts, strict=True)
-        return np.concatenate(features), np.concatenate(labels), np.concatenate(keys)
+    def arrays(self, layer: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Read all ok rows into memory, in the order of `keys`.
+
+        Args:
+            layer: as in the spec (`fc2` for `fc2:none`); may be left out if there is only one.
+
+        Returns:
+            features_ND as float32 [N, D], labels_N as objects [N] (str, or None without a label).
+        """
+        dim = self.spec.dim_of(self.column(layer))
+        features, labels = [np.empty((0, dim), np.float32)], [np.empty(0, object)]
+        for features_ND, labels_N in self.batches(layer):
+            features.append(features_ND.astype(np.float32))
+            labels.append(labels_N)
+        return np.concatenate(features), np.concatenate(labels)
+
+    def keys(self) -> np.ndarray:
+        """Read the keys of all ok rows, as objects [N] (str), in the order of `arrays`."""
+        tables = self.tables(["key", "status"])
+        keys = [_objects(ok_rows(table).column("key")) for table in tables]
+        return np.concatenate([np.empty(0, object), *keys])
 
     def keyed_batches(self, layer: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """`batches` with keys_N (str) as the third of each."""
         column = self.column(layer)
         for table in self.tables(["key", "label", "status", column]):
-            ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+            ok = ok_rows(table)
             yield vectors(ok.column(column)), _objects(ok.column("label")), _objects(ok.column("key"))
 
     def column(self, layer: str | None) -> str:

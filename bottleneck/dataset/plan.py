@@ -167,7 +167,7 @@ class Plan:
 
     @cached_property
     def _data_names(self) -> re.Pattern[str]:
-        return re.compile(rf"data/s(\d{{8}})-{self.holds.fp8}\.parquet")
+        return re.compile(rf"data/s(\d{{8}})-{self.holds.short_fingerprint}\.parquet")
 
     def committed(self, files: dict[int, Entry] | None = None) -> dict[int, int]:
         """The shards that are done, by number, with their files' sizes in bytes: the truth about progress.
@@ -197,7 +197,7 @@ class Plan:
 
 def data_name(spec: OutputSpec, shard: int) -> str:
     """The data file of a shard: its number and its fingerprint, so that nothing else can be taken for it."""
-    return f"data/s{shard:08d}-{spec.fp8}.parquet"
+    return f"data/s{shard:08d}-{spec.short_fingerprint}.parquet"
 
 
 def load_plan(output: str) -> Plan | None:

@@ -231,7 +231,7 @@ def write_part(store: Store, spec: OutputSpec, shards: list[pa.Table]) -> Part:
 
 def _part_name(spec: OutputSpec, first_shard: int, sha256: str) -> str:
     # By content: a planning that was killed leaves at most equal or unused parts, never wrong ones.
-    return f"plan/{spec.fp8}-{first_shard:08d}-{sha256[:8]}.parquet"
+    return f"plan/{spec.short_fingerprint}-{first_shard:08d}-{sha256[:8]}.parquet"
 
 
 def copy(listing: Listing, source: Store, store: Store, spec: OutputSpec) -> Listing:

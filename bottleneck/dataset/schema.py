@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bottleneck.spec import OutputSpec, PredictionSpec
 
@@ -58,6 +59,11 @@ def check_schema(schema: pa.Schema, wanted: Collection[str] = ()) -> None:
             raise pa.ArrowInvalid(f"its column {field.name} is {field.type}, expected {kind}")
     if missing := [name for name in wanted if name not in schema.names]:
         raise pa.ArrowInvalid(f"it has no column {missing[0]}")
+
+
+def ok_rows(table: pa.Table) -> pa.Table:
+    """Keep the rows whose images are ok; the table needs the column `status`."""
+    return table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
 
 
 def data_schema(spec: OutputSpec) -> pa.Schema:

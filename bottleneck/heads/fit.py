@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from bottleneck.dataset.features import Features, vectors
 from bottleneck.dataset.plan import versions
+from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.heads.evaluate import Evaluation, Evaluator
 from bottleneck.heads.request import HeadRequest, Team
@@ -64,7 +63,7 @@ def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: 
     traits = all_traits(parts)
     sides = rule.split(codes_N, traits, classes)
     leader = Leader(team, [len(own) for own in codes], codes_N, sides.folds_N, len(classes), request, rule.num_folds)
-    arrays, grid = leader.fit(features.spec.dims[features.spec.layers.index(layer)])
+    arrays, grid = leader.fit(features.spec.dim_of(layer))
     head = Head.of(request, grid.best_c, classes, arrays)
     evaluator = Evaluator(classes)
     for part in team.ask("judge", head, HELD_OUT):
@@ -111,7 +110,7 @@ def evaluate_head(head: "Head", features: Features, *, held_out: bool = False) -
     digests = held_out_digests(head, features) if held_out else None
     evaluator, layer = Evaluator(head.classes_), head.origin_.layer
     for table in features.tables(["key", "label", "status", "sha256", layer]):
-        ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok")).combine_chunks()
+        ok = ok_rows(table).combine_chunks()
         if digests is not None:
             ok = labelled_rows(ok)[0]
             ok = ok.filter(np.isin(SplitRule.digests(ok), digests)).combine_chunks()

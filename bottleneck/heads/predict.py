@@ -27,7 +27,7 @@ from bottleneck.dataset.plan_parts import Revision, Shard, copy, read_images
 from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
 from bottleneck.errors import CorruptError, FingerprintError, IncompleteError, UsageError
 from bottleneck.extract.prepare import Work
-from bottleneck.extract.shard import ok_rows
+from bottleneck.extract.shard import ok_mask
 from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
 from bottleneck.spec import Limits, PredictionSpec, Reading
 from bottleneck.storage.opened import normal_uri, open_store
@@ -289,7 +289,7 @@ def _predict_shard(plan: Plan, features: Features, predictor: Predictor, run_id:
     source_name = features.plan.data_name(shard.number)
     table = features.table(source_name, [*(field.name for field in IMAGE_FIELDS), predictor.layer])
     rows, values = table.drop_columns(predictor.layer), table.column(predictor.layer).combine_chunks()
-    is_ok = ok_rows(rows)
+    is_ok = ok_mask(rows)
     has_values = values.is_valid().to_numpy(zero_copy_only=False)
     images = read_images(store, shard)
     same = rows.column("key").to_pylist() == [image.key for image in images]

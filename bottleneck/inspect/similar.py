@@ -70,7 +70,7 @@ def nearest(
     from threadpoolctl import threadpool_limits
 
     column = features.column(layer)
-    dim = features.spec.dims[features.layers.index(column)]
+    dim = features.spec.dim_of(column)
     if query_D.shape != (dim,):
         raise UsageError(f"Expected a vector of the {dim:,} values of {column}. Received: {query_D.shape}.")
     wanted = top if without is None else top + 1

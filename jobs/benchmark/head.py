@@ -32,7 +32,7 @@ def main(config: Config) -> int:
         "what": config.what,
         "source": config.source,
         "layer": layer,
-        "dim": features.spec.dims[features.layers.index(layer)],
+        "dim": features.spec.dim_of(layer),
         "threads": THREADS,
         "limit_seconds": config.limit_seconds,
         **summarize(rounds),

@@ -340,7 +340,7 @@ def test_a_finished_output_is_good(output: Path, full: bool) -> None:
 
 def test_the_golden_example_has_the_spec_and_schema_of_the_library() -> None:
     spec = FeatureSpec.from_json(SPEC)
-    assert spec.fp8 == FP8
+    assert spec.short_fingerprint == FP8
     assert rows.data_schema(spec) == DATA_SCHEMA
     assert set(get_args(rows.Reason)) == REASONS
 

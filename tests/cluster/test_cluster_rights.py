@@ -21,7 +21,7 @@ from tiny import REQUEST, jpeg
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.plan import load_plan
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.storage.opened import open_store
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
@@ -99,12 +99,12 @@ def test_the_jobs_role_extracts_extends_and_verifies_and_all_it_writes_but_the_s
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", record)
     source, output = f"s3://{bucket}/photos", f"s3://{bucket}-out/features"
-    assert extract_local(source, output, REQUEST).ok == 3
+    assert extract_images(source, output, REQUEST).ok == 3
     ceph_server.upload(bucket, {"photos/new.jpg": jpeg(3)})
     plan = load_plan(output)
     assert plan is not None
     extend_plan(plan)
-    assert extract_local(source, output, REQUEST).ok == 4
+    assert extract_images(source, output, REQUEST).ok == 4
     assert verify(output).exit_code == 0
     assert [key for key, created in seen if not created] == ["features/_SUCCESS.json"] * 2
     keys = [key for key, created in seen if created]

@@ -262,8 +262,9 @@ def test_features_are_read_as_arrays(plan: Plan) -> None:
     features = open_features(plan.output)
     rows = [row for row in expected_rows(plan).to_pylist() if row["status"] == "ok"]
     for layer, dim in zip(plan.spec.layers, plan.spec.dims, strict=True):
-        features_ND, labels_N, keys_N = features.arrays(layer)
-        assert (features_ND.shape, features_ND.dtype) == ((8, dim), np.dtype(plan.spec.dtype))
+        features_ND, labels_N = features.arrays(layer)
+        keys_N = features.keys()
+        assert (features_ND.shape, features_ND.dtype) == ((8, dim), np.dtype("float32"))
         assert keys_N.tolist() == [row["key"] for row in rows]
         assert labels_N.tolist() == [row["label"] for row in rows]
         np.testing.assert_array_equal(features_ND, np.array([row[layer] for row in rows], plan.spec.dtype))
@@ -293,7 +294,8 @@ def test_an_output_whose_images_are_all_rejected_is_empty(tmp_path: Path) -> Non
     source = tiny.write_files(tmp_path / "photos", dict.fromkeys(REJECTED, b""))
     plan = make_plan(str(source), str(tmp_path / "features"), tiny.spec(), shard_size=1)
     finish(plan, {shard: write(plan, shard) for shard in range(2)})
-    features_ND, labels_N, keys_N = open_features(plan.output).arrays()
+    features_ND, labels_N = open_features(plan.output).arrays()
+    keys_N = open_features(plan.output).keys()
     assert (features_ND.shape, len(labels_N), len(keys_N)) == ((0, 256), 0, 0)
     assert features_ND.dtype == np.float32
 

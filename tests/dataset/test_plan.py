@@ -22,7 +22,7 @@ from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.plan import Plan, default_shard_size, differences, load_plan, make_plan, survey
 from bottleneck.dataset.plan_parts import SHARDS_PER_PART, read_images
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
-from bottleneck.extract.shard import open_or_make_plan
+from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.sources.files import Files
 from bottleneck.sources.image import Image
 from bottleneck.spec import FeatureRequest, Limits, Reading

@@ -423,11 +423,11 @@ def test_a_worker_of_an_older_plan_makes_the_shard_pending_again(world: World) -
 
 
 def test_unfinished_features_are_read_as_they_were(world: World) -> None:
-    before = open_features(str(world.output)).arrays(SPEC.layers[0])[2].tolist()
+    before = open_features(str(world.output)).keys().tolist()
     world.requeue("missing")
     with pytest.raises(IncompleteError, match="2 of 3 shards done"):
         open_features(str(world.output))
-    assert open_features(str(world.output), allow_incomplete=True).arrays(SPEC.layers[0])[2].tolist() == before
+    assert open_features(str(world.output), allow_incomplete=True).keys().tolist() == before
 
 
 @pytest.mark.parametrize("bits", ["float16", "float32"])

@@ -259,7 +259,9 @@ def test_a_plan_stays_where_ray_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny.photos(tmp_path / "photos", 3)
-    monkeypatch.setattr("bottleneck.extract.shard.resolve_apart", lambda *_: tiny.spec())  # which takes Keras seconds
+    monkeypatch.setattr(
+        "bottleneck.extract.open_plan.resolve_apart", lambda *_: tiny.spec()
+    )  # which takes Keras seconds
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = extract_job.Config(source=str(tmp_path / "photos"), output=str(tmp_path / "out"), features=tiny.REQUEST)

@@ -18,9 +18,9 @@ from bottleneck.distributed.monitor import Live
 from bottleneck.distributed.stages import ExtractFeatures, prepare_stage
 from bottleneck.errors import FeaturesError
 from bottleneck.extract.estimate import STARTUP_SECONDS, Costs, Estimate, Prediction, predict_run
+from bottleneck.extract.local import extract_images
 from bottleneck.extract.prepare import Work
 from bottleneck.extract.sample import measure_sample
-from bottleneck.extract.shard import extract_local
 from bottleneck.extract.summary import Summary
 from jobs.extract import report
 from jobs.plan import estimated
@@ -84,7 +84,7 @@ def test_a_sample_is_measured(tmp_path: Path) -> None:
     assert 0 < one.decode_core_seconds < 1
     assert 0 < one.read_seconds < 1
 
-    assert extract_local(plan.source, plan.output, REQUEST, max_rejected=1.0, batch_size=8).ok == 40
+    assert extract_images(plan.source, plan.output, REQUEST, max_rejected=1.0, batch_size=8).ok == 40
     actual = sum(path.stat().st_size for path in (tmp_path / "out" / "data").iterdir())
     assert estimate.output_bytes == pytest.approx(actual, rel=0.15)
     assert measure_sample(plan, 24) is None  # nothing is left to do

@@ -23,13 +23,10 @@ from bottleneck.dataset.features import Receipt, finished, open_features
 from bottleneck.dataset.plan import Plan, load_plan, make_plan
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.extract.decode import Decoded, decode
+from bottleneck.extract.local import extract_images
+from bottleneck.extract.open_plan import check_request
 from bottleneck.extract.prepare import Work, prepare_shard
-from bottleneck.extract.shard import (
-    check_request,
-    extract_local,
-    extract_prepared,
-    extract_shard,
-)
+from bottleneck.extract.shard import extract_prepared, extract_shard
 from bottleneck.extract.summary import Summary, Tally, pending_shards
 from bottleneck.networks.base import Base
 from bottleneck.networks.weights import load_network
@@ -60,7 +57,7 @@ def planned(source: Path, output: Path, **changes: Any) -> Plan:
 
 
 def extracted(source: Path, output: Path, **changes: Any) -> Summary:
-    return extract_local(
+    return extract_images(
         str(source), str(output), tiny.REQUEST, **{"shard_size": 4, "batch_size": 4, "max_rejected": 1.0, **changes}
     )
 
@@ -246,7 +243,8 @@ def test_a_folder_becomes_a_table_of_features(tmp_path: Path) -> None:
     assert plan is not None
     assert plan.spec == tiny.real_spec()
     assert finished(plan)
-    features_ND, labels_N, keys_N = open_features(str(output)).arrays()
+    features_ND, labels_N = open_features(str(output)).arrays()
+    keys_N = open_features(str(output)).keys()
     assert features_ND.shape == (6, 256)
     assert keys_N.tolist() == sorted(tiny_keys(6))
     assert labels_N.tolist() == ["cats"] * 3 + ["dogs"] * 3
@@ -363,7 +361,7 @@ def test_a_run_with_another_setting_is_refused_by_its_name(tmp_path: Path, field
     request, options = OTHER_REQUESTS[field]
     words = rf"Differing: {field}: planned [^;]*, requested [^;]*\. (Give|Leave)"
     with pytest.raises(FingerprintError, match=words) as caught:
-        extract_local(
+        extract_images(
             str(tmp_path if field == "source" else source),
             str(output),
             FeatureRequest(**{**vars(tiny.REQUEST), **request}),

@@ -66,7 +66,7 @@ def reference(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> str:
 def head(reference: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fitted on the features of the photos."""
     features = open_features(reference)
-    features_ND, labels_N, _ = features.arrays()
+    features_ND, labels_N = features.arrays()
     folder = tmp_path_factory.mktemp("heads") / "head"
     tiny.saved_head(folder, features_ND, labels_N, features.spec)
     return folder

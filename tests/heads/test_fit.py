@@ -97,7 +97,7 @@ def test_a_fit_gives_head_grid_and_report(fitted: tuple[Path, dict[str, Any], st
     assert all(row["gap"] < 1e-6 for row in result["grid"])
     assert "fold 3" in told
     assert "precision    recall  f1-score   support" in told
-    features_ND, labels_N, _ = forest.arrays(LAYER)
+    features_ND, labels_N = forest.arrays(LAYER)
     tables = [table.column("sha256").to_pylist() for table in forest.tables(["sha256"])]
     digests_N = np.array([int.from_bytes(value[:8], "big") for part in tables for value in part], np.uint64)
     codes_N = np.unique(labels_N.astype(str), return_inverse=True)[1]
@@ -297,7 +297,8 @@ def test_a_split_that_the_data_has_is_used_and_found_again(
     page = (head / "report.html").read_text()
     assert "Held out are the images whose keys match *" in page
     assert "Images were kept together in 20 groups by" in page
-    features_ND, labels_N, keys_N = forest.arrays(LAYER)
+    features_ND, labels_N = forest.arrays(LAYER)
+    keys_N = forest.keys()
     is_test_N = np.array([key.partition("/")[2] < "00050" for key in keys_N])
     assert result["accuracy"] == Head.load(str(head)).score(features_ND[is_test_N], labels_N[is_test_N])
 

@@ -71,7 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     photos = tiny.digits_folder(folder / "photos", per_class=2)
     tiny.write_files(photos, {key: data for key, (data, _) in BAD.items()})
     extract(photos, folder / "features")
-    features_ND, labels_N, _ = open_features(str(folder / "features")).arrays()
+    features_ND, labels_N = open_features(str(folder / "features")).arrays()
     # The weights were in a file that is not on this machine: other words for those of the features.
     spec = replace(tiny.real_spec(), weights=GONE)
     tiny.saved_head(folder / "head", features_ND, labels_N, spec)
@@ -111,7 +111,8 @@ def rows_of(output: Path) -> dict[str, dict[str, Any]]:
 def expected(world: World) -> dict[str, dict[str, float]]:
     """Every good key with the probability of each class, by the head's arrays and a softmax written out."""
     head = Head.load(str(world.head))
-    features_ND, _, keys_N = open_features(str(world.features)).arrays()
+    features_ND, _ = open_features(str(world.features)).arrays()
+    keys_N = open_features(str(world.features)).keys()
     powers_NK = np.exp(features_ND.astype(np.float64) @ head.coef_.T + head.intercept_)
     probabilities_NK = powers_NK / powers_NK.sum(axis=1, keepdims=True)
     classes = list(head.classes_)
@@ -198,7 +199,8 @@ def test_of_several_layers_the_heads_own_is_asked(tmp_path: Path, do: Do) -> Non
         rows = tiny.data_rows(spec, [image.key for image in read_images(store, shard)], seed=shard.number)
         write_shard(store, plan.data_name(shard.number), spec, shard.number, rows, run_id="test", device="none")
     finish(plan)
-    features_ND, labels_N, keys_N = open_features(plan.output).arrays(spec.layers[1])
+    features_ND, labels_N = open_features(plan.output).arrays(spec.layers[1])
+    keys_N = open_features(plan.output).keys()
     head = tiny.saved_head(tmp_path / "head", features_ND, labels_N, spec, layer=1)
     assert do("predict", plan.output, tmp_path / "head", tmp_path / "out", "--top", "1")[0] == 0
     rows = rows_of(tmp_path / "out")
@@ -272,7 +274,7 @@ def test_a_head_that_was_replaced_meanwhile_is_refused(world: World, tmp_path: P
 
 def test_features_of_another_fingerprint_are_refused(world: World, do: Do, tmp_path: Path) -> None:
     spec = replace(tiny.real_spec(), interpolation="nearest")
-    tiny.saved_head(tmp_path / "head", *open_features(str(world.features)).arrays()[:2], spec)
+    tiny.saved_head(tmp_path / "head", *open_features(str(world.features)).arrays(), spec)
     code, refused = do("predict", world.features, tmp_path / "head", tmp_path / "out")
     assert code == 4
     assert "interpolation: head nearest, features bilinear" in refused["message"]

@@ -15,7 +15,7 @@ from bottleneck.dataset.features import Features, finish, open_features, write_s
 from bottleneck.dataset.plan import make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.errors import CorruptError
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.inspect.diff import LayerDiff, diff_features
 from bottleneck.spec import FeatureRequest, Reading
 from bottleneck.storage.opened import open_store
@@ -108,7 +108,7 @@ def test_rows_meet_by_key_whatever_their_shards(sizes: tuple[int, int], tmp_path
     assert set(found.only_b.keys) < set(only_b)
     assert seen[-1] == 2 * len(common) + len(only_a) + 6
     layer = found.layers[LAYER]
-    rows_a, rows_b = (dict(zip(*reversed(one.arrays()[::2]), strict=True)) for one in (a, b))
+    rows_a, rows_b = (dict(zip(one.keys(), one.arrays()[0], strict=True)) for one in (a, b))
     cosines = {key: cosine(rows_a[key], rows_b[key]) for key in common}
     assert layer.equal == 0
     assert {key: value for value, key in layer.worst} == pytest.approx(cosines, abs=1e-12)
@@ -161,9 +161,9 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_real_features_in_another_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos(tmp_path / "photos", 12)
-    extract_local(str(tmp_path / "photos"), str(tmp_path / "a"), REQUEST)
+    extract_images(str(tmp_path / "photos"), str(tmp_path / "a"), REQUEST)
     half = FeatureRequest(base=REQUEST.base, weights=REQUEST.weights, precision="float32", dtype="float16")
-    extract_local(str(tmp_path / "photos"), str(tmp_path / "b"), half)
+    extract_images(str(tmp_path / "photos"), str(tmp_path / "b"), half)
     code, result, told = run(capsys, str(tmp_path / "a"), str(tmp_path / "b"))
     assert code == 0, told
     assert result["settings"] == {"dtype": {"a": "float32", "b": "float16"}}

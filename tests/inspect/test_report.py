@@ -81,7 +81,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
 @pytest.fixture(scope="module")
 def head(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Head:
     """Fitted on a third of the rows, so that it errs on others."""
-    features_ND, labels_N, _ = features.arrays()
+    features_ND, labels_N = features.arrays()
     folder = tmp_path_factory.mktemp("head") / "head"
     fitted: Head = saved_head(folder, features_ND[::3], labels_N[::3], features.spec)
     fitted.uri = str(folder)  # type: ignore[attr-defined]
@@ -120,7 +120,7 @@ def test_a_report_goes_to_a_bucket(bucket: str, features: Features, head: Any) -
 def test_features_of_another_kind_are_refused(
     features: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    features_ND, labels_N, _ = features.arrays()
+    features_ND, labels_N = features.arrays()
     saved_head(tmp_path / "head", features_ND, labels_N, spec(resize="crop"))
     assert main(["evaluate", str(tmp_path / "head"), features.plan.output]) == 4
     assert "resize: head crop, features squash" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from tiny import REQUEST, data_rows, jpeg, photos, spec, write_files
 from bottleneck.dataset.features import Features, finish, open_features, write_shard
 from bottleneck.dataset.plan import make_plan
 from bottleneck.errors import CorruptError, UsageError
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.inspect import similar
 from bottleneck.inspect.similar import cosines, features_of, nearest
 from bottleneck.spec import Reading
@@ -56,7 +56,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve pictures through a network of a quarter's width, and one that is not among them."""
     folder = tmp_path_factory.mktemp("extracted")
     photos(folder / "photos", 12)
-    extract_local(str(folder / "photos"), str(folder / "features"), REQUEST)
+    extract_images(str(folder / "photos"), str(folder / "features"), REQUEST)
     write_files(folder, {"other.jpg": jpeg(99), "text.jpg": b"no image"})
     return folder
 
@@ -71,7 +71,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[
 @pytest.mark.parametrize("top", [1, 7, 500])
 def test_the_nearest_are_those_of_all_pairs(dtype: str, top: int, tmp_path: Path) -> None:
     dataset = made_up(tmp_path, dtype)
-    features_ND, labels_N, keys_N = dataset.arrays()
+    features_ND, labels_N = dataset.arrays()
+    keys_N = dataset.keys()
     query_D = np.random.default_rng(5).standard_normal(16)
     wide_ND = features_ND.astype(np.float64)
     expected_N = wide_ND @ query_D / np.linalg.norm(wide_ND, axis=1) / np.linalg.norm(query_D)

@@ -24,7 +24,7 @@ from bottleneck.dataset.plan import Plan, load_plan, make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
 from bottleneck.errors import StoreError, UsageError
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.inspect.status import NUM_SAMPLED, look
 from bottleneck.storage.opened import open_store, opened
 
@@ -182,7 +182,7 @@ def test_a_real_run_is_watched_to_its_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs", "--json", "status", output, "--watch", "0.1"]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        extract_local(str(source), output, tiny.REQUEST)
+        extract_images(str(source), output, tiny.REQUEST)
         shown, told = watching.communicate(timeout=60)
     finally:
         watching.kill()

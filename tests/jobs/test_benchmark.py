@@ -173,7 +173,7 @@ def test_made_up_features_are_an_output_like_any_other(tmp_path: Path, monkeypat
     monkeypatch.setattr(benchmark_head_growth, "SHARD_SIZE", 16)
     benchmark_head_growth.write_features(str(tmp_path / "features"), 50, 4, 3)
     assert verify(str(tmp_path / "features"), full=True).exit_code == 0
-    features_ND, labels_N, _ = open_features(str(tmp_path / "features")).arrays()
+    features_ND, labels_N = open_features(str(tmp_path / "features")).arrays()
     assert features_ND.shape == (50, 4)
     assert len(np.unique(features_ND, axis=0)) == 50
     assert np.unique(labels_N.astype(str), return_counts=True)[1].tolist() == [17, 17, 16]

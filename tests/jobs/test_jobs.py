@@ -186,14 +186,14 @@ def test_the_librarys_parameters_are_options_on_the_command_line() -> None:
 
 
 def test_requeue_names_the_command_that_goes_on(tmp_path: Path) -> None:
-    from bottleneck.extract.shard import extract_local
+    from bottleneck.extract.local import extract_images
     from bottleneck.spec import FeatureRequest, Limits, Reading
 
     source, output = digits_folder(tmp_path / "my photos", per_class=1), str(tmp_path / "features")
     request = FeatureRequest(base="mobilenet_0.25", weights="random:0", layers=("conv_pw_1_relu:max",), exif="ignore")
     given: dict[str, Any] = {"limits": Limits(max_bytes=4000), "reading": Reading(labels="none"), "shard_size": 4}
     write_files(source, {"0/broken.jpg": b"no image", "1/large.jpg": jpeg(1, (400, 300))})
-    extract_local(str(source), output, request, **given, max_rejected=1.0)
+    extract_images(str(source), output, request, **given, max_rejected=1.0)
 
     code, nothing, told = run("requeue", output, "--changed", "--reason", "empty")
     assert (code, nothing["shards"], nothing["command"]) == (0, 0, None)
@@ -218,12 +218,12 @@ def test_requeue_names_the_command_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_recompute_notices_features_of_another_image(tmp_path: Path) -> None:
-    from bottleneck.extract.shard import extract_local
+    from bottleneck.extract.local import extract_images
     from bottleneck.spec import FeatureRequest
 
     digits_folder(tmp_path / "photos", per_class=2)
     request = FeatureRequest(base="mobilenet_0.25", weights="random:0")
-    extract_local(str(tmp_path / "photos"), str(tmp_path / "features"), request)
+    extract_images(str(tmp_path / "photos"), str(tmp_path / "features"), request)
     # Another picture behind the table's back, with the size and time stamp of the old one.
     path, other = tmp_path / "photos" / "3" / "0000.jpg", tmp_path / "photos" / "4" / "0001.jpg"
     before = path.stat()
@@ -296,7 +296,7 @@ def test_what_keras_is_not_needed_for_is_refused_before_it_starts(
     options: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     write_files(tmp_path / "photos", {"a.jpg": jpeg(1)})
-    monkeypatch.setattr("bottleneck.extract.shard.resolve_apart", lambda *_: pytest.fail("Keras was started"))
+    monkeypatch.setattr("bottleneck.extract.open_plan.resolve_apart", lambda *_: pytest.fail("Keras was started"))
     given = [option.format(folder=tmp_path) for option in options]
     assert main(["plan", str(tmp_path / "photos"), str(tmp_path / "out"), "--precision", "float32", *given]) == code
     assert words in capsys.readouterr().err

@@ -17,7 +17,7 @@ from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.plan import make_plan
 from bottleneck.errors import UsageError
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.sources import parquet as tables
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source, resolve_reading
@@ -286,14 +286,15 @@ def test_a_shard_reads_little_more_than_its_rows(tmp_path: Path, monkeypatch: py
 
 def test_from_a_dataset_to_features(tmp_path: Path) -> None:
     hugging_face(tmp_path / "source" / "train.parquet", range(9))
-    summary = extract_local(str(tmp_path / "source"), str(tmp_path / "out"), tiny.REQUEST, shard_size=4)
+    summary = extract_images(str(tmp_path / "source"), str(tmp_path / "out"), tiny.REQUEST, shard_size=4)
     assert (summary.images, summary.ok) == (9, 9)
-    from_table, labels, keys = open_features(str(tmp_path / "out")).arrays()
+    from_table, labels = open_features(str(tmp_path / "out")).arrays()
+    keys = open_features(str(tmp_path / "out")).keys()
     assert list(labels) == [NAMES[n % 3] for n in range(9)]
     assert keys[8] == "train.parquet/000000008/8.jpg"
     assert verify(str(tmp_path / "out"), full=True).exit_code == 0
     files = tiny.write_files(tmp_path / "files", {f"{n}.jpg": tiny.jpeg(n) for n in range(9)})
-    extract_local(str(files), str(tmp_path / "files-out"), tiny.REQUEST, shard_size=4)
+    extract_images(str(files), str(tmp_path / "files-out"), tiny.REQUEST, shard_size=4)
     assert (open_features(str(tmp_path / "files-out")).arrays()[0] == from_table).all()
 
 
@@ -305,7 +306,7 @@ def test_images_over_the_cap_are_rejected_when_they_are_read(tmp_path: Path) -> 
     rows = [{"image": tiny.jpeg(1)}, {"image": tiny.jpeg(2) + bytes(100_000)}, {"image": tiny.jpeg(3)}]
     write_table(tmp_path / "source" / "a.parquet", rows, schema)
     limits = Limits(max_bytes=20_000)
-    summary = extract_local(
+    summary = extract_images(
         str(tmp_path / "source"), str(tmp_path / "out"), tiny.REQUEST, limits=limits, max_rejected=1.0
     )
     assert (summary.ok, summary.rejected) == (2, {"too_many_bytes": 1})

@@ -20,7 +20,7 @@ from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.plan import make_plan
 from bottleneck.errors import UsageError
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.sources import uri_list as lists
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source, resolve_reading
@@ -160,9 +160,10 @@ def test_a_list_longer_than_what_is_sorted_at_once(tmp_path: Path, monkeypatch: 
 
 def test_from_a_list_to_features(photos: Path, tmp_path: Path) -> None:
     source = write_list(photos, "uri,label\ndogs/0002.jpg,dog\ncats/0001.jpg,cat\ncats/gone.jpg,cat\n")
-    summary = extract_local(str(source), str(tmp_path / "out"), tiny.REQUEST, max_rejected=0.5)
+    summary = extract_images(str(source), str(tmp_path / "out"), tiny.REQUEST, max_rejected=0.5)
     assert (summary.images, summary.ok, summary.rejected) == (3, 2, {"missing": 1})
-    _, labels, keys = open_features(str(tmp_path / "out")).arrays()
+    _, labels = open_features(str(tmp_path / "out")).arrays()
+    keys = open_features(str(tmp_path / "out")).keys()
     assert (list(keys), list(labels)) == (["cats/0001.jpg", "dogs/0002.jpg"], ["cat", "dog"])
     assert verify(str(tmp_path / "out"), full=True).exit_code == 0
 
@@ -184,10 +185,10 @@ def test_a_list_with_roots_is_gone_on_with(photos: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     reading = Reading(roots=("place/",))
     for folder in (".", "/"):
-        extract_local(str(source), str(tmp_path / "out"), tiny.REQUEST, reading=reading)
+        extract_images(str(source), str(tmp_path / "out"), tiny.REQUEST, reading=reading)
         monkeypatch.chdir(folder)
         reading = Reading(roots=(str(photos),))
-    assert open_features(str(tmp_path / "out")).arrays()[2].tolist() == [f"{photos}/cats/0001.jpg"]
+    assert open_features(str(tmp_path / "out")).keys().tolist() == [f"{photos}/cats/0001.jpg"]
 
 
 @pytest.mark.parametrize(

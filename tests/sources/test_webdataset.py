@@ -22,7 +22,7 @@ from bottleneck.dataset.features import open_features
 from bottleneck.dataset.plan import differences, load_plan, make_plan
 from bottleneck.dataset.requeue import requeue_plan
 from bottleneck.errors import StoreError, UsageError
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source, resolve_reading, webdataset
 from bottleneck.spec import Limits, Reading, SourceFormat
@@ -505,14 +505,15 @@ def test_from_tars_to_features(tmp_path: Path, place: str) -> None:
     members = samples(range(9)) | {"000000004.jpg": b"<html>no picture", "000000005.jpg": b""}
     tiny.write_files(tmp_path / "source", {"00000.tar": tar(members), "00001.tar": tar(samples(range(9, 12)))})
     source = str(tmp_path / "source" / ("" if place == "folder" else "00000.tar"))
-    summary = extract_local(source, str(tmp_path / "out"), tiny.REQUEST, shard_size=4, max_rejected=0.5)
+    summary = extract_images(source, str(tmp_path / "out"), tiny.REQUEST, shard_size=4, max_rejected=0.5)
     num_images = 12 if place == "folder" else 9
     assert (summary.images, summary.ok, summary.rejected) == (
         num_images,
         num_images - 2,
         {"empty": 1, "not_an_image": 1},
     )
-    _, labels, keys = open_features(str(tmp_path / "out")).arrays()
+    _, labels = open_features(str(tmp_path / "out")).arrays()
+    keys = open_features(str(tmp_path / "out")).keys()
     assert keys[0] == "00000.tar/000000000.jpg"
     assert list(labels) == [str(n % 3) for n in range(num_images) if n not in (4, 5)]
     report = verify(str(tmp_path / "out"), full=True)
@@ -527,7 +528,7 @@ def test_features_of_a_tar_are_those_of_the_files_in_it(tmp_path: Path) -> None:
     tiny.write_files(tmp_path / "files", pictures)
     tiny.write_files(tmp_path / "tars", {"0.tar": tar(pictures)})
     for kind in ("files", "tars"):
-        extract_local(str(tmp_path / kind), str(tmp_path / f"{kind}-out"), tiny.REQUEST)
+        extract_images(str(tmp_path / kind), str(tmp_path / f"{kind}-out"), tiny.REQUEST)
     from_files, from_tars = (open_features(str(tmp_path / f"{kind}-out")).arrays()[0] for kind in ("files", "tars"))
     assert (from_files == from_tars).all()
 

@@ -19,7 +19,7 @@ from bottleneck.audit.verify import verify
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.plan import make_plan
 from bottleneck.errors import StoreError, UsageError
-from bottleneck.extract.shard import extract_local
+from bottleneck.extract.local import extract_images
 from bottleneck.sources.open import open_source, resolve_reading
 from bottleneck.spec import Reading
 from bottleneck.storage.opened import open_store, opened
@@ -73,10 +73,10 @@ def test_photos_on_a_web_server(web: tuple[Path, str], tmp_path: Path) -> None:
     assert [image.size for image in images] == [len(tiny.jpeg(n)) for n in (1, 3, 5, 0, 2, 4)]
     assert skipped == {".txt": 1}
     assert list(source.read(images)) == [tiny.jpeg(n) for n in (1, 3, 5, 0, 2, 4)]
-    summary = extract_local(f"{url}/photos", str(tmp_path / "out"), tiny.REQUEST, shard_size=4)
+    summary = extract_images(f"{url}/photos", str(tmp_path / "out"), tiny.REQUEST, shard_size=4)
     assert summary.ok == 6
     assert verify(str(tmp_path / "out"), full=True).exit_code == 0
-    assert len(open_features(str(tmp_path / "out")).arrays()[2]) == 6
+    assert len(open_features(str(tmp_path / "out")).keys()) == 6
 
 
 def test_what_changes_or_goes_on_a_web_server(web: tuple[Path, str]) -> None:
@@ -140,7 +140,7 @@ def test_nothing_is_written_there(web: tuple[Path, str], tmp_path: Path) -> None
     _, url = web
     tiny.photos(tmp_path / "photos", 1)
     with pytest.raises(UsageError, match=r"Expected a folder or s3://bucket/prefix as the output. Received: http://"):
-        extract_local(str(tmp_path / "photos"), f"{url}/out", tiny.REQUEST)
+        extract_images(str(tmp_path / "photos"), f"{url}/out", tiny.REQUEST)
     with pytest.raises(UsageError, match="can only be read"):
         open_store(url).create("a", b"")
     with pytest.raises(UsageError, match="can only be read"):

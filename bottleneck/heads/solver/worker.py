@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bottleneck.dataset.features import Features
+from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import FeaturesError
 from bottleneck.heads.evaluate import Evaluator
 from bottleneck.heads.solver import mlp
@@ -50,7 +51,7 @@ class Member:
         Returns:
             The labels here, every image's label as a number into them, its traits, and the number without label.
         """
-        dim = features.spec.dims[features.spec.layers.index(layer)]
+        dim = features.spec.dim_of(layer)
         self.features_ND = np.empty((num_rows, dim), np.float32)
         keys, labels, traits = [], [], [rule.no_traits()]
         end = unlabelled = 0
@@ -238,7 +239,7 @@ class Member:
 
 def labelled_rows(table: pa.Table) -> tuple[pa.Table, int]:
     """The ok rows that have a label, and the number of those that have none."""
-    ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+    ok = ok_rows(table)
     labelled = ok.filter(pc.is_valid(ok.column("label"))).combine_chunks()
     return labelled, len(ok) - len(labelled)
 

@@ -1,0 +1,69 @@
+"""A whole small job in this process: open or make the plan, extract every pending shard, finish."""
+
+import time
+
+from bottleneck.dataset.features import finished
+from bottleneck.dataset.plan import MAX_REJECTED
+from bottleneck.extract.open_plan import open_or_make_plan
+from bottleneck.extract.prepare import Work
+from bottleneck.extract.shard import extract_shard
+from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
+from bottleneck.networks.base import Base, fitting_batch_size
+from bottleneck.spec import FeatureRequest, Limits, Reading
+
+
+def extract_images(
+    source: str,
+    output: str,
+    request: FeatureRequest | None = None,
+    *,
+    limits: Limits | None = None,
+    reading: Reading | None = None,
+    shard_size: int | None = None,
+    max_rejected: float = MAX_REJECTED,
+    batch_size: int = 32,
+) -> Summary:
+    """Extract the features of every image of a source in this process, without Ray.
+
+    Plans if the output has no plan, extracts the shards that are missing, and writes `_SUCCESS.json`. Meant for small
+    jobs and for debugging: an image that crashes its decoder takes this process with it, which `bottleneck extract`
+    survives.
+
+    Args:
+        source: folder or URI with images.
+        output: folder or s3://bucket/prefix for the features.
+        request: which features; default VGG16's averaged block5_pool with ImageNet weights.
+        limits: which images are accepted.
+        reading: how the source is read.
+        shard_size: images in a shard of a new plan; default 16 to 512, by the number of images.
+        max_rejected: share of the planned images, 0 to 1, that may be rejected before the run stops.
+        batch_size: most images the network takes at once.
+
+    Returns:
+        The counts of the output and of this run.
+
+    Raises:
+        BottleneckError: any kind, see `errors`.
+    """
+    started = time.monotonic()
+    request = request or FeatureRequest()
+    plan = open_or_make_plan(
+        source,
+        output,
+        request,
+        limits=limits or Limits(),
+        reading=reading,
+        shard_size=shard_size,
+        max_rejected=max_rejected,
+    )
+    done = plan.committed()
+    tally = Tally(plan, max_rejected)
+    if finished(plan) is None:
+        work = Work.of(plan, tally.run_id)
+        base = None
+        for shard in pending_shards(plan, done):
+            if work.is_committed(shard):
+                continue
+            base = base or Base(plan.spec, fitting_batch_size(batch_size, plan.largest_shard))
+            tally.add(extract_shard(work, base, shard))
+    return summarize(plan, tally, done, started)
