@@ -77,9 +77,9 @@ class HeadClassifier:
         from bottleneck.heads.head import Head  # scikit-learn takes seconds to import, which --help can do without
 
         self.head = Head.load(str(config.head))
-        spec = self.head.origin_.spec
+        spec = self.head.origin.spec
         self.base = Base(replace(spec, weights=config.weights or spec.weights), _batch_size(config))
-        self._layer = spec.layers.index(self.head.origin_.layer)
+        self._layer = spec.layers.index(self.head.origin.layer)
 
     def __call__(self, pixels_NHWC: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
         table = self.head.predictions(self.base(pixels_NHWC)[self._layer], top)

@@ -59,7 +59,7 @@ def main(config: Config) -> int:
     evaluation = evaluate_head(head, features, held_out=config.held_out)
     for line in classification_report(evaluation).split("\n"):
         show(line)
-    was_fitted_on = not config.held_out and head.origin_.plan_sha256 == features.plan.sha256
+    was_fitted_on = not config.held_out and head.origin.plan_sha256 == features.plan.sha256
     _tell(evaluation, was_fitted_on=was_fitted_on)
     result = {**evaluation.summary(), "fitted_on_these": was_fitted_on, "held_out": config.held_out}
     if config.report:

@@ -18,7 +18,7 @@ import tyro
 
 from bottleneck.console import PLAIN_SECONDS, duration, start_live
 from bottleneck.dataset.features import Features, open_features, rows_of
-from bottleneck.distributed.train import fit_head
+from bottleneck.distributed.train import train_head
 from bottleneck.errors import FingerprintError
 from bottleneck.heads.evaluate import Evaluation, classification_report
 from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head
@@ -72,7 +72,7 @@ def fit(config: Config) -> dict[str, Any]:
         _check_same(head, features, config.request, layer, config.head)
         show(f"{config.head} is fitted already")
         has_report = store.exists(REPORT_HTML)
-        if head.origin_.details["held_out"] and not has_report:  # the job was stopped before it, or the report failed
+        if head.origin.details["held_out"] and not has_report:  # the job was stopped before it, or the report failed
             has_report = try_report(config.head, head, features)
         return _result(config.head, head, has_report=has_report)
     store.try_writing()  # before the work, which would be lost
@@ -80,7 +80,7 @@ def fit(config: Config) -> dict[str, Any]:
     if features.spec.weights.startswith("random:"):
         log.warning(RANDOM_WEIGHTS, features.spec.weights)
     with Table(config.request) as table:
-        fitted = fit_head(
+        fitted = train_head(
             features,
             config.request,
             rows_of(features),
@@ -149,7 +149,7 @@ def try_report(uri: str, head: "Head", features: Features, evaluation: Evaluatio
 
 def write_head_report(uri: str, head: "Head", features: Features, evaluation: Evaluation) -> None:
     """The page beside the head, on the held-out images."""
-    details = head.origin_.details
+    details = head.origin.details
     grid = [
         {"C": row["c"], "folds": row["accuracies"], "mean": row["mean"], "std": row["std"], "seconds": row["seconds"]}
         for row in details["grid"]
@@ -191,9 +191,9 @@ def end_of_grid(details: dict[str, Any]) -> str:
 def _check_same(head: "Head", features: Features, request: HeadRequest, layer: str, uri: str) -> None:
     """Refuse a place where another head is, and say in what it differs."""
     asked = {**request.to_json(), "layer": layer}
-    there = head.origin_.details.get("request", {})
+    there = head.origin.details.get("request", {})
     if there:  # an earlier version may not have had all options of this one
-        there = {**HeadRequest().to_json(), **there, "features": head.origin_.plan_sha256}
+        there = {**HeadRequest().to_json(), **there, "features": head.origin.plan_sha256}
     differing = [
         f"{name}: fitted {there.get(name)}, requested {value}"
         for name, value in {**asked, "features": features.plan.sha256}.items()
@@ -207,7 +207,7 @@ def _check_same(head: "Head", features: Features, request: HeadRequest, layer: s
 
 
 def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
-    details = head.origin_.details
+    details = head.origin.details
     return {
         "head": uri,
         "kind": head.kind,

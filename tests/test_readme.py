@@ -49,8 +49,7 @@ def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.split("\n")[0])
 def test_python_blocks_run_as_files(block: str, working_folder: Path) -> None:
-    if "extract_images" in block:
-        block = block.replace('weights="random:0")', 'weights="random:0", precision="float32"), max_rejected=1.0')
+    block = block.replace('"features")  ', '"features", base="vgg16", weights="random:0", max_rejected=1.0)  ')
     (working_folder / "example.py").write_text(block)
     done = subprocess.run([sys.executable, "example.py"], cwd=working_folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ TRAIN_SETTINGS = {
 """Of Ray Train, unless the environment says otherwise."""
 
 
-def fit_head(
+def train_head(
     features: Features,
     request: HeadRequest,
     rows_of: dict[str, int],

@@ -1,6 +1,9 @@
 """A whole small job in this process: open or make the plan, extract every pending shard, finish."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from bottleneck.dataset.features import finished
 from bottleneck.dataset.plan import MAX_REJECTED
@@ -17,6 +20,9 @@ def extract_images(
     output: str,
     request: FeatureRequest | None = None,
     *,
+    base: str | None = None,
+    weights: str | None = None,
+    layers: Sequence[str] | None = None,
     limits: Limits | None = None,
     reading: Reading | None = None,
     shard_size: int | None = None,
@@ -32,7 +38,11 @@ def extract_images(
     Args:
         source: folder or URI with images.
         output: folder or s3://bucket/prefix for the features.
-        request: which features; default VGG16's averaged block5_pool with ImageNet weights.
+        request: which features; default VGG16's averaged block5_pool with ImageNet weights. The three arguments below
+            replace its fields.
+        base: the frozen network, as `vgg16` or `resnet50`.
+        weights: `imagenet`, a file or URI of Keras weights, or `random:SEED`.
+        layers: where features are taken, as `block5_pool:avg`.
         limits: which images are accepted.
         reading: how the source is read.
         shard_size: images in a shard of a new plan; default 16 to 512, by the number of images.
@@ -46,7 +56,9 @@ def extract_images(
         BottleneckError: any kind, see `errors`.
     """
     started = time.monotonic()
-    request = request or FeatureRequest()
+    options = {"base": base, "weights": weights, "layers": None if layers is None else tuple(layers)}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    request = replace(request or FeatureRequest(), **given)
     plan = open_or_make_plan(
         source,
         output,
@@ -60,10 +72,10 @@ def extract_images(
     tally = Tally(plan, max_rejected)
     if finished(plan) is None:
         work = Work.of(plan, tally.run_id)
-        base = None
+        network = None
         for shard in pending_shards(plan, done):
             if work.is_committed(shard):
                 continue
-            base = base or Base(plan.spec, fitting_batch_size(batch_size, plan.largest_shard))
-            tally.add(extract_shard(work, base, shard))
+            network = network or Base(plan.spec, fitting_batch_size(batch_size, plan.largest_shard))
+            tally.add(extract_shard(work, network, shard))
     return summarize(plan, tally, done, started)

@@ -94,9 +94,9 @@ def export_head(head: Head, file_format: Format, weights: str | None = None) -> 
 def build_model(head: Head, network: Any) -> Any:
     """uint8 RGB [N, S, S, 3] -> float32 probabilities [N, K], of Keras' standard layers."""
     keras = import_keras()
-    spec, layers = head.origin_.spec, keras.layers
+    spec, layers = head.origin.spec, keras.layers
     size = spec.image_size_px
-    name, pooling = split_layer(head.origin_.layer)
+    name, pooling = split_layer(head.origin.layer)
     pixels = keras.Input((size, size, 3), dtype="uint8", name=INPUT)
     values = layers.Rescaling(1.0, name="as_float")(pixels)
     values = _preprocessing(spec.base)(values)
@@ -153,7 +153,7 @@ def _request(spec: FeatureSpec, layer: str, weights: str | None) -> FeatureReque
 
 def _difference(model: Any, head: Head, request: FeatureRequest) -> float:
     """The largest difference of a probability, over random pictures."""
-    size = head.origin_.spec.image_size_px
+    size = head.origin.spec.image_size_px
     pixels_NHWC = np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, size, size, 3), np.uint8)
     features_ND = Base.of(request, "float32", NUM_CHECKED)(pixels_NHWC)[0]
     expected = head.predictions(features_ND, len(head.classes_))
@@ -247,7 +247,7 @@ def facts_etag(store: Store, name: str, head: Head) -> str:
     except (ObjectGoneError, ObjectChangedError, ValueError, RecursionError):
         facts = None
     is_ours = isinstance(facts, dict) and (facts.get("fingerprint"), facts.get("head_sha256")) == (
-        head.origin_.spec.fingerprint,
+        head.origin.spec.fingerprint,
         getattr(head, "sha256_", None),
     )
     if entry is None or not is_ours:

@@ -36,7 +36,7 @@ class Fitted:
     @property
     def details(self) -> dict[str, Any]:
         """The split, the grid, the versions; a part of the head."""
-        return self.head.origin_.details
+        return self.head.origin.details
 
 
 def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: dict[str, int]) -> Fitted:
@@ -108,7 +108,7 @@ def evaluate_head(head: "Head", features: Features, *, held_out: bool = False) -
             fit, or not as they were.
     """
     digests = held_out_digests(head, features) if held_out else None
-    evaluator, layer = Evaluator(head.classes_), head.origin_.layer
+    evaluator, layer = Evaluator(head.classes_), head.origin.layer
     for table in features.tables(["key", "label", "status", "sha256", layer]):
         ok = ok_rows(table).combine_chunks()
         if digests is not None:
@@ -125,7 +125,7 @@ def held_out_digests(head: "Head", features: Features) -> np.ndarray:
     Raises:
         UsageError, FingerprintError: as `evaluate_head`.
     """
-    kept = head.origin_.details.get("split")
+    kept = head.origin.details.get("split")
     if not isinstance(kept, dict) or kept.get("version") != SPLIT_VERSION:
         raise UsageError(
             "The head does not say which images it held out: its fit was none of `bottleneck fit`, or of another "
@@ -138,7 +138,7 @@ def held_out_digests(head: "Head", features: Features) -> np.ndarray:
         raise CorruptError(f"The head's rule of its split cannot be read: {error}. Fit again.") from error
     if wanted == held_out_sha256(np.empty(0, np.uint64)):
         raise UsageError("The fit held no image out. Fit with a `test_fraction` above 0, or judge on other features.")
-    if head.origin_.plan_sha256 == features.plan.sha256:
+    if head.origin.plan_sha256 == features.plan.sha256:
         names, codes, parts = [], [], [rule.no_traits()]
         for table in features.tables(list(dict.fromkeys(["label", "status", *rule.columns()]))):
             labelled, _ = labelled_rows(table)
@@ -152,7 +152,7 @@ def held_out_digests(head: "Head", features: Features) -> np.ndarray:
         if held_out_sha256(digests) == wanted:
             return np.unique(digests)
     raise FingerprintError(
-        f"{features.plan.output} is not, or no longer, what the head was fitted on ({head.origin_.features}), so its "
+        f"{features.plan.output} is not, or no longer, what the head was fitted on ({head.origin.features}), so its "
         "held-out images are not known. Judge on all images of these features, or fit again."
     )
 

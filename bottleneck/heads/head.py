@@ -18,6 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bottleneck.choices import check_choice
+from bottleneck.dataset.plan import versions
 from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
@@ -67,7 +68,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         classes_: labels [K], sorted.
         coef_, intercept_: [K, D] and [K] in float64 on scaled features; one row where there are two classes.
-        origin_: where a head that was loaded, or fitted by the job, comes from.
+        origin_: where a head that was fitted on an output of `extract` comes from.
     """
 
     def __init__(
@@ -206,8 +207,29 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     # Saving
 
+    @property
+    def origin(self) -> Origin:
+        """Where the head comes from.
+
+        Raises:
+            UsageError: for a head that was fitted on arrays, which does not know.
+        """
+        known: Origin | None = getattr(self, "origin_", None)
+        if known is None:
+            raise UsageError(
+                "This head was fitted on arrays and has no record of the features they came from. Expected a head from "
+                "`bottleneck fit` or `bottleneck.fit_head`; `predict(X)` takes features in memory."
+            )
+        return known
+
     def save(self, uri: str, origin: Origin | None = None) -> None:
         """Write `head.safetensors`, then `head.json`, to a folder or s3:// prefix.
+
+        A head that was fitted on arrays is saved, too; only `predict` and its like on images need an origin.
+
+        Args:
+            uri: the folder or prefix, without a head.
+            origin: where the features come from; default the head's own, if it has one.
 
         Raises:
             UsageError: if there is a head already, or the classes are neither strings nor integers nor booleans.
@@ -216,8 +238,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         check_is_fitted(self)
         origin = origin or getattr(self, "origin_", None)
-        if origin is None:
-            raise UsageError("A head is saved with the origin of its features. Received none: give save(uri, origin).")
         store = open_store(uri)
         if store.exists(HEAD_JSON):
             raise UsageError(f"{store.uri} holds a head already. Give a new place.")
@@ -230,19 +250,20 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "class_weight": _plain_weights(self.class_weight),
             "classes": _plain_classes(self.classes_),
             "dim": self.n_features_in_,
-            "layer": origin.layer,
-            "fingerprint": origin.spec.fingerprint,
-            "spec": origin.spec.to_json(),
-            "features": origin.features,
-            "plan_sha256": origin.plan_sha256,
-            "details": origin.details,
+            "layer": origin and origin.layer,
+            "fingerprint": origin and origin.spec.fingerprint,
+            "spec": origin and origin.spec.to_json(),
+            "features": origin and origin.features,
+            "plan_sha256": origin and origin.plan_sha256,
+            "details": origin.details if origin else {"versions": versions()},
             "tensors_sha256": hashlib.sha256(data).hexdigest(),
         }
         store.replace(HEAD_TENSORS, data)
         text = json.dumps({**document, "sha256": sha256_json(document)}, indent=1, ensure_ascii=False)
         if not store.create(HEAD_JSON, text.encode() + b"\n"):
             raise UsageError(f"Another job wrote a head to {store.uri} at the same time. Fit again, to a new place.")
-        self.origin_ = origin
+        if origin:
+            self.origin_ = origin
 
     @classmethod
     def load(cls, uri: str) -> Self:
@@ -261,9 +282,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 head.class_weight = {label_of.get(name, name): value for name, value in head.class_weight.items()}
             head._check_parameters()
             head.n_features_in_ = document["dim"]
-            spec = FeatureSpec.from_json(document["spec"])
-            names = ("layer", "features", "plan_sha256", "details")
-            head.origin_ = Origin(spec=spec, **{name: document[name] for name in names})
+            if document["spec"] is not None:
+                spec = FeatureSpec.from_json(document["spec"])
+                names = ("layer", "features", "plan_sha256", "details")
+                head.origin_ = Origin(spec=spec, **{name: document[name] for name in names})
             head.sha256_ = str(document["sha256"])
             head._take_tensors(_tensors(data, uri))
         except (UsageError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -272,7 +294,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def check_fits(self, spec: FeatureSpec) -> None:
         """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
-        mine = self.origin_.spec
+        mine = self.origin.spec
         if mine.fingerprint == spec.fingerprint:
             return
         old, new = mine.to_json(), spec.to_json()
@@ -388,15 +410,10 @@ def _most_bytes(document: dict[str, Any]) -> int:
 
 def _check_types(document: dict[str, Any]) -> None:
     """Raise ValueError where a field of a head's JSON is of another kind than those that are written."""
-    kinds = {
-        "layer": str,
-        "features": str,
-        "plan_sha256": str,
-        "details": dict,
-        "spec": dict,
-        "dim": int,
-        "classes": list,
-    }
+    kinds: dict[str, type] = {"details": dict, "dim": int, "classes": list}
+    of_origin = {"layer": str, "features": str, "plan_sha256": str, "spec": dict}
+    if any(document[name] is not None for name in of_origin):  # all of them are null for a head fitted on arrays
+        kinds |= of_origin
     for name, kind in kinds.items():
         if type(document[name]) is not kind:
             raise ValueError(f"{name} is {type(document[name]).__name__}, expected {kind.__name__}")

@@ -69,7 +69,7 @@ class Predictor:
                 f"found {self.head.sha256_}. Bring the old head back, or give another output."
             )
         self.head.check_fits(spec.features)
-        self.layer = self.head.origin_.layer
+        self.layer = self.head.origin.layer
 
     def __call__(self, features: list[np.ndarray], is_ok: np.ndarray) -> list[pa.Array]:
         """What `extract.Columns` asks for."""
@@ -103,7 +103,7 @@ def prediction_spec(head: "Head", uri: str, top: int, source: str, plan: Plan | 
     else:
         made_of = "images" if load_plan(source) is None else "features"
     return PredictionSpec(
-        features=head.origin_.spec, head=normal_uri(uri), head_sha256=head.sha256_, top=top, made_of=made_of
+        features=head.origin.spec, head=normal_uri(uri), head_sha256=head.sha256_, top=top, made_of=made_of
     )
 
 

@@ -86,13 +86,13 @@ def report_of_features(features: Features, head: "Head", evaluation: Evaluation)
             **({} if head.kind == "mlp" else {"C": head.C}),
             "scale": head.scale,
             "class_weight": head.class_weight,
-            "layer": head.origin_.layer,
+            "layer": head.origin.layer,
             "classes": len(head.classes_),
-            "fitted on": head.origin_.features,
-            "its plan": head.origin_.plan_sha256,
+            "fitted on": head.origin.features,
+            "its plan": head.origin.plan_sha256,
         },
     }
-    fitted = {name: value for name, value in head.origin_.details.items() if value is not None and name != "split"}
+    fitted = {name: value for name, value in head.origin.details.items() if value is not None and name != "split"}
     if fitted := {name: value for name, value in fitted.items() if not _is_long(value)}:
         details["Fitting"] = fitted
     if footer:

@@ -183,7 +183,7 @@ import psutil, ray
 from bottleneck.distributed import train as trainer
 from bottleneck.dataset.features import open_features, rows_of
 from bottleneck.heads.request import HeadRequest
-from bottleneck.distributed.train import fit_head
+from bottleneck.distributed.train import train_head
 
 def stop(event):
     raise KeyboardInterrupt
@@ -209,7 +209,7 @@ ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 kept = ray.put("kept")
 features = open_features(sys.argv[1])
 try:
-    fit_head(features, HeadRequest(), rows_of(features), on_event=stop)
+    train_head(features, HeadRequest(), rows_of(features), on_event=stop)
 except KeyboardInterrupt:
     print("stopped beside its thread:", *seen)
 print("the caller's Ray runs:", ray.is_initialized(), ray.get(kept))
@@ -239,7 +239,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit_here(features: Features, request: HeadRequest, rows_of: dict[str, int], **_: Any) -> Any:
         return fit_features(crew.Crew([crew.Member(), crew.Member()]), features, request, rows_of)
 
-    monkeypatch.setattr("jobs.fit.fit_head", fit_here)
+    monkeypatch.setattr("jobs.fit.train_head", fit_here)
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -383,7 +383,7 @@ def test_the_end_of_a_grid_is_one_beyond_which_may_be_more() -> None:
 def test_a_place_that_takes_no_head_is_told_before_the_fit(
     forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.fit.fit_head", lambda *_, **__: pytest.fail("was fitted"))
+    monkeypatch.setattr("jobs.fit.train_head", lambda *_, **__: pytest.fail("was fitted"))
     (tmp_path / "file").write_text("in the way")
     assert main(["fit", forest.plan.output, str(tmp_path / "file" / "head")]) == 5
     assert "A part of the path is a file" in capsys.readouterr().err
