@@ -5,7 +5,6 @@ plan records. Whatever changes a feature's value is in the spec, whatever change
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 from dataclasses import asdict, dataclass, fields
@@ -14,17 +13,14 @@ from typing import Any, Literal, Self
 from bottleneck.catalog import base_named
 from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
-from bottleneck.labels import resolve_label_names
 
 Pooling = Literal["avg", "max", "none"]
 Precision = Literal["float32", "bfloat16"]
-SourceFormat = Literal["auto", "files", "webdataset", "parquet", "list"]
 Resize = Literal["squash", "crop"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Exif = Literal["apply", "ignore"]
 DecodeMode = Literal["exact", "draft"]
 Dtype = Literal["float16", "float32"]
-Format = Literal["tiff", "jpeg2000", "heic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,90 +169,6 @@ class PredictionSpec:
 
 OutputSpec = FeatureSpec | PredictionSpec
 """What the rows of an output hold beside the outcomes of images."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How a source is read; part of the plan, as an extension must read it the same way."""
-
-    labels: Literal["folder", "none"] = "folder"
-    """`folder`: an image's label is the name of the folder that holds it, unless its tar, table or list brings one."""
-    source_format: SourceFormat = "auto"
-    """`files`: images are objects of their own; `webdataset`: they are in tars; `parquet`: in a column of Parquet
-    files; `list`: a CSV or Parquet file names them. `auto`: what the source looks like."""
-    image_column: str | None = None
-    """Of Parquet files, the column with the images' bytes; of a list, the one with their names. Default: found by type
-    or name."""
-    label_column: str | None = None
-    """Of Parquet files and lists, the column with labels (`label`); of tars `cls`, `txt` or a field of the `.json`."""
-    label_names: tuple[str, ...] = ()
-    """Class names where labels are numbers: a text file with a name a line, the first for label 0, or the names."""
-    roots: tuple[str, ...] = ()
-    """Folders and prefixes whose objects a list may name, beside the one it is in, and folders that links in the source
-    may lead to."""
-    follow_links: bool = False
-    """Follow symbolic links in a folder wherever they lead, also out of the source and the roots."""
-    accept_cut: bool = False
-    """Take what is there of tars that are cut off, as by a broken download, with a warning each. They stop the plan
-    otherwise."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        # Recorded by name: the file may be another when the plan is extended.
-        object.__setattr__(self, "label_names", resolve_label_names(self.label_names))
-        # Recorded by their whole paths, so that workers find them from any folder.
-        roots = (root if "://" in root else os.path.abspath(os.path.expanduser(root)) for root in self.roots)
-        object.__setattr__(self, "roots", tuple(root.rstrip("/") or "/" for root in roots))
-
-    def asked(self) -> dict[str, Any]:
-        """What a plan must agree with: not what was left to be found."""
-        return {name: value for name, value in self.to_json().items() if value not in ("auto", None, [])}
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "label_names": list(self.label_names), "roots": list(self.roots)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        # What a plan does not have was added later than it, and has the default.
-        return cls(**{**value, **{name: tuple(value.get(name, ())) for name in ("label_names", "roots")}})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Which images a plan accepts; part of the plan, as a resumed run must reject the same ones."""
-
-    max_bytes: int = 100_000_000
-    """Images with more bytes are not fetched but rejected as `too_many_bytes`."""
-    max_pixels: int = 100_000_000
-    """Images whose header says more pixels are not decoded but rejected as `too_many_pixels`."""
-    formats: tuple[Format, ...] = ()
-    """Formats to accept beside JPEG, PNG, WebP, GIF, BMP and AVIF, of `tiff`, `jpeg2000` and `heic` (which takes the
-    package pillow-heif). Their decoders are a wider surface for hostile files."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        object.__setattr__(self, "formats", tuple(sorted(set(self.formats))))  # in any order they mean the same
-        for name in ("max_bytes", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` takes a number from 1 up. Received: {getattr(self, name)}.")
-
-    def check_installed(self) -> None:
-        """Raise UsageError where the decoder of a format is not installed."""
-        if "heic" in self.formats and importlib.util.find_spec("pillow_heif") is None:
-            raise UsageError(
-                "`formats` heic takes the package pillow-heif, which is not installed. Install it wherever images are "
-                "decoded: pip install 'bottleneck-features[heic]'."
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "formats": list(self.formats)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read limits, also those of plans from before there were `formats`, which say whether `tiff` is one."""
-        given = dict(value)
-        formats = ["tiff"] if given.pop("tiff", False) else []
-        return cls(**{**given, "formats": tuple(given.get("formats", formats))})
 
 
 def split_layer(layer: str) -> tuple[str, Pooling]:

@@ -21,9 +21,9 @@ from bottleneck.errors import TooManyRejectedError, UsageError
 from bottleneck.extract.decode import Decoded, Rejected, decode
 from bottleneck.networks.base import Base
 from bottleneck.networks.class_names import class_names
-from bottleneck.spec import FeatureRequest, Limits
-from bottleneck.storage.opened import place_of
-from bottleneck.storage.store import ObjectError, Wanted
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureRequest
+from bottleneck.storage.store import ObjectError, place_of
 from bottleneck.text import printable
 from jobs.results import answer, show
 
@@ -131,7 +131,7 @@ def classify(
 def _decoded(image: str, base: Base) -> Decoded | Rejected:
     store, name = place_of(image)
     try:
-        data = store.get(Wanted(name, 0, ""))
+        data = store.read(name)
     except ObjectError as error:
         return Rejected(error.reason)
     return decode(data, base.spec, Limits())

@@ -18,7 +18,7 @@ import tyro
 from bottleneck.catalog import base_named
 from bottleneck.errors import UsageError
 from bottleneck.networks.describe import bases, describe, draw_network, table, table_of_bases
-from bottleneck.storage.opened import place_of
+from bottleneck.storage.store import place_of
 from jobs.results import answer, show
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from bottleneck.dataset.features import open_features
 from bottleneck.heads.evaluate import Evaluation, classification_report
 from bottleneck.heads.fit import evaluate_head
 from bottleneck.inspect.report import report_of_features, write_report
-from bottleneck.storage.opened import check_output_uri, open_store
+from bottleneck.storage.store import check_output_uri, open_store
 from bottleneck.text import counted
 from jobs.results import answer, show
 

@@ -24,7 +24,7 @@ from bottleneck.dataset.export import WRITERS, Order, export_features, suffix_of
 from bottleneck.dataset.features import open_features
 from bottleneck.errors import UsageError
 from bottleneck.heads.request import HEAD_JSON
-from bottleneck.storage.opened import open_store, place_of
+from bottleneck.storage.store import open_store, place_of
 from bottleneck.text import counted, size
 from jobs.results import answer, show
 

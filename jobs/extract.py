@@ -21,7 +21,7 @@ from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.summary import Summary, Tally, summarize
 from bottleneck.networks.base import choose_precision
 from bottleneck.networks.layers import check_layers
-from bottleneck.storage.opened import check_output_uri
+from bottleneck.storage.store import check_output_uri
 from bottleneck.text import counted
 from jobs import plan as plan_job
 from jobs.results import answer, show
@@ -54,6 +54,7 @@ def extract(config: Config) -> Summary:
     check_output_uri(config.output)
     check_use_gpu(config.run.use_gpu)
     plan, extended = _plan(config)
+    done = None
     if isinstance(plan, Plan):
         tell_plan(plan)
         done = plan.committed()
@@ -68,7 +69,7 @@ def extract(config: Config) -> Summary:
             plan = plan.make_plan(run.spec(), config.limits)
             tell_plan(plan)
         with Display("extract") as display:
-            return run.extract(plan, config.max_rejected, display.show, extended, started)
+            return run.extract(plan, config.max_rejected, display.show, extended, started, done)
 
 
 def _plan(config: Config) -> tuple[Plan | Survey, Extended | None]:

@@ -24,7 +24,7 @@ from bottleneck.heads.evaluate import Evaluation, classification_report
 from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head
 from bottleneck.heads.request import HEAD_JSON, HeadRequest
 from bottleneck.inspect.report import REPORT_HTML, report_of_features, write_report
-from bottleneck.storage.opened import check_output_uri, open_store
+from bottleneck.storage.store import check_output_uri, open_store
 from bottleneck.text import counted
 from jobs.results import answer, show
 

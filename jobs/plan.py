@@ -20,7 +20,8 @@ from bottleneck.errors import BottleneckError
 from bottleneck.extract.estimate import Estimate
 from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.sample import measure_sample
-from bottleneck.spec import FeatureRequest, Limits, Reading
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureRequest
 from bottleneck.text import counted, size
 from jobs.results import answer, show
 

@@ -34,8 +34,9 @@ from bottleneck.heads.predict import (
 )
 from bottleneck.networks.base import resolve_apart
 from bottleneck.networks.weights import check_weights
-from bottleneck.spec import Limits, PredictionSpec, Reading
-from bottleneck.storage.opened import check_output_uri
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import PredictionSpec
+from bottleneck.storage.store import check_output_uri
 from bottleneck.text import counted
 from jobs.extract import report, tell_extended, tell_plan
 from jobs.results import answer, show
@@ -114,7 +115,7 @@ def predict(config: Config) -> Summary:
 
 
 def _from_features(config: Config, spec: PredictionSpec, head: "Head", plan: Plan | None) -> Summary:
-    started = time.monotonic()
+    started, done = time.monotonic(), None
     if (config.reading, config.shard_size, config.limits) != (Reading(), None, Limits()):
         raise UsageError(
             f"{config.source} holds features, whose labels, shards and limits are those of their plan. Leave "
@@ -135,13 +136,21 @@ def _from_features(config: Config, spec: PredictionSpec, head: "Head", plan: Pla
         tell_extended(extended)
     tell_plan(plan)
     with Display("predict") as display:
-        return predict_features(plan, features, Predictor(spec, head), config.max_rejected, display.show, extended)
+        return predict_features(
+            plan,
+            features,
+            Predictor(spec, head),
+            config.max_rejected,
+            display.show,
+            extended,
+            None if extended else done,
+        )
 
 
 def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan | None) -> Summary:
     started = time.monotonic()
     check_use_gpu(config.run.use_gpu)
-    request, extended = spec.features.request, None
+    request, extended, done = spec.features.request, None, None
     if config.weights is not None:
         request = replace(request, weights=config.weights)
     if plan is not None:
@@ -176,4 +185,4 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
     with Run(request, spec.features.precision, config.run, plan.largest_shard) as run, Display("predict") as display:
         # The workers load the head from where it is now, whatever it was called when the plan was made.
         plan = replace(plan, predictions=spec)
-        return run.extract(plan, config.max_rejected, display.show, extended, started)
+        return run.extract(plan, config.max_rejected, display.show, extended, started, done)

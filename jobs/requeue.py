@@ -21,7 +21,8 @@ from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.requeue import Requeued, requeue_plan
 from bottleneck.errors import UsageError
 from bottleneck.networks.base import requested_layers
-from bottleneck.spec import FeatureRequest, Format, Limits, Reading
+from bottleneck.sources.reading import ImageFormat, Limits, Reading
+from bottleneck.spec import FeatureRequest
 from bottleneck.text import counted
 from jobs.results import answer, show
 
@@ -40,7 +41,7 @@ class Config:
     """A higher limit for the plan from now on; beside --reason too_many_bytes."""
     max_pixels: int | None = None
     """A higher limit for the plan from now on; beside --reason too_many_pixels."""
-    formats: tuple[Format, ...] = ()
+    formats: tuple[ImageFormat, ...] = ()
     """Accept these formats as well from now on (tiff, jpeg2000, heic); beside --reason unsupported_format."""
 
     def __post_init__(self) -> None:

@@ -23,8 +23,7 @@ from bottleneck.dataset.features import Features, open_features
 from bottleneck.errors import UsageError
 from bottleneck.extract.decode import Rejected, decode
 from bottleneck.inspect.similar import Neighbour, features_of, nearest
-from bottleneck.storage.opened import normal_uri, place_of
-from bottleneck.storage.store import ObjectGoneError, Wanted
+from bottleneck.storage.store import ObjectGoneError, normal_uri, place_of
 from bottleneck.text import counted, printable
 from jobs.results import answer, show
 
@@ -92,7 +91,7 @@ def read_image(image: str) -> bytes | None:
     """The bytes of a file or object; None where there is none."""
     store, name = place_of(image)
     try:
-        return store.get(Wanted(name, 0, ""))
+        return store.read(name)
     except ObjectGoneError:
         return None
 

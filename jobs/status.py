@@ -17,7 +17,7 @@ import tyro
 from bottleneck.console import duration, start_live
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.inspect.status import Status, look
-from bottleneck.storage.opened import check_output_uri
+from bottleneck.storage.store import check_output_uri
 from bottleneck.text import counted
 from jobs.results import answer, show
 

@@ -19,7 +19,8 @@ from bottleneck.errors import BottleneckError, WeightsError
 SCRIPT = """
 import sys
 from bottleneck.extract.sandbox import GuardedByProcess
-from bottleneck.spec import FeatureSpec, Limits
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureSpec
 import json
 
 print("started")

@@ -14,7 +14,8 @@ import tiny
 
 from bottleneck.choices import _choices_of, check_choice, check_choices
 from bottleneck.errors import UsageError
-from bottleneck.spec import FeatureRequest, Reading
+from bottleneck.sources.reading import Reading
+from bottleneck.spec import FeatureRequest
 
 MADE_BY_US = {"Finding", "Status", "Prediction", "Network", "Rejected"}
 """Results and tables of the library, which nobody gives it."""

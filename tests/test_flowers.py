@@ -22,7 +22,8 @@ from bottleneck.dataset.features import open_features
 from bottleneck.extract.local import extract_images
 from bottleneck.heads.head import Head
 from bottleneck.heads.splits import split
-from bottleneck.spec import FeatureRequest, Limits
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureRequest
 
 WEIGHTS = "weights/mobilenet_7_5_224_tf_no_top.rebuilt.h5"
 

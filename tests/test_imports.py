@@ -143,7 +143,7 @@ def run(code: str, *options: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["bottleneck", "jobs.__main__", "bottleneck.storage.opened", "bottleneck.audit.verify"]
+    "module", ["bottleneck", "jobs.__main__", "bottleneck.storage.store", "bottleneck.audit.verify"]
 )
 def test_importing_costs_nothing(module: str) -> None:
     loaded = set(run(f"import {module}, sys; print(*sys.modules)", "-W", "error").split())

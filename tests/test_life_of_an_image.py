@@ -13,8 +13,7 @@ from bottleneck.extract.decode import Decoded, Rejected, decode
 from bottleneck.extract.prepare import Work, prepare_shard
 from bottleneck.extract.shard import extract_prepared
 from bottleneck.networks.base import Base, resolve
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import Wanted
+from bottleneck.storage.store import Wanted, open_store
 
 
 def test_the_life_of_an_image(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from bottleneck.errors import UsageError
-from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, canonical_layer, sha256_json, split_layer
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureRequest, FeatureSpec, canonical_layer, sha256_json, split_layer
 
 SPEC = FeatureSpec(
     base="vgg16",

@@ -18,15 +18,14 @@ import pyarrow as pa
 
 from bottleneck.choices import check_choice, check_choices
 from bottleneck.console import quiet_start
-from bottleneck.dataset.features import Features, finished, rows_of, vectors
+from bottleneck.dataset.features import Features, rows_of, vectors
 from bottleneck.dataset.schema import ok_rows
 from bottleneck.dataset.shuffle import shuffled
 from bottleneck.errors import CorruptError, StoreError, UsageError
-from bottleneck.labels import are_numbers, numbered
 from bottleneck.networks.describe import layer_shape
+from bottleneck.sources.labels import are_numbers, numbered
 from bottleneck.spec import split_layer
-from bottleneck.storage.opened import normal_uri, place_of
-from bottleneck.storage.store import Store
+from bottleneck.storage.store import Store, normal_uri, place_of
 
 Order = Literal["shuffled", "plan"]
 
@@ -137,7 +136,7 @@ def _labels(features: Features) -> list[str]:
     """All labels in the order of their codes; while shards are to be done again also those that only old files have."""
     plan = features.plan
     known = set(plan.label_counts)
-    if finished(plan) is None:
+    if features.success is None:
         known.update(*(listing.label_counts for listing in plan.listings))
     return numbered(known)
 

@@ -19,7 +19,7 @@ from bottleneck.dataset.plan import (
 from bottleneck.dataset.plan_parts import Comparison, Listing, freeze, in_order
 from bottleneck.errors import StoreError
 from bottleneck.sources.open import images_to_plan
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 
 
 @dataclass(frozen=True)

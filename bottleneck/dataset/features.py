@@ -22,9 +22,8 @@ from bottleneck.dataset.plan import FORMAT, Plan, json_bytes, load_plan, version
 from bottleneck.dataset.schema import check_schema, data_schema, ok_rows
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
 from bottleneck.spec import FeatureSpec, OutputSpec, canonical_layer
-from bottleneck.storage.opened import open_store
 from bottleneck.storage.parquet import open_parquet
-from bottleneck.storage.store import ObjectGoneError, Store, Wanted
+from bottleneck.storage.store import Entry, ObjectGoneError, Store, open_store
 from bottleneck.text import counted
 
 SUCCESS = "_SUCCESS.json"
@@ -162,35 +161,55 @@ def _seal(data: bytes) -> bytes:
     return b"".join((before, _UNSEALED.replace(b"0" * 64, digest), after))
 
 
-def finish(plan: Plan, receipts: dict[int, Receipt] | None = None, run_id: str = "") -> dict[str, Any]:
-    """Account for every shard and write `_SUCCESS.json`; its content is returned.
+def finish(
+    plan: Plan,
+    receipts: dict[int, Receipt] | None = None,
+    run_id: str = "",
+    done: dict[int, int] | None = None,
+) -> dict[str, Any]:
+    """Account for every shard and write `_SUCCESS.json`.
 
     Args:
-        receipts: those of this run by shard; the footers of all other shards are read, and of those done again.
-        run_id: this run's. A shard whose footer has it, but whose answer was lost with its worker, is added to
+        receipts: this run's, by shard. The footers of all other shards are read, and those of reprocessed ones.
+        run_id: this run's. A shard whose footer has it, but whose receipt was lost with its worker, is added to
             `receipts`, so that the run counts what it did.
+        done: `plan.committed()` as this run found it at its start. Default: `data/` is listed.
+
+    Returns:
+        The content of `_SUCCESS.json`.
 
     Raises:
         IncompleteError: if shards are missing.
     """
     store = open_store(plan.output)
-    files, committed = plan.data_files(), plan.committed()
-    missing = [shard for shard in range(plan.num_shards) if shard not in committed]
-    if missing:
+    ours = {shard: receipt for shard, receipt in (receipts or {}).items() if receipt.created}
+    committed = plan.committed() if done is None else done
+
+    def account(shard: int) -> Receipt | None:
+        """Return the shard's receipt, or None if its file is missing or of an earlier revision."""
+        name = plan.data_name(shard)
+        revised = plan.revised.get(shard)
+        if shard in ours and not revised:  # another run may have replaced a reprocessed one
+            return ours[shard]
+        if shard in committed:
+            listed: Entry | None = Entry(name, committed[shard], "")
+        else:  # another run's, if this one did not list `data/` a moment ago
+            listed = None if done is None else store.stat(name)
+        if listed is None:
+            return None
+        entry, footer = read_footer(store, listed)
+        if revised and footer.get("revision", 0) < revised.revision:
+            return None
+        return Receipt(shard, footer["statuses"], entry.size, created=footer.get("run_id") == run_id)
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(account, range(plan.num_shards)))
+    accounts = [receipt for receipt in found if receipt is not None]
+    if missing := [shard for shard, receipt in enumerate(found) if receipt is None]:
         raise IncompleteError(
             f"{plan.output} is not finished: {len(missing):,} of {counted(plan.num_shards, 'shard')} left to do, the "
             f"first of them {missing[0]}. Run the same command again: it does only that."
         )
-    ours = {shard: receipt for shard, receipt in (receipts or {}).items() if receipt.created}
-
-    def account(shard: int) -> Receipt:
-        if shard in ours and shard not in plan.revised:  # what is replaced may be replaced by another run as well
-            return ours[shard]
-        entry, footer = read_footer(store, files[shard])
-        return Receipt(shard, footer["statuses"], entry.size, created=footer.get("run_id") == run_id)
-
-    with ThreadPoolExecutor(16) as pool:
-        accounts = list(pool.map(account, range(plan.num_shards)))
     if receipts is not None:
         receipts.update((one.shard, one) for one in accounts if one.created)
     totals = sum((Counter(receipt.statuses) for receipt in accounts), Counter())
@@ -219,7 +238,7 @@ def finished(plan: Plan, committed: dict[int, int] | None = None) -> dict[str, A
     """
     store = open_store(plan.output)
     try:
-        document: dict[str, Any] = json.loads(store.get(Wanted(SUCCESS, 0, "")))
+        document: dict[str, Any] = json.loads(store.read(SUCCESS))
         sizes = {line["shard"]: line["bytes"] for line in document["shards"]}
         if document["plan_sha256"] != plan.sha256:
             return None
@@ -231,11 +250,21 @@ def finished(plan: Plan, committed: dict[int, int] | None = None) -> dict[str, A
 class Features:
     """The rows of an output whose images are ok. Made by `open_features`."""
 
-    def __init__(self, plan: Plan, files: list[str]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        files: list[str],
+        entries: dict[int, Entry] | None = None,
+        success: dict[str, Any] | None = None,
+    ) -> None:
         self.plan = plan
         self.spec = plan.spec
         self.files = files
         """Names of the data files below the output, in shard order."""
+        self.entries = entries or {}
+        """The data files as they were listed when this was opened, by shard."""
+        self.success = success
+        """The content of `_SUCCESS.json`; None if the output was not finished."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -322,19 +351,22 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
             f"{output} holds the predictions of the head {plan.predictions.head}, no features. Expected an output of "
             "`bottleneck extract`; predictions are read by whatever reads Parquet."
         )
-    if not allow_incomplete and finished(plan) is None:
-        done = len(plan.committed())
+    entries = plan.data_files()
+    committed = plan.committed(entries)
+    success = finished(plan, committed)
+    if not allow_incomplete and success is None:
+        done = len(committed)
         raise IncompleteError(
             f"{output} is not finished: {done:,} of {counted(plan.num_shards, 'shard')} done. Run its "
             "`bottleneck extract` command again, or take what there is with `allow_incomplete`."
         )
-    return Features(plan, [plan.data_name(shard) for shard in sorted(plan.data_files())])
+    return Features(plan, [plan.data_name(shard) for shard in sorted(entries)], entries, success)
 
 
 def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
     """The rows of a data file, with these columns or all. Raises CorruptError."""
     try:
-        data = store.get(Wanted(name, 0, ""))
+        data = store.read(name)
         # Without threads of pyarrow's, see `listing.read_images`; a layer is one column chunk, they gain nothing.
         with open_parquet(pa.BufferReader(data), page_checksum_verification=True) as file:
             check_schema(file.schema_arrow, columns or ())
@@ -350,11 +382,10 @@ def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.
 
 def rows_of(features: Features) -> dict[str, int]:
     """Ok images of every data file, from `_SUCCESS.json`, or where there is none from the footers."""
-    document = finished(features.plan)
-    if document is not None:
-        return {features.plan.data_name(line["shard"]): line["ok"] for line in document["shards"]}
+    if features.success is not None:
+        return {features.plan.data_name(line["shard"]): line["ok"] for line in features.success["shards"]}
     store = open_store(features.plan.output)
-    files = {entry.key: entry for entry in features.plan.data_files().values()}
+    files = {entry.key: entry for entry in features.entries.values()}
     return {name: read_footer(store, files[name])[1]["statuses"].get("ok", 0) for name in features.files}
 
 

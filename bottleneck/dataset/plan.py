@@ -21,8 +21,8 @@ from typing import Any
 from bottleneck.dataset.footer import revision_in
 from bottleneck.dataset.plan_parts import Listing, Part, Revision, Shard, find, freeze, images_of, in_order
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
-from bottleneck.labels import look_alike_warning
 from bottleneck.sources.image import Image
+from bottleneck.sources.labels import look_alike_warning
 from bottleneck.sources.open import (
     ARCHIVE_KINDS,
     NO_ARCHIVES,
@@ -31,10 +31,10 @@ from bottleneck.sources.open import (
     resolve_reading,
     with_class_names,
 )
-from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading, sha256_json
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureSpec, OutputSpec, PredictionSpec, sha256_json
 from bottleneck.storage.local import LINK_OUT
-from bottleneck.storage.opened import normal_uri, open_store
-from bottleneck.storage.store import Entry, ObjectGoneError, Store, Wanted, check_creates_once
+from bottleneck.storage.store import Entry, ObjectGoneError, Store, check_creates_once, normal_uri, open_store
 from bottleneck.text import counted
 
 log = logging.getLogger(__name__)
@@ -383,7 +383,7 @@ def commit_plan(
     }
     store = open_store(output)
     for part in listing.parts[:1]:  # an object that is there anyway
-        check_creates_once(store, part.name, store.get(Wanted(part.name, 0, "")))
+        check_creates_once(store, part.name, store.read(part.name))
     store.create("plan.json", json_bytes(document))
     plan = load_plan(output)
     if plan is None:
@@ -485,7 +485,7 @@ def extension_name(number: int) -> str:
 
 def _read_json(store: Store, name: str) -> dict[str, Any] | None:
     try:
-        document = json.loads(store.get(Wanted(name, 0, "")))
+        document = json.loads(store.read(name))
     except ObjectGoneError:
         return None
     except (ValueError, RecursionError) as error:

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from bottleneck.errors import CorruptError, StoreError
 from bottleneck.sources.image import Image
-from bottleneck.spec import Limits, OutputSpec
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import OutputSpec
 from bottleneck.storage.parquet import open_parquet
-from bottleneck.storage.store import ObjectGoneError, Store, Wanted
+from bottleneck.storage.store import ObjectGoneError, Store
 
 SHARDS_PER_PART = 32
 """A part is read whole for each of its shards: 16 thousand images are about 1 MB."""
@@ -271,7 +272,7 @@ def find(store: Store, shards: Iterable[Shard], keys: Iterable[str]) -> dict[str
 @lru_cache(maxsize=4)
 def _part(store: Store, name: str) -> bytes:
     try:
-        data = store.get(Wanted(name, 0, ""))
+        data = store.read(name)
     except ObjectGoneError:
         raise CorruptError(
             f"{store.uri}/{name}, a part of the plan, is gone. Restore it, or plan a new output."

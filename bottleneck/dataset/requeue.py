@@ -37,10 +37,9 @@ from bottleneck.errors import CorruptError, UsageError
 from bottleneck.sources.containers import ContainerFile
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source
-from bottleneck.spec import Limits
-from bottleneck.storage.opened import open_store
+from bottleneck.sources.reading import Limits
 from bottleneck.storage.parquet import open_parquet
-from bottleneck.storage.store import Entry, ObjectChangedError, ObjectGoneError, Store
+from bottleneck.storage.store import Entry, ObjectChangedError, ObjectGoneError, Store, open_store
 
 REASON_OF_LIMIT = {"max_bytes": "too_many_bytes", "max_pixels": "too_many_pixels", "formats": "unsupported_format"}
 NUM_READ = 8

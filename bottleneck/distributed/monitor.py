@@ -31,7 +31,7 @@ class Live:
         self.resolved: dict[str, Any] | None = None
         self.num_placed = 0
         self.num_networks = 0
-        self.order: str | None = None
+        self.order: list[Any] | None = None
         self.emitted = False
 
     def report_emitted(self) -> None:
@@ -45,7 +45,8 @@ class Live:
         self.resolved = resolved
         self.num_networks += 1
 
-    def what_to_do(self) -> str | None:
+    def what_to_do(self) -> list[Any] | None:
+        """The handle of an `Order` in a list, or None before there is one."""
         return self.order
 
     def report(self, shard: int, images: int, network: float, idle: float, decode: float, read: float) -> None:
@@ -85,7 +86,7 @@ class Live:
             self.spent["commit"] += seconds
             self.metrics.add("bottleneck_stage_seconds_total", seconds, stage="write")
 
-    def snapshot(self, forget: list[int], order: str | None, queued: int | None = None) -> dict[str, Any]:
+    def snapshot(self, forget: list[int], order: list[Any] | None, queued: int | None = None) -> dict[str, Any]:
         """What is known.
 
         Args:

@@ -5,7 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from bottleneck.distributed.placement import Placement
 from bottleneck.distributed.ray_session import RUN
 from bottleneck.distributed.stages import WARM_UP, ExtractFeatures, prepare_stage
 from bottleneck.errors import BottleneckError
+from bottleneck.extract.prepare import Work
 from bottleneck.extract.summary import pending_shards
 
 MAX_PREPARING = 1000
@@ -28,6 +29,25 @@ ACTOR_RESTARTS = 1000
 """Bounded, so that a network that cannot start does not start for ever; far above what a spot market does to a run."""
 POLL_SECONDS = 0.05
 """Between two looks for the plan."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the driver asks of the stages, handed to Ray once."""
+
+    work: str
+    """A `Work` as text."""
+    done: frozenset[int] = frozenset()
+    """Shards that the driver found committed."""
+    shards: tuple[Shard, ...] | None = None
+    """Just these; None for all that are not done."""
+
+    def pending(self) -> list[Shard]:
+        """The shards to extract. Raises BottleneckError if the plan cannot be read."""
+        if self.shards is not None:
+            return list(self.shards)
+        plan = load_plan(Work.from_text(self.work).output)
+        return pending_shards(plan, self.done) if plan else []
 
 
 def stages(live: Any, placement: Placement, *, guarded: bool, **constructor: Any) -> Any:
@@ -104,20 +124,15 @@ def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
 
     if ray.get(live.what_to_do.remote()) is None:
         # A worker that prepares takes a second to start: meanwhile the network loads, and is the only one that works.
-        yield pa.table({"work": ["null"], "shard": [json.dumps(WARM_UP)]})
-    while (order := ray.get(live.what_to_do.remote())) is None:
+        yield pa.table({"work": [""], "shard": [json.dumps(WARM_UP)]})
+    while (handle := ray.get(live.what_to_do.remote())) is None:
         time.sleep(POLL_SECONDS)
-    wanted = json.loads(order)
-    work = json.dumps(wanted["work"])
-    if wanted["shards"] is None:
-        try:
-            plan = load_plan(wanted["work"]["output"])
-            shards = pending_shards(plan, plan.committed()) if plan else []
-        except BottleneckError as error:
-            yield pa.table({"work": [work], "shard": [json.dumps(as_result(error))]})
-            return
-    else:
-        shards = [Shard(**shard) for shard in wanted["shards"]]
+    order: Order = ray.get(handle[0])
+    try:
+        shards = order.pending()
+    except BottleneckError as error:
+        yield pa.table({"work": [order.work], "shard": [json.dumps(as_result(error))]})
+        return
     for shard in shards:
-        yield pa.table({"work": [work], "shard": [json.dumps(asdict(shard))]})
+        yield pa.table({"work": [order.work], "shard": [json.dumps(asdict(shard))]})
     ray.get(live.report_emitted.remote())

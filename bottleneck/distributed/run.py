@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from bottleneck import errors
@@ -18,7 +18,7 @@ from bottleneck.dataset.plan import Plan, differences
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.distributed.heap import Trimmer
 from bottleneck.distributed.monitor import Live
-from bottleneck.distributed.pipeline import stages
+from bottleneck.distributed.pipeline import Order, stages
 from bottleneck.distributed.placement import place, waiting_for
 from bottleneck.distributed.ray_session import (
     RESULTS_THREAD,
@@ -100,7 +100,7 @@ class Run:
         self.request, self.precision, self.options = request, precision, options
         self.started = time.monotonic()
         self.queued: int | None = None
-        self.order: str | None = None
+        self.order: list[Any] | None = None
         self.forget: list[int] = []
         self.images_done = 0
         self.last_receipt_at = 0.0
@@ -166,6 +166,7 @@ class Run:
         on_progress: Callable[[Progress], None],
         extended: Extended | None = None,
         started: float | None = None,
+        done: dict[int, int] | None = None,
     ) -> Summary:
         """Extract the shards of a plan that are missing, and finish the output.
 
@@ -173,6 +174,7 @@ class Run:
             max_rejected: share of the planned images that may be rejected before the run stops.
             on_progress: called about twice a second.
             started: by time.monotonic(), where the run's seconds count from. Default: when this Run was made.
+            done: `plan.committed()`, if it is known. Default: `data/` is listed, which happens once a run.
 
         Raises:
             IncompleteError: if shards are left over because their workers kept dying.
@@ -187,13 +189,17 @@ class Run:
             found = {"weights_sha256": self.spec().weights_sha256}
             if message := differences(plan, {"spec": found}):
                 raise FingerprintError(message)
-        done_before = plan.committed()
+        done_before = plan.committed() if done is None else done
         tally = Tally(plan, max_rejected)
         images_before = sum(plan.images_in(shard) for shard in done_before)
-        work = Work.of(plan, tally.run_id)
+        work = Work.of(plan, tally.run_id).to_text()
 
         def lost() -> list[Shard]:
-            return [shard for shard in pending_shards(plan, plan.committed()) if shard.number not in tally.receipts]
+            left = pending_shards(plan, done_before.keys() | tally.receipts.keys())
+            if left:  # committed by a worker that died before its receipt arrived, perhaps
+                now = plan.committed()
+                left = [shard for shard in left if shard.number not in now]
+            return left
 
         def show() -> None:
             self.queued = plan.num_shards - len(done_before) - len(tally.receipts)
@@ -214,16 +220,16 @@ class Run:
             waiting = self._waiting(live)
             on_progress(Progress(images, plan.num_images, tally.rejected, limiting, waiting, expected))
 
-        self._drain(plan, work, None, tally, show)
+        self._drain(plan, Order(work, frozenset(done_before)), tally, show)
         for _ in range(EMIT_RETRIES):
-            if self._snapshot().get("emitted", True) or not lost():
+            if self._snapshot().get("emitted", True) or not (left := lost()):
                 break
             self.results = self._start(guarded=False)  # the task that hands out shards was killed, no image is suspect
-            self._drain(plan, work, None, tally, show)
+            self._drain(plan, Order(work, shards=tuple(left)), tally, show)
         if left := lost():
             log.warning("prepared again image by image: %s, whose workers died", counted(len(left), "shard"))
             self.results = self._start(guarded=True)
-            self._drain(plan, work, left, tally, show)
+            self._drain(plan, Order(work, shards=tuple(left)), tally, show)
             if left := lost():
                 raise IncompleteError(
                     f"The workers of {counted(len(left), 'shard')} kept dying, first of {left[0].number}: out of "
@@ -232,12 +238,11 @@ class Run:
                 )
         return summarize(plan, tally, done_before, self.started, extended, self._details(tally))
 
-    def _drain(
-        self, plan: Plan, work: Work, shards: list[Shard] | None, tally: Tally, show: Callable[[], None]
-    ) -> None:
-        """Let the stages run, over these shards or all that are pending, until they are through."""
-        order = {"work": work.to_json(), "shards": None if shards is None else [asdict(shard) for shard in shards]}
-        self.order = json.dumps(order)
+    def _drain(self, plan: Plan, order: Order, tally: Tally, show: Callable[[], None]) -> None:
+        """Run the stages over the shards of an order until none is left."""
+        import ray
+
+        self.order = [ray.put(order)]  # in a list, or Ray would send the order itself along with each call
         show()
         shown_at, trim = time.monotonic(), Trimmer()
         while (result := self._next_result(POLL_SECONDS)) != "end":

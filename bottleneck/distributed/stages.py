@@ -34,7 +34,8 @@ def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
     row = json.loads(table.column("shard")[0].as_py())
     if "error" in row or row == WARM_UP:
         return _message(note=row)
-    work = Work.from_json(json.loads(table.column("work")[0].as_py()))
+    text = table.column("work")[0].as_py()
+    work = Work.from_text(text)
     shard = Shard(**row)
     decoder = GuardedByProcess() if guarded else None
     try:
@@ -47,14 +48,13 @@ def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
         if decoder:
             decoder.close()
     note = {
-        "work": work.to_json(),
         "shard": asdict(shard),
         "read_bytes": prepared.read_bytes,
         "read": prepared.read_seconds,
         "decode": prepared.decode_seconds,
         "decode_core": prepared.decode_core_seconds,
     }
-    return _message(prepared, note)
+    return _message(prepared, note, text)
 
 
 class ExtractFeatures:
@@ -86,7 +86,7 @@ class ExtractFeatures:
 
     def _extract(self, table: pa.Table, note: dict[str, Any]) -> dict[str, Any]:
         shard = Shard(**note.pop("shard"))
-        work = Work.from_json(note.pop("work"))
+        work = Work.from_text(table.column("work")[0].as_py())
         now, core_now, num_done = time.monotonic(), time.process_time(), 0
         idle = now - self.idle_since if self.idle_since else 0.0
         timings = {"idle": idle, "read": note["read"], "decode": note["decode"]}
@@ -131,7 +131,7 @@ class ExtractFeatures:
         return self.predictor
 
 
-def _message(prepared: Prepared | None = None, note: dict[str, Any] | None = None) -> pa.Table:
+def _message(prepared: Prepared | None = None, note: dict[str, Any] | None = None, work: str = "") -> pa.Table:
     """One row between the stages; the pixels are not copied into it."""
     tables: list[pa.Table | None] = [None] * len(TABLES)
     buffer = pa.py_buffer(b"")
@@ -144,7 +144,7 @@ def _message(prepared: Prepared | None = None, note: dict[str, Any] | None = Non
     offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
     pixels = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
     packed = {name: pa.array([_packed(one)], pa.large_binary()) for name, one in zip(TABLES, tables, strict=True)}
-    return pa.table({**packed, "pixels": pixels, "note": [json.dumps(note or {})]})
+    return pa.table({**packed, "pixels": pixels, "work": [work], "note": [json.dumps(note or {})]})
 
 
 def _unpacked(message: pa.Table, shard: Shard, size_px: int) -> Prepared:

@@ -11,10 +11,10 @@ from bottleneck.dataset.plan import check_output, load_plan
 from bottleneck.doctor.checks import Finding
 from bottleneck.extract.decode import Rejected, decode
 from bottleneck.sources.open import open_source, resolve_reading
-from bottleneck.spec import FeatureSpec, Limits, Reading
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureSpec
 from bottleneck.storage.local import FolderStore
-from bottleneck.storage.opened import check_output_uri, normal_uri, open_store
-from bottleneck.storage.store import NOT_ONCE, ObjectError, Store, Wanted
+from bottleneck.storage.store import NOT_ONCE, ObjectError, Store, check_output_uri, normal_uri, open_store
 from bottleneck.text import counted
 
 PROBE = "plan/d0c70000-00000000-00000000.parquet"
@@ -82,7 +82,7 @@ def try_writing(store: Store) -> Iterator[Finding]:
     written = f"Written by `bottleneck doctor`; may be deleted. {uuid.uuid4()}\n".encode()
     try:
         created = store.create(PROBE, written)
-        data = store.get(Wanted(PROBE, 0, ""))
+        data = store.read(PROBE)
         creates_once = store.creates_once(PROBE, data)
         before = time.time()
         dates = {entry.key: when for entry, when in store.list_dated(PROBE)}

@@ -29,7 +29,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from bottleneck.dataset.schema import Reason
 from bottleneck.sources.image_format import PNG, is_other_image, reader_of
-from bottleneck.spec import FeatureSpec, Limits
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureSpec
 
 BYTES_A_PIXEL = 20
 """At the peak, of the hungriest decoder."""

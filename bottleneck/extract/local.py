@@ -12,7 +12,8 @@ from bottleneck.extract.prepare import Work
 from bottleneck.extract.shard import extract_shard
 from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
 from bottleneck.networks.base import Base, fitting_batch_size
-from bottleneck.spec import FeatureRequest, Limits, Reading
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureRequest
 
 
 def extract_images(
@@ -70,7 +71,7 @@ def extract_images(
     )
     done = plan.committed()
     tally = Tally(plan, max_rejected)
-    if finished(plan) is None:
+    if finished(plan, done) is None:
         work = Work.of(plan, tally.run_id)
         network = None
         for shard in pending_shards(plan, done):

@@ -9,8 +9,9 @@ from bottleneck.networks import base as base_module
 from bottleneck.networks.base import choose_precision, requested_layers, resolve_apart
 from bottleneck.networks.layers import check_layers
 from bottleneck.networks.weights import check_weights
-from bottleneck.spec import FeatureRequest, Limits, Reading
-from bottleneck.storage.opened import check_output_uri, normal_uri
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureRequest
+from bottleneck.storage.store import check_output_uri, normal_uri
 
 
 def open_or_make_plan(

@@ -4,10 +4,12 @@ Legend: N images, H x W pixels, C channels.
 """
 
 import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,9 @@ from bottleneck.errors import CorruptError, OutOfMemoryError
 from bottleneck.extract.decode import Decoded, Rejected, decode
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source
-from bottleneck.spec import FeatureSpec, Limits, OutputSpec, PredictionSpec, Reading
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import ObjectError
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureSpec, OutputSpec, PredictionSpec
+from bottleneck.storage.store import ObjectError, open_store
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ class Work:
     def holds(self) -> OutputSpec:
         """What the rows of the output hold."""
         return self.predictions or self.spec
+
+    def to_text(self) -> str:
+        """Encode as text, which is how it travels: once for a run, unchanged from hop to hop."""
+        return json.dumps(self.to_json())
+
+    @staticmethod
+    @lru_cache(maxsize=4)
+    def from_text(text: str) -> "Work":
+        """Decode what `to_text` made; once a process for all the shards of a run."""
+        return Work.from_json(json.loads(text))
 
     def to_json(self) -> dict[str, Any]:
         predictions = self.predictions.to_json() if self.predictions else None

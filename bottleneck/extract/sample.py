@@ -26,7 +26,7 @@ from bottleneck.networks.base import CORES_PER_ACTOR, GPU_BATCH_SIZE, Base, coun
 from bottleneck.networks.build import import_keras
 from bottleneck.sources.image import Image
 from bottleneck.spec import FeatureSpec
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 from bottleneck.text import counted
 
 NUM_SAMPLED = 32

@@ -13,7 +13,8 @@ import numpy as np
 
 from bottleneck.child import Child
 from bottleneck.extract.decode import Decoded, Rejected, decode
-from bottleneck.spec import FeatureSpec, Limits
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureSpec
 
 log = logging.getLogger(__name__)
 

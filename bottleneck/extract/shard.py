@@ -15,7 +15,7 @@ from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.schema import data_schema
 from bottleneck.extract.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.networks.base import Base
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 import random
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from bottleneck.dataset.features import Receipt, finish, finished
 from bottleneck.dataset.plan import Plan, check_max_rejected
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.errors import TooManyRejectedError
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 from bottleneck.text import counted
 
 
@@ -35,7 +36,7 @@ class Summary:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def pending_shards(plan: Plan, done: dict[int, int]) -> list[Shard]:
+def pending_shards(plan: Plan, done: Collection[int]) -> list[Shard]:
     """The shards that are not done, in an order of this run's own, so that several runs share the work."""
     pending = [shard for shard in plan.shards() if shard.number not in done]
     random.shuffle(pending)
@@ -86,8 +87,16 @@ def summarize(
     extended: Extended | None = None,
     details: dict[str, Any] | None = None,
 ) -> Summary:
-    """Finish the output (unless it is finished) and say what was done."""
-    document = finished(plan) or finish(plan, tally.receipts, tally.run_id)
+    """Finish the output, unless it is finished, and return what was done.
+
+    Args:
+        done_before: `plan.committed()` at the run's start. With the receipts it accounts for every shard, so that
+            `data/` is not listed again.
+        started: by time.monotonic().
+        details: measurements of the run.
+    """
+    now = done_before | {one.shard: one.bytes for one in tally.receipts.values() if one.created}
+    document = finished(plan, now) or finish(plan, tally.receipts, tally.run_id, done_before)
     open_store(plan.output).sweep()
     tally.check(document["rejected"], document["images"])
     return Summary(

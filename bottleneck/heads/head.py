@@ -28,8 +28,7 @@ from bottleneck.heads.solver.losses import probabilities
 from bottleneck.heads.solver.mlp import HIDDEN
 from bottleneck.heads.solver.worker import Member
 from bottleneck.spec import FeatureSpec, sha256_json
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import ObjectError, Store, Wanted
+from bottleneck.storage.store import ObjectError, Store, Wanted, open_store
 
 FORMAT = 1
 HEAD_TENSORS = "head.safetensors"

@@ -29,8 +29,9 @@ from bottleneck.errors import CorruptError, FingerprintError, IncompleteError, U
 from bottleneck.extract.prepare import Work
 from bottleneck.extract.shard import ok_mask
 from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
-from bottleneck.spec import Limits, PredictionSpec, Reading
-from bottleneck.storage.opened import normal_uri, open_store
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import PredictionSpec
+from bottleneck.storage.store import normal_uri, open_store
 from bottleneck.text import counted
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import, which workers that only extract can do without
@@ -190,15 +191,19 @@ def predict_features(
     max_rejected: float,
     on_progress: Callable[[Progress], None],
     extended: Extended | None = None,
+    done: dict[int, int] | None = None,
 ) -> Summary:
     """Predict the shards of a plan that are missing from features that are stored, and finish the output.
+
+    Args:
+        done: `plan.committed()`, if it is known. Default: `data/` is listed.
 
     Raises:
         IncompleteError: if there are no features yet of some shards, when all others are predicted.
         TooManyRejectedError, CorruptError, StoreError: the run stops; nothing is lost.
     """
     started = time.monotonic()
-    done, there = plan.committed(), features.plan.data_files()
+    done, there = plan.committed() if done is None else done, features.entries
     tally = Tally(plan, max_rejected)
     images_before = sum(plan.images_in(shard) for shard in done)
     predict = partial(_predict_shard, plan, features, predictor, tally.run_id)

@@ -15,7 +15,7 @@ from bottleneck.errors import UsageError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.networks.base import Base
 from bottleneck.sources.open import open_source
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 
 MIN_COSINE = 0.999
 """Below it features differ: bfloat16 on other hardware stays above 0.9999, another image is far below."""
@@ -53,7 +53,7 @@ def recompute(output: str, num_images: int, seed: int | None = None, batch_size:
     plan = features.plan
     rng = random.Random(seed)  # noqa: S311  # a sample, no secret
     # One image a shard at a time, so that a sample of a large output reads few files.
-    done = plan.committed()
+    done = plan.committed(features.entries)
     files = [(shard, plan.data_name(shard.number)) for shard in plan.shards() if shard.number in done]
     rng.shuffle(files)
     shares = _shares([plan.images_in(shard.number) for shard, _ in files], num_images)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow.compute as pc
 
-from bottleneck.dataset.features import Features, finished
+from bottleneck.dataset.features import Features
 from bottleneck.dataset.footer import read_footer
 from bottleneck.dataset.plan import Plan
 from bottleneck.extract.decode import Decoded, decode
@@ -17,7 +17,7 @@ from bottleneck.heads.evaluate import Evaluation
 from bottleneck.inspect.plots import draw_confusion
 from bottleneck.inspect.report_sections import Rejections, Thumbnails, report_html
 from bottleneck.sources.open import open_source
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 from bottleneck.text import counted
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
@@ -147,7 +147,7 @@ def thumbnail(data: bytes, plan: Plan) -> bytes | None:
 def rejections_of(features: Features) -> dict[str, Rejections]:
     """Rejected images by reason, with the first keys of each. Reads only shards that have some, where that is known."""
     plan = features.plan
-    document = finished(plan)
+    document = features.success
     names, totals = features.files, {}
     if document is not None:
         totals = document["rejected"]
@@ -168,7 +168,7 @@ def rejections_of(features: Features) -> dict[str, Rejections]:
 
 
 def _footer(features: Features) -> dict[str, Any]:
-    files = features.plan.data_files()
+    files = features.entries
     if not files:
         return {}
     return read_footer(open_store(features.plan.output), files[min(files)])[1]

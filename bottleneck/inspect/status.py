@@ -18,8 +18,7 @@ from bottleneck.dataset.features import finished
 from bottleneck.dataset.footer import read_footer
 from bottleneck.dataset.plan import NUM_FOOTERS_READ, load_plan
 from bottleneck.errors import UsageError
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import Entry, Store
+from bottleneck.storage.store import Entry, Store, open_store
 
 RECENT_SECONDS = 600.0
 """The rate that the ETA follows is that of the last minutes before the newest data file."""

@@ -14,8 +14,7 @@ from bottleneck.errors import UsageError, WeightsError
 from bottleneck.networks.build import build_network, build_trained, cut_top, layer_names, set_weights, settle
 from bottleneck.networks.weights_file import check_hdf5
 from bottleneck.spec import split_layer
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import ObjectGoneError, Wanted
+from bottleneck.storage.store import ObjectGoneError, open_store
 
 
 def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:
@@ -117,7 +116,7 @@ def _local_copy(weights: str) -> Iterator[str]:
         return
     prefix, _, name = weights.rpartition("/")
     try:
-        data = open_store(prefix).get(Wanted(name, 0, ""))
+        data = open_store(prefix).read(name)
     except ObjectGoneError:
         raise WeightsError(f"No such weights. Expected an object. Received: {weights}.") from None
     with tempfile.TemporaryDirectory(prefix="bottleneck-weights-") as folder:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from bottleneck.sources.image import NO_MAGIC, Image, folder_label, names_image, no_image
 from bottleneck.sources.image_format import MAGIC_BYTES, begins_as_image
-from bottleneck.spec import Reading
+from bottleneck.sources.reading import Reading
 from bottleneck.storage.store import Entry, ObjectError, Store, Wanted
 
 NUM_LOOKED_AT = 1000

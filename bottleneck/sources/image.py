@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bottleneck.labels import LabelError, as_label, unusable
+from bottleneck.sources.labels import LabelError, as_label, unusable
 from bottleneck.storage.store import Wanted
 
 IMAGE_SUFFIXES = frozenset(

@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from bottleneck.errors import UsageError
-from bottleneck.spec import Limits
+from bottleneck.sources.reading import Limits
 
 PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

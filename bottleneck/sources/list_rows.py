@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from bottleneck.errors import UsageError
-from bottleneck.labels import find_label_column
 from bottleneck.sources.containers import ContainerFile
 from bottleneck.sources.image import IMAGE_SUFFIXES
-from bottleneck.spec import Reading
-from bottleneck.storage.parquet import is_plain, is_text, label_names, open_parquet
+from bottleneck.sources.labels import find_label_column, label_names
+from bottleneck.sources.reading import Reading
+from bottleneck.storage.parquet import is_plain, is_text, open_parquet
 
 log = logging.getLogger(__name__)
 

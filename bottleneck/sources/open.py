@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from bottleneck.errors import UsageError
-from bottleneck.labels import parse_label_names
 from bottleneck.sources import list_rows as listrows
 from bottleneck.sources import parquet as tables
 from bottleneck.sources import uri_list as lists
@@ -17,10 +16,10 @@ from bottleneck.sources import webdataset
 from bottleneck.sources.containers import IMAGES_BESIDE, OTHERS_BESIDE
 from bottleneck.sources.files import Files
 from bottleneck.sources.image import NEVER, Image, names_image, no_image
+from bottleneck.sources.labels import parse_label_names
 from bottleneck.sources.places import open_place
-from bottleneck.spec import Reading, SourceFormat
-from bottleneck.storage.opened import normal_uri, open_store
-from bottleneck.storage.store import ObjectError, ObjectGoneError, Store, Wanted
+from bottleneck.sources.reading import Reading, SourceFormat
+from bottleneck.storage.store import ObjectError, ObjectGoneError, Store, normal_uri, open_store
 from bottleneck.text import counted
 
 log = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ def with_class_names(uri: str, reading: Reading) -> Reading:
         return reading
     store, _ = _open(uri, reading, reading.source_format)
     try:
-        text = store.get(Wanted(CLASSES, 0, "")).decode("utf-8-sig")
+        text = store.read(CLASSES).decode("utf-8-sig")
     except ObjectGoneError:
         return reading
     except UnicodeDecodeError as error:

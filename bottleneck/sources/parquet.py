@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bottleneck.errors import StoreError, UsageError
-from bottleneck.labels import LabelError, as_label, find_label_column, likely_columns, unusable
 from bottleneck.sources.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.sources.image import Image
-from bottleneck.spec import Reading
-from bottleneck.storage.parquet import is_plain, is_text, label_names, open_parquet
+from bottleneck.sources.labels import LabelError, as_label, find_label_column, label_names, likely_columns, unusable
+from bottleneck.sources.reading import Reading
+from bottleneck.storage.parquet import is_plain, is_text, open_parquet
 from bottleneck.storage.store import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Store
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,8 @@
 """The places a source may be read in: its own and the roots it was given, and whether links may lead elsewhere."""
 
-from bottleneck.spec import Reading
+from bottleneck.sources.reading import Reading
 from bottleneck.storage.local import FolderStore, SourceFolder
-from bottleneck.storage.opened import normal_uri, open_store
-from bottleneck.storage.store import Store
+from bottleneck.storage.store import Store, normal_uri, open_store
 
 
 def open_place(uri: str, reading: Reading, *places: str) -> Store:

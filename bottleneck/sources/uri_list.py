@@ -21,16 +21,15 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from bottleneck.errors import UsageError
-from bottleneck.labels import LabelError, as_label, likely_columns, unusable
 from bottleneck.sources.containers import ContainerFile, while_planning
 from bottleneck.sources.image import IMAGE_SUFFIXES, Image, folder_label
+from bottleneck.sources.labels import LabelError, as_label, likely_columns, unusable
 from bottleneck.sources.list_rows import EXPECTED, ListFile, ListRow, open_list
 from bottleneck.sources.places import open_place
-from bottleneck.spec import Reading
+from bottleneck.sources.reading import Reading
 from bottleneck.storage.local import FolderStore, SourceFolder
-from bottleneck.storage.opened import normal_uri
 from bottleneck.storage.s3 import BucketStore
-from bottleneck.storage.store import Entry, ObjectError, Store
+from bottleneck.storage.store import Entry, ObjectError, Store, normal_uri
 from bottleneck.text import counted
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bottleneck.errors import UsageError
-from bottleneck.labels import LabelError, as_label, unusable
 from bottleneck.sources.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.sources.image import NO_MAGIC, Image, folder_label, names_image, no_image
 from bottleneck.sources.image_format import MAGIC_BYTES, begins_as_image
-from bottleneck.spec import Reading
+from bottleneck.sources.labels import LabelError, as_label, unusable
+from bottleneck.sources.reading import Reading
 from bottleneck.storage.store import ObjectError, Store, Wanted
 from bottleneck.text import counted
 

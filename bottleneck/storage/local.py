@@ -119,6 +119,9 @@ class FolderStore:
                     raise
                 raise ObjectGoneError(wanted.key) from None
 
+    def read(self, key: str) -> bytes:
+        return self.get(Wanted(key, 0, ""))
+
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
         # A few threads: on a local disk one is enough, a network file system answers in milliseconds.
         with ThreadPoolExecutor(4) as pool:

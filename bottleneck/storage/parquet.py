@@ -1,13 +1,10 @@
 """Parquet files as they are opened here: by one thread, and whatever types they claim to hold."""
 
 import io
-import json
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from bottleneck.labels import check_label_names
 
 MAGIC = b"PAR1"
 """The first and the last bytes of a Parquet file."""
@@ -56,24 +53,3 @@ def is_plain(kind: pa.DataType) -> bool:
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
     is_number = pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
     return bool(is_number or is_bytes or is_text(kind))
-
-
-def label_names(schema: pa.Schema, column: str | None, where: str) -> tuple[str, ...]:
-    """The names of the classes whose numbers a column holds, as Hugging Face datasets keep them in the metadata.
-
-    Args:
-        where: the file, for the error.
-
-    Returns:
-        The names in the order of the numbers; empty where there are none.
-
-    Raises:
-        UsageError: if two classes have one name.
-    """
-    try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return ()
-    if not isinstance(names, list):
-        return ()
-    return check_label_names(map(str, names), f"the metadata of {where} (give `label_names`, or `labels` none)")

@@ -133,6 +133,9 @@ class RemoteStore:
             )
         return whole(wanted, data)
 
+    def read(self, key: str) -> bytes:
+        return self.get(Wanted(key, 0, ""))
+
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             yield from windowed(wanted, lambda one: pool.submit(outcome, self.get, one))

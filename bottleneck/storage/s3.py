@@ -80,6 +80,9 @@ class BucketStore:
     def get(self, wanted: Wanted) -> bytes:
         return self._run(self._get(wanted)).result()
 
+    def read(self, key: str) -> bytes:
+        return self.get(Wanted(key, 0, ""))
+
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
         def submit(one: Wanted) -> Future[bytes | ObjectError]:
             return self._run(_outcome_async(self._get(one)))

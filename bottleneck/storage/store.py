@@ -5,15 +5,22 @@ Keys are opaque names below the store's root. A store tells three kinds of troub
 store, see `retry`), and what only a person can mend (rights, credentials, disk: `StoreError`, which stops the run).
 """
 
+import functools
+import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from urllib.parse import urlsplit
 
-from bottleneck.errors import StoreError
+from bottleneck.errors import StoreError, UsageError
 
 T = TypeVar("T")
 
+UNNAMED_FILES = "BOTTLENECK_UNNAMED_FILES"
+"""Environment variable: set to `off`, folders are written as on file systems without unnamed files."""
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 IN_FLIGHT = 32
 """Reads under way at once, a process. One S3 connection gives about 30 to 60 small objects a second."""
 IN_FLIGHT_BYTES = 64_000_000
@@ -97,6 +104,9 @@ class Store(Protocol):
             ObjectChangedError: if `wanted.etag` is neither empty nor the object's, or the slice is not all there.
             ObjectArchivedError: if it has to be restored from an archive first.
         """
+
+    def read(self, key: str) -> bytes:
+        """Read a whole object, whichever version it is. Raises as `get`."""
 
     def stat(self, key: str) -> Entry | None:
         """What a listing would say of one object; None if there is none."""
@@ -182,3 +192,66 @@ def check_creates_once(store: Store, key: str, data: bytes) -> None:
     """Refuse a store in which two runs could overwrite each other's work. Raises StoreError."""
     if not store.creates_once(key, data):
         raise StoreError(f"{store.uri} cannot be an output: {NOT_ONCE}.")
+
+
+def open_store(uri: str) -> Store:
+    """Open a folder (a path or file://), a bucket (s3://bucket/prefix), or to be read only whatever fsspec opens.
+
+    Raises:
+        UsageError: for a URI of another kind, or one that needs a package that is not installed.
+    """
+    return cached_store(normal_uri(uri))  # a relative name means another folder after os.chdir
+
+
+@functools.lru_cache(maxsize=16)
+def cached_store(uri: str) -> Store:
+    """Open a store by its one name, once."""
+    # These import this module for what a store is.
+    from bottleneck.storage.local import FolderStore
+    from bottleneck.storage.readonly import RemoteStore
+    from bottleneck.storage.s3 import BucketStore
+
+    if uri.startswith("s3://"):
+        return BucketStore(uri)
+    if "://" in uri:
+        return RemoteStore(uri)
+    return FolderStore(uri, unnamed_files=os.environ.get(UNNAMED_FILES) != "off")
+
+
+def place_of(file: str) -> tuple[Store, str]:
+    """The store a file or s3:// URI is in, and its name there."""
+    folder, slash, name = file.rstrip("/").rpartition("/")
+    return open_store(folder or slash or "."), name
+
+
+def check_output_uri(uri: str) -> None:
+    """Refuse what is only read. Raises UsageError."""
+    uri = normal_uri(uri)
+    if "://" in uri and not uri.startswith("s3://"):
+        raise UsageError(
+            f"Expected a folder or s3://bucket/prefix as the output. Received: {uri.partition('://')[0]}://..., "
+            "which is only read, as a source."
+        )
+
+
+def normal_uri(uri: str) -> str:
+    """A store's one name: an absolute path, or scheme://place/prefix without a closing slash."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        if not uri:
+            raise UsageError("A source or output needs a name. Received an empty one.")
+        return os.path.abspath(os.path.expanduser(uri))
+    if scheme == "file":
+        return os.path.abspath(rest)
+    if not _SCHEME.fullmatch(scheme) or scheme == "s3a":
+        # Not the whole URI, which may hold credentials.
+        raise UsageError(f"Expected a folder, file:///... or s3://bucket/prefix. Received: {scheme[:20]}://...")
+    bucket = rest.split("/", 1)[0]
+    if "@" in bucket or (":" in bucket and scheme == "s3") or urlsplit(uri).query:
+        raise UsageError(
+            "A store's URI holds no credentials or options, as it is written into plans and logs. Give credentials by "
+            "AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role, an endpoint by AWS_ENDPOINT_URL."
+        )
+    if not bucket:
+        raise UsageError(f"Expected s3://bucket/prefix. Received: {uri}, which names no bucket.")
+    return uri.rstrip("/")

@@ -23,7 +23,8 @@ from bottleneck.networks.base import (
 from bottleneck.networks.build import import_keras, preprocess
 from bottleneck.networks.weights import load_network
 from bottleneck.sources.open import open_source, resolve_reading
-from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Reading, split_layer
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureRequest, FeatureSpec, split_layer
 from jobs.benchmark import Config
 from jobs.benchmark.network import is_gpu, measure_network, network_line
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched

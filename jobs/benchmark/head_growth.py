@@ -20,8 +20,9 @@ from bottleneck.dataset.plan import commit_plan
 from bottleneck.dataset.plan_parts import freeze
 from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
 from bottleneck.sources.image import Image
-from bottleneck.spec import FeatureSpec, Limits, Reading
-from bottleneck.storage.opened import open_store
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureSpec
+from bottleneck.storage.store import open_store
 from jobs.benchmark import Config
 from jobs.benchmark.head import measure_fit
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, tell, watched

@@ -10,7 +10,7 @@ import tempfile
 import uuid
 
 from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_precision, has_bfloat16, resolve_apart
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 from jobs.benchmark import Config
 from jobs.benchmark.extract import NUM_IMAGES, choose_shard_size, copy_images, measure_job
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, tell, watched

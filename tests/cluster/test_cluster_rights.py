@@ -22,7 +22,7 @@ from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.plan import load_plan
 from bottleneck.extract.local import extract_images
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 

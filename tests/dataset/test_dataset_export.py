@@ -23,7 +23,7 @@ from bottleneck.dataset.export import WRITERS, Order, export_features
 from bottleneck.dataset.features import Features, finish, open_features, write_shard
 from bottleneck.dataset.plan import make_plan
 from bottleneck.errors import CorruptError, StoreError, UsageError
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 from jobs.__main__ import main
 from jobs.benchmark.head_growth import write_features
 

@@ -32,8 +32,7 @@ from bottleneck.dataset.schema import data_schema
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
 from bottleneck.spec import FeatureSpec
 from bottleneck.storage.local import FolderStore
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import Entry
+from bottleneck.storage.store import Entry, open_store
 
 LAYERS = {"layers": ("conv_pw_13_relu:avg", "conv_pw_1_relu:max"), "dims": (6, 3)}
 REJECTED = {"cats/00001.jpg": "truncated", "dogs/00000.jpg": "empty"}

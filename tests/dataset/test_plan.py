@@ -25,10 +25,10 @@ from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageE
 from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.sources.files import Files
 from bottleneck.sources.image import Image
-from bottleneck.spec import FeatureRequest, Limits, Reading
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureRequest
 from bottleneck.storage.local import FolderStore
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import Entry
+from bottleneck.storage.store import Entry, open_store
 
 SPEC = tiny.spec()
 
@@ -505,7 +505,7 @@ sys.path[:0] = sys.argv[3:]
 import test_plan
 from bottleneck.dataset import plan_parts as listing
 from bottleneck.sources.open import open_source
-from bottleneck.spec import Reading
+from bottleneck.sources.reading import Reading
 
 kind, folder = sys.argv[1:3]
 if kind == "prefix":

@@ -37,8 +37,9 @@ from bottleneck.extract.prepare import Prepared, Work, prepare_shard
 from bottleneck.extract.shard import extract_prepared
 from bottleneck.extract.summary import pending_shards
 from bottleneck.inspect.diff import diff_features
-from bottleneck.spec import FeatureSpec, Limits
-from bottleneck.storage.opened import open_store, opened
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureSpec
+from bottleneck.storage.store import cached_store, open_store
 
 SPEC = tiny.spec(layers=("conv_pw_1_relu:avg", "conv_pw_13_relu:avg"), dims=(3, 6), dtype="float16", image_size_px=8)
 
@@ -575,7 +576,7 @@ def test_a_reader_that_polls_a_folder_sees_every_key_once(tmp_path: Path) -> Non
 def test_a_reader_that_polls_a_bucket_sees_every_key_once(
     s3_server: S3Server, s3_environment: dict[str, str], bucket: str
 ) -> None:
-    opened.cache_clear()
+    cached_store.cache_clear()
     s3_server.upload(bucket, {f"photos/{key}": data for key, data in pictures(12).items()})
     output = f"s3://{bucket}/features"
     plan = make_plan(f"s3://{bucket}/photos", output, SPEC, shard_size=4)
@@ -590,13 +591,13 @@ def test_a_reader_that_polls_a_bucket_sees_every_key_once(
         requeue_again_and_again(put, plan, rounds=3)
     assert len(poller.contents) > 2
     assert verify(output, full=True).exit_code == 0
-    opened.cache_clear()
+    cached_store.cache_clear()
 
 
 def test_two_runs_replace_a_shard_of_a_bucket_once(
     s3_server: S3Server, s3_environment: dict[str, str], bucket: str
 ) -> None:
-    opened.cache_clear()
+    cached_store.cache_clear()
     s3_server.upload(bucket, {f"photos/{key}": data for key, data in pictures(4).items()})
     plan = make_plan(f"s3://{bucket}/photos", f"s3://{bucket}/features", SPEC, shard_size=4)
     assert extract(plan, 0, MeanBase(SPEC))
@@ -606,7 +607,7 @@ def test_two_runs_replace_a_shard_of_a_bucket_once(
         created = list(pool.map(lambda _: extract(plan, 0, MeanBase(SPEC)), range(8)))
     assert sum(created) == 1
     assert plan.committed().keys() == {0}
-    opened.cache_clear()
+    cached_store.cache_clear()
 
 
 def test_an_archived_image_is_rejected_alone_and_done_again_once_restored(
@@ -615,7 +616,7 @@ def test_an_archived_image_is_rejected_alone_and_done_again_once_restored(
     archived = Fault("answer", methods="GET", path="photos/01.jpg$", status=403, code="InvalidObjectState")
     with FaultProxy(s3_server.endpoint_url, [archived]) as proxy:
         use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": proxy.endpoint_url})
-        opened.cache_clear()
+        cached_store.cache_clear()
         s3_server.upload(bucket, {f"photos/{key}": data for key, data in pictures(4).items()})
         output = f"s3://{bucket}/features"
         plan = make_plan(f"s3://{bucket}/photos", output, SPEC, shard_size=4)
@@ -627,7 +628,7 @@ def test_an_archived_image_is_rejected_alone_and_done_again_once_restored(
         assert requeued.rejected == {"archived": 1}
         assert extract(plan, 0, MeanBase(SPEC))
         assert finish(plan)["rejected"] == {}
-    opened.cache_clear()
+    cached_store.cache_clear()
 
 
 # Whatever happens in whichever order

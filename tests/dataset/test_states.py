@@ -25,7 +25,7 @@ from bottleneck.dataset.features import finish
 from bottleneck.dataset.plan import Plan, data_name, load_plan, make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 
 SHARD_SIZE = 3
 KEYS = [f"{number:02d}.jpg" for number in range(12)]

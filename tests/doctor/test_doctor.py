@@ -37,8 +37,7 @@ from bottleneck.doctor.cluster import check_address, try_cluster
 from bottleneck.doctor.storage import PROBE, try_output, try_source, try_writing
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.storage.local import FolderStore
-from bottleneck.storage.opened import open_store, opened
-from bottleneck.storage.store import Wanted
+from bottleneck.storage.store import Wanted, cached_store, open_store
 
 TOKEN = "a-token-that-nobody-must-see-0123456789"
 
@@ -76,9 +75,9 @@ def committed(source: str, output: str) -> None:
 @pytest.fixture(autouse=True)
 def fresh_stores() -> Iterator[None]:
     """A store remembers that it has been answered, and the endpoint it was opened with."""
-    opened.cache_clear()
+    cached_store.cache_clear()
     yield
-    opened.cache_clear()
+    cached_store.cache_clear()
 
 
 def test_a_machine_with_a_source_and_an_output(tmp_path: Path) -> None:
@@ -288,7 +287,7 @@ def test_a_gateway_that_ignores_conditions_is_a_failure_and_gets_no_plan(
         use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": url})
         findings = {finding.name: finding for finding in try_output("s3://bucket/out")}
         WithoutConditions.objects.clear()
-        opened.cache_clear()
+        cached_store.cache_clear()
         with pytest.raises(StoreError, match=r"s3://bucket/planned cannot be an output: .*If-None-Match"):
             make_plan(str(tiny.photos(tmp_path / "photos", 2)), "s3://bucket/planned", tiny.spec())
         assert [path.rpartition("/")[0] for path in WithoutConditions.objects] == ["/bucket/planned/plan"]
@@ -307,7 +306,7 @@ def test_buckets_that_cannot_be_used(
     assert "no such bucket" in failure.message
     with FaultProxy(s3_server.endpoint_url, [Fault("stall", seconds=60)]) as proxy:
         use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": proxy.endpoint_url})
-        opened.cache_clear()
+        cached_store.cache_clear()
         started = time.monotonic()
         [failure] = examined(lambda: try_output(f"s3://{bucket}/out"), 1.0)
         assert time.monotonic() - started < 5
@@ -326,7 +325,7 @@ def test_rights_and_credentials_are_tried(
     assert "permissions of this user" in refused.message
 
     use_environment(monkeypatch, ceph_server.environment | {"AWS_SECRET_ACCESS_KEY": "wrong-and-never-shown"})
-    opened.cache_clear()
+    cached_store.cache_clear()
     code, told, shown = doctor(f"s3://{bucket}/photos", f"s3://{bucket}/out", RAY_ADDRESS="")
     assert code == told["exit_code"] == 5
     failures = {check["name"]: check["message"] for check in told["checks"] if check["state"] == "failure"}

@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 
 from bottleneck.errors import UsageError
 from bottleneck.extract.decode import Decoded, Rejected, decode
-from bottleneck.spec import FeatureSpec, Limits
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureSpec
 
 ORIENTATION = 0x0112
 ROOT = Path(__file__).resolve().parents[2]
@@ -673,7 +674,7 @@ def test_bombs_odd_images_and_the_largest_image_stay_within_memory_and_time() ->
         from PIL import Image
         import time
         from test_decode import KERAS, ALL, bombs, decode, odd_images, reason
-        from bottleneck.spec import Limits
+        from bottleneck.sources.reading import Limits
         assert reason(open({str(folder / "decompression_bomb.gif")!r}, "rb").read()) == "too_many_pixels"
         assert decode(open({str(folder / "png_decompression_dos.png")!r}, "rb").read(), KERAS, Limits()).width == 1
         for data in bombs().values():
@@ -706,7 +707,7 @@ import numpy as np
 import tiny
 from PIL import Image
 from bottleneck.extract.decode import decode
-from bottleneck.spec import Limits
+from bottleneck.sources.reading import Limits
 
 KERAS = tiny.spec()
 image = Image.effect_noise((1500, 1000), 80).convert("RGB")

@@ -18,7 +18,7 @@ from bottleneck.extract import sandbox as guard
 from bottleneck.extract.decode import Decoded, Rejected
 from bottleneck.extract.prepare import Work, prepare_shard
 from bottleneck.extract.sandbox import GuardedByProcess
-from bottleneck.spec import Limits
+from bottleneck.sources.reading import Limits
 
 CRASH, HANG, NO_MEMORY = b"this picture kills", b"this picture hangs", b"this picture is huge"
 KILLED, KILLED_ONCE = b"this picture is killed", b"this picture is killed once"
@@ -131,7 +131,7 @@ import sys
 import tiny
 from bottleneck.extract import sandbox as guard
 from bottleneck.extract.prepare import Work, prepare_shard
-from bottleneck.spec import Limits
+from bottleneck.sources.reading import Limits
 
 guard.DECODE_SECONDS = 1
 for data in (tiny.jpeg(0), tiny.jpeg(1) + sys.argv[1].encode(), tiny.jpeg(2)):

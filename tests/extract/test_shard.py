@@ -30,9 +30,10 @@ from bottleneck.extract.shard import extract_prepared, extract_shard
 from bottleneck.extract.summary import Summary, Tally, pending_shards
 from bottleneck.networks.base import Base
 from bottleneck.networks.weights import load_network
-from bottleneck.spec import FeatureRequest, Limits, Reading
+from bottleneck.sources.reading import Limits, Reading
+from bottleneck.spec import FeatureRequest
 from bottleneck.storage.local import LEFTOVER_SECONDS
-from bottleneck.storage.opened import opened
+from bottleneck.storage.store import cached_store
 
 BAD = {
     "bad/empty.jpg": (b"", "empty"),
@@ -184,13 +185,13 @@ def test_an_image_of_too_many_bytes_is_not_fetched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": proxy.endpoint_url})
-    opened.cache_clear()
+    cached_store.cache_clear()
     s3_server.upload(bucket, {"photos/a.jpg": tiny.jpeg(0), "photos/b.jpg": tiny.jpeg(1) + bytes(50_000)})
     source, output = f"s3://{bucket}/photos", f"s3://{bucket}/features"
     plan = make_plan(source, output, tiny.real_spec(), limits=Limits(max_bytes=40_000))
     [shard] = plan.shards()
     receipt = extract_shard(Work.of(plan), base(), shard)
-    opened.cache_clear()
+    cached_store.cache_clear()
     assert receipt.statuses == {"ok": 1, "too_many_bytes": 1}
     assert proxy.count("GET", "photos/a.jpg") == 1
     assert proxy.count("GET", "photos/b.jpg") == 0

@@ -22,7 +22,7 @@ from assets import find_asset
 
 from bottleneck.dataset.schema import Reason
 from bottleneck.extract.decode import Decoded, decode
-from bottleneck.spec import Limits
+from bottleneck.sources.reading import Limits
 
 LIMITS = Limits(max_pixels=1_000_000, formats=("tiff", "jpeg2000", "heic"))
 """A mutant that says it is larger is not decoded: 200,000 of them are to be, in minutes."""

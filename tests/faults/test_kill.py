@@ -26,7 +26,7 @@ from extractjob import (
 )
 from matrix import amounts
 
-from bottleneck.storage.opened import UNNAMED_FILES
+from bottleneck.storage.store import UNNAMED_FILES
 
 STOP_SECONDS = 15
 """A scheduler gives 30 s before it kills."""

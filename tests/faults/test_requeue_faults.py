@@ -15,7 +15,7 @@ from extractjob import AnyJob, Job, Photos
 
 from bottleneck.dataset.footer import read_footer
 from bottleneck.dataset.plan import load_plan
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 
 ALL_REJECTED = ("--max-rejected", "1")
 ASKED_TO_PLAN = ("--base", "mobilenet_0.25", "--weights", "random:0", "--dtype", "float32", "--shard-size", "8")

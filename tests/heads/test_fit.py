@@ -28,7 +28,7 @@ from bottleneck.heads.fit import fit_features
 from bottleneck.heads.head import Head
 from bottleneck.heads.request import Grid, HeadRequest
 from bottleneck.heads.splits import HELD_OUT, split
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 from jobs.__main__ import main
 
 LAYER = tiny.LAYERS[0]

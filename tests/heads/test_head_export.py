@@ -17,7 +17,8 @@ from bottleneck.extract.decode import Decoded, decode
 from bottleneck.heads.export import export_head
 from bottleneck.heads.head import Head, Origin
 from bottleneck.networks.base import Base, resolve
-from bottleneck.spec import FeatureRequest, FeatureSpec, Limits
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureRequest, FeatureSpec
 from jobs.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras.*")

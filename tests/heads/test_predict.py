@@ -34,7 +34,7 @@ from bottleneck.heads.head import Head
 from bottleneck.heads.predict import Predictor, prediction_spec
 from bottleneck.networks.base import Base
 from bottleneck.spec import PredictionSpec
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 from jobs.__main__ import main
 
 SHARD_SIZE = 4

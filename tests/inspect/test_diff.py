@@ -17,8 +17,9 @@ from bottleneck.dataset.plan_parts import read_images
 from bottleneck.errors import CorruptError
 from bottleneck.extract.local import extract_images
 from bottleneck.inspect.diff import LayerDiff, diff_features
-from bottleneck.spec import FeatureRequest, Reading
-from bottleneck.storage.opened import open_store
+from bottleneck.sources.reading import Reading
+from bottleneck.spec import FeatureRequest
+from bottleneck.storage.store import open_store
 from jobs.__main__ import main
 
 LAYER = spec().layers[0]

@@ -32,8 +32,8 @@ from bottleneck.inspect.report import (
     write_report,
 )
 from bottleneck.inspect.report_sections import Rejections, Thumbnails, report_html
-from bottleneck.spec import Reading
-from bottleneck.storage.opened import open_store
+from bottleneck.sources.reading import Reading
+from bottleneck.storage.store import open_store
 from jobs.__main__ import main
 
 HOSTILE = "<script>document.title='taken'</script>\"' onload='x $\\frac{"

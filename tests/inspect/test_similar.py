@@ -19,8 +19,8 @@ from bottleneck.errors import CorruptError, UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.inspect import similar
 from bottleneck.inspect.similar import cosines, features_of, nearest
-from bottleneck.spec import Reading
-from bottleneck.storage.opened import open_store
+from bottleneck.sources.reading import Reading
+from bottleneck.storage.store import open_store
 from jobs.__main__ import main
 from jobs.benchmark import similar as benchmark_similar
 from jobs.similar import own_key

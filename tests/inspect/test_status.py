@@ -26,7 +26,7 @@ from bottleneck.dataset.requeue import requeue_plan
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.inspect.status import NUM_SAMPLED, look
-from bottleneck.storage.opened import open_store, opened
+from bottleneck.storage.store import cached_store, open_store
 
 
 def planned(folder: Path, output: str, num_images: int = 20, shard_size: int = 2) -> Plan:
@@ -214,14 +214,14 @@ def test_an_output_in_a_bucket_is_listed_once(
 ) -> None:
     with FaultProxy(s3_server.endpoint_url) as proxy:
         use_environment(monkeypatch, s3_environment | {"AWS_ENDPOINT_URL": proxy.endpoint_url})
-        opened.cache_clear()
+        cached_store.cache_clear()
         plan = planned(tmp_path, f"s3://{bucket}/out")
         write(plan, range(3), {0: "empty"})
         before = proxy.count("GET", rf"/{bucket}/?$")
         seen = look(plan.output)
         # One page, and one object of it for the answer's date.
         assert proxy.count("GET", rf"/{bucket}/?$") - before == 2
-        opened.cache_clear()
+        cached_store.cache_clear()
     assert (seen.state, seen.shards_done, seen.rejected) == ("running", 3, {"empty": 1})
     assert seen.idle_seconds < 60
 

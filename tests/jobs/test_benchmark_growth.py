@@ -14,7 +14,7 @@ from tiny import spec
 from bottleneck.errors import UsageError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.sources.open import open_source, resolve_reading
-from bottleneck.spec import Limits, Reading
+from bottleneck.sources.reading import Limits, Reading
 from jobs.__main__ import main
 from jobs.benchmark import growth as benchmark_growth
 from jobs.benchmark import tars as benchmark_tars

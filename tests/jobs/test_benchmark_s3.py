@@ -10,9 +10,8 @@ from s3fs import S3FileSystem
 from servers import S3Server
 
 from bottleneck.errors import UsageError
-from bottleneck.storage.opened import open_store
 from bottleneck.storage.s3 import BucketStore
-from bottleneck.storage.store import Wanted
+from bottleneck.storage.store import Wanted, open_store
 from jobs import benchmark
 from jobs.__main__ import main
 from jobs.benchmark import faults as benchmark_faults

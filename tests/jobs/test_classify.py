@@ -13,8 +13,8 @@ from bottleneck.errors import UsageError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.networks.base import Base
 from bottleneck.networks.class_names import class_names
-from bottleneck.spec import Limits
-from bottleneck.storage.opened import open_store
+from bottleneck.sources.reading import Limits
+from bottleneck.storage.store import open_store
 from jobs.__main__ import main
 
 

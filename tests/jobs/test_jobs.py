@@ -187,7 +187,8 @@ def test_the_librarys_parameters_are_options_on_the_command_line() -> None:
 
 def test_requeue_names_the_command_that_goes_on(tmp_path: Path) -> None:
     from bottleneck.extract.local import extract_images
-    from bottleneck.spec import FeatureRequest, Limits, Reading
+    from bottleneck.sources.reading import Limits, Reading
+    from bottleneck.spec import FeatureRequest
 
     source, output = digits_folder(tmp_path / "my photos", per_class=1), str(tmp_path / "features")
     request = FeatureRequest(base="mobilenet_0.25", weights="random:0", layers=("conv_pw_1_relu:max",), exif="ignore")

@@ -19,7 +19,7 @@ from bottleneck.dataset.plan_parts import read_images
 from bottleneck.errors import UsageError
 from bottleneck.heads.fit import fit_features
 from bottleneck.heads.solver.worker import Member
-from bottleneck.storage.opened import open_store
+from bottleneck.storage.store import open_store
 from jobs import classify, doctor, extract, results
 from jobs.__main__ import main
 

@@ -23,7 +23,8 @@ from bottleneck.extract.decode import Decoded, decode
 from bottleneck.networks.base import Base, choose_precision, fitting_batch_size, requested_layers, resolve
 from bottleneck.networks.build import build_network, import_keras, to_bfloat16
 from bottleneck.networks.weights import load_network, sha256_weights
-from bottleneck.spec import FeatureRequest, FeatureSpec, Limits, Precision
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 
 # Keras' own, when it saves a network.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -13,7 +13,7 @@ from bottleneck.sources import files
 from bottleneck.sources.image import Image, folder_label, no_image
 from bottleneck.sources.open import open_source
 from bottleneck.sources.places import open_place
-from bottleneck.spec import Reading
+from bottleneck.sources.reading import Reading
 from bottleneck.storage.local import MOST_LINKS, SourceFolder
 from bottleneck.storage.store import ObjectGoneError, Wanted
 

@@ -28,8 +28,8 @@ from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
 from bottleneck.errors import BottleneckError, CorruptError, UsageError
 from bottleneck.sources.open import open_source, resolve_reading
-from bottleneck.spec import Reading
-from bottleneck.storage.opened import open_store
+from bottleneck.sources.reading import Reading
+from bottleneck.storage.store import open_store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -173,7 +173,7 @@ import pyarrow.parquet as pq
 import tiny
 from bottleneck.errors import UsageError
 from bottleneck.sources.open import open_source
-from bottleneck.spec import Reading
+from bottleneck.sources.reading import Reading
 
 def peak_kb():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

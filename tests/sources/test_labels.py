@@ -12,8 +12,8 @@ import tiny
 
 from bottleneck.dataset.plan import differences, load_plan, make_plan
 from bottleneck.errors import UsageError
-from bottleneck.labels import LabelError, as_label, look_alikes, numbered
-from bottleneck.spec import Reading
+from bottleneck.sources.labels import LabelError, as_label, look_alikes, numbered
+from bottleneck.sources.reading import Reading
 
 
 @pytest.mark.parametrize(

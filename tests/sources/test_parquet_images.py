@@ -21,9 +21,8 @@ from bottleneck.extract.local import extract_images
 from bottleneck.sources import parquet as tables
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source, resolve_reading
-from bottleneck.spec import Reading
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import ObjectChangedError, ObjectGoneError
+from bottleneck.sources.reading import Reading
+from bottleneck.storage.store import ObjectChangedError, ObjectGoneError, open_store
 
 NAMES = ["bluebell", "daisy", "tulip"]
 HUGGING_FACE = {
@@ -300,7 +299,7 @@ def test_from_a_dataset_to_features(tmp_path: Path) -> None:
 
 def test_images_over_the_cap_are_rejected_when_they_are_read(tmp_path: Path) -> None:
     """Their sizes are not known before: those of a row group are taken to be alike."""
-    from bottleneck.spec import Limits
+    from bottleneck.sources.reading import Limits
 
     schema = pa.schema([pa.field("image", pa.binary())])
     rows = [{"image": tiny.jpeg(1)}, {"image": tiny.jpeg(2) + bytes(100_000)}, {"image": tiny.jpeg(3)}]

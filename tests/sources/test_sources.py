@@ -15,7 +15,7 @@ from bottleneck.dataset.plan import load_plan, make_plan
 from bottleneck.errors import UsageError
 from bottleneck.sources import open as sources
 from bottleneck.sources.open import open_source, resolve_reading
-from bottleneck.spec import Reading, SourceFormat
+from bottleneck.sources.reading import Reading, SourceFormat
 
 
 @pytest.fixture

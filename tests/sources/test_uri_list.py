@@ -24,9 +24,8 @@ from bottleneck.extract.local import extract_images
 from bottleneck.sources import uri_list as lists
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source, resolve_reading
-from bottleneck.spec import Reading
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import ObjectGoneError
+from bottleneck.sources.reading import Reading
+from bottleneck.storage.store import ObjectGoneError, open_store
 
 
 def found(source: Path | str, **reading: Any) -> tuple[list[Image], Counter[str]]:

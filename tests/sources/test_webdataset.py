@@ -25,9 +25,8 @@ from bottleneck.errors import StoreError, UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source, resolve_reading, webdataset
-from bottleneck.spec import Limits, Reading, SourceFormat
-from bottleneck.storage.opened import open_store
-from bottleneck.storage.store import ObjectChangedError, ObjectGoneError, Wanted
+from bottleneck.sources.reading import Limits, Reading, SourceFormat
+from bottleneck.storage.store import ObjectChangedError, ObjectGoneError, Wanted, open_store
 from jobs import verify as verify_job
 
 

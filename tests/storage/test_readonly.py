@@ -21,10 +21,9 @@ from bottleneck.dataset.plan import make_plan
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.sources.open import open_source, resolve_reading
-from bottleneck.spec import Reading
-from bottleneck.storage.opened import open_store, opened
+from bottleneck.sources.reading import Reading
 from bottleneck.storage.readonly import RemoteStore
-from bottleneck.storage.store import Entry, ObjectChangedError, ObjectGoneError, Wanted
+from bottleneck.storage.store import Entry, ObjectChangedError, ObjectGoneError, Wanted, cached_store, open_store
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -56,7 +55,7 @@ def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     thread.start()
     yield folder, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-    opened.cache_clear()
+    cached_store.cache_clear()
 
 
 def test_photos_on_a_web_server(web: tuple[Path, str], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bottleneck.storage import s3_listing as pages
-from bottleneck.storage.opened import open_store
 from bottleneck.storage.s3_listing import list_pages
+from bottleneck.storage.store import open_store
 
 
 class Bucket:

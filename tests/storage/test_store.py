@@ -21,9 +21,8 @@ from servers import CephServer, S3Server, free_port
 
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.sources.open import open_source
-from bottleneck.spec import Reading
+from bottleneck.sources.reading import Reading
 from bottleneck.storage.local import LEFTOVER_SECONDS, FolderStore
-from bottleneck.storage.opened import normal_uri, open_store
 from bottleneck.storage.s3 import BucketStore
 from bottleneck.storage.store import (
     IN_FLIGHT,
@@ -33,6 +32,8 @@ from bottleneck.storage.store import (
     ObjectGoneError,
     Store,
     Wanted,
+    normal_uri,
+    open_store,
 )
 
 PREFIX = "a prefix/of two parts"
@@ -160,7 +161,7 @@ def proxied(
 
 
 def whole(store: Store, key: str) -> bytes:
-    return store.get(Wanted(key, 0, ""))
+    return store.read(key)
 
 
 def wanted_of(store: Store) -> dict[str, Wanted]:
@@ -255,7 +256,7 @@ def test_only_the_object_that_is_meant_is_replaced(place: Place) -> None:
     assert listed is not None
     assert place.store.replace("a", b"second one", listed.etag)
     assert not place.store.replace("a", b"third", listed.etag)
-    assert place.store.get(Wanted("a", 0, "")) == b"second one"
+    assert place.store.read("a") == b"second one"
 
 
 def test_exists_says_what_is_there(place: Place) -> None:

@@ -4,6 +4,7 @@ A label is text. A missing, blank, NaN or negative value is no label; a whole nu
 class names replace numbers where the data or `--label-names` have them. Whatever else is found is an error.
 """
 
+import json
 import math
 import os
 import re
@@ -13,6 +14,8 @@ from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from bottleneck.errors import UsageError
 from bottleneck.text import counted
@@ -214,3 +217,24 @@ def look_alike_warning(label_counts: Mapping[str, int]) -> str:
         f"{'; ...' if len(groups) > NUM_SHOWN else ''}. If they are meant to be one, rename them in the source and "
         "plan a new output."
     )
+
+
+def label_names(schema: pa.Schema, column: str | None, where: str) -> tuple[str, ...]:
+    """The names of the classes whose numbers a column holds, as Hugging Face datasets keep them in the metadata.
+
+    Args:
+        where: the file, for the error.
+
+    Returns:
+        The names in the order of the numbers; empty where there are none.
+
+    Raises:
+        UsageError: if two classes have one name.
+    """
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ()
+    if not isinstance(names, list):
+        return ()
+    return check_label_names(map(str, names), f"the metadata of {where} (give `label_names`, or `labels` none)")
