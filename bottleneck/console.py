@@ -43,6 +43,7 @@ class Display:
         self._history: deque[tuple[float, int]] = deque()
         self._last: Progress | None = None
         self._printed_at = 0.0
+        self._printed: Progress | None = None
         self._expected = ""
         self._live: Any = None
 
@@ -53,7 +54,7 @@ class Display:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
-        elif self._last is not None and self._printed_at < time.monotonic() - 0.5:
+        elif self._last is not None and self._last != self._printed:
             self._print(self._last)
 
     def show(self, progress: Progress) -> None:
@@ -111,6 +112,7 @@ class Display:
 
     def _print(self, progress: Progress) -> None:
         self._printed_at = time.monotonic()
+        self._printed = progress
         print(f"{self.title}: {printable(self.line(progress))}", file=sys.stderr, flush=True)
 
     def _tell(self, line: str) -> None:

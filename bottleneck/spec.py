@@ -25,27 +25,28 @@ Dtype = Literal["float16", "float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRequest:
-    """The features a user asks for; all that decides a feature's value, before it is resolved."""
+    """The features to extract: everything that decides a feature's value."""
 
     base: str = "vgg16"
-    """The frozen network, any of keras.applications: `vgg16`, `inception_v3`, `resnet50`, `mobilenet_v2_0.35`, ...;
-    `bottleneck describe` lists all names. Keras' own (`VGG16`, `ResNet50V2`) mean the same."""
+    """The frozen network, any of keras.applications: `vgg16`, `inception_v3`, `resnet50`, `mobilenet_v2_0.35`, ...
+    `bottleneck describe` lists all. Keras' class names (`VGG16`, `ResNet50V2`) work, too."""
     weights: str = "imagenet"
-    """`imagenet` (Keras' own download or its cache), a file or URI of Keras weights (.h5), or `random:SEED`."""
+    """`imagenet` (Keras' cache or download), a file or URI of Keras weights (.h5), or `random:SEED`."""
     layers: tuple[str, ...] = ()
-    """Where features are taken, as LAYER:POOLING with pooling avg, max or none (none where left out); several in one
-    pass. Default: the last before the base's top, averaged (`block5_pool:avg` for vgg16)."""
+    """Layers to take features from, as LAYER:POOLING with pooling avg, max or none (the default). Several layers are
+    computed in one pass. Default: the last layer before the top, averaged, as `block5_pool:avg`."""
     resize: Resize = "squash"
-    """`squash` to the input size as Keras' load_img does, or `crop` the centre square first."""
+    """`squash` to the input size, as Keras' load_img does, or `crop` the centre square first."""
     interpolation: Interpolation = "bilinear"
-    """Pillow's filter for resizing; antialiased, but for `nearest`, which is what Keras' load_img uses."""
+    """Pillow's resampling filter. All are antialiased except `nearest`, the default of Keras' load_img."""
     exif: Exif = "apply"
-    """Turn images as their EXIF orientation says, or leave them as stored, as Keras does."""
+    """`apply` the EXIF orientation, or `ignore` it, as Keras does."""
     decode: DecodeMode = "exact"
-    """`exact`: every pixel, as Keras does. `draft`: JPEGs at a half, quarter or eighth of their size where that is no
-    smaller than the input, which is faster and changes features a little."""
+    """`exact` decodes every pixel. `draft` decodes JPEGs at a half, quarter or eighth of their size if that is at least
+    the input size: faster, with slightly different features."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the network computes in. `auto`: bfloat16 where workers have it in hardware and the base is safe in it."""
+    """Precision of the network. `auto` is bfloat16 if the workers support it in hardware and the base is safe in it,
+    else float32."""
     dtype: Dtype = "float16"
     """How feature values are stored."""
 

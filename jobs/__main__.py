@@ -2,20 +2,16 @@
 
 import ast
 import contextlib
-import dataclasses
 import difflib
 import gc
 import importlib
-import io
 import json
 import logging
 import os
-import re
 import signal
 import sys
-import typing
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import Any
 
 JOBS = (
@@ -38,13 +34,10 @@ JOBS = (
     "submit",
 )
 JSON = "--json"
+COMPLETION = "--completion"
 EXPECT_VERSION = "--expect-version"
 """Before a job's name: what `submit` sends, so that a job is not run by another version than it was checked by."""
 
-NOTE = """exit codes: 0 done, 1 corrupt or different, 2 usage, 3 incomplete, 4 other fingerprint, 5 environment, 6 too
-many rejected, 70 a defect of bottleneck itself
-results go to stdout, progress and logs to stderr; with --json stdout has one JSON object, however the job ends, and
-stderr the rest"""
 UNEXPECTED = 70
 """The exit code of an exception that no job expects: `EX_SOFTWARE` of sysexits.h."""
 
@@ -93,6 +86,7 @@ def _run(arguments: list[str]) -> int:
     from bottleneck import __version__
     from bottleneck.errors import ClusterError, UsageError
     from jobs import results
+    from jobs.command_line import completion, options, parse, with_environment
 
     if arguments[:1] in (["--version"], ["-V"]):
         print(__version__)
@@ -112,6 +106,9 @@ def _run(arguments: list[str]) -> int:
             results.silence(sys.stdout)
         results.flush()
         return 0
+    if arguments[:1] == [COMPLETION]:
+        print(completion("".join(arguments[1:2]), JOBS), end="")
+        return 0
     if not arguments:
         _overview(sys.stderr)
         raise UsageError("Expected the name of a job. Received: nothing.")
@@ -120,7 +117,7 @@ def _run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     job = importlib.import_module(f"jobs.{arguments[0]}")
     results.speak_of(options(job.Config, named=True))
-    config = parse(job, arguments[1:])
+    config = parse(job, with_environment(job, arguments[1:]))
     with contextlib.redirect_stdout(sys.stderr):  # Keras prints while it downloads; `results` keeps the real one
         return int(job.main(config))
 
@@ -132,7 +129,7 @@ def split_json(arguments: list[str]) -> tuple[bool, list[str]]:
     return len(own) < end, own + arguments[end:]
 
 
-def check_name(name: str, jobs: typing.Sequence[str]) -> None:
+def check_name(name: str, jobs: Sequence[str]) -> None:
     """Raise UsageError for what is no job, with the names that it may be meant for."""
     from bottleneck.errors import UsageError
 
@@ -145,65 +142,9 @@ def check_name(name: str, jobs: typing.Sequence[str]) -> None:
     raise UsageError(f"unknown job '{name}'{meant} The jobs are {', '.join(jobs)}.")
 
 
-def parse(job: ModuleType, arguments: list[str]) -> Any:
-    """A job's Config from its command line, which is derived from the Config's fields and their docstrings."""
-    import tyro
-
-    from bottleneck.errors import UsageError
-    from jobs import results
-
-    if hasattr(job, "check_arguments"):
-        job.check_arguments(arguments)
-    name = f"bottleneck {job.__name__.removeprefix('jobs.')}"
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(
-                job.Config,
-                prog=name,
-                description=f"{job.__doc__}\n{NOTE}",
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            )
-    except SystemExit as end:
-        if not end.code:  # --help
-            results.flush()
-            raise
-        raise UsageError(f"{_unboxed(told.getvalue())} See {name} --help.") from None
-    except BrokenPipeError:  # `--help | head`
-        results.silence(sys.stdout)
-        raise SystemExit(0) from None
-
-
-def _unboxed(box: str) -> str:
-    """The sentences of tyro's complaint, which comes in a box with a title, a frame and colours that terminals vary."""
-    plain = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│]", "", box)
-    told = " ".join(line.strip() for line in plain.strip().splitlines()[1:])  # without the title
-    parts = [part.strip() for part in re.split(r"[─-]{10,}", told)]
-    said = [part for part in parts if part and not part.startswith("For full helptext")]
-    return " ".join(part if part.endswith((".", ")")) else f"{part}." for part in said)
-
-
-def options(config: type, *, named: bool = False) -> list[str]:
-    """The names of a Config's options, nested ones included.
-
-    Args:
-        named: leave out those that are told by their place.
-    """
-    from tyro.conf import Positional
-
-    hints = typing.get_type_hints(config, include_extras=True)
-    names = []
-    for field in dataclasses.fields(config):
-        kind = hints[field.name]
-        if dataclasses.is_dataclass(kind):
-            names += options(kind, named=named)  # type: ignore[arg-type]
-        elif not (named and Positional in getattr(kind, "__metadata__", ())):
-            names.append(field.name)
-    return names
-
-
 def _overview(stream: Any) -> None:
+    from jobs.command_line import NOTE
+
     print("usage: bottleneck JOB ...   (bottleneck JOB --help shows its options)\n", file=stream)
     for name in JOBS:
         print(f"  {name:10} {_first_line(name)}", file=stream)

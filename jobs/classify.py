@@ -1,11 +1,10 @@
-"""Say what is on a few images: the most probable classes of each, without Ray and without an output.
+"""Classify a few images, without Ray and without an output.
 
     bottleneck classify daisy.jpg s3://bucket/photos/tulip.jpg --head head/
     bottleneck classify daisy.jpg --base mobilenet_0.75 --top 3
 
-With a head its classes, on the network its features came from; without one the network's own 1,000 ImageNet classes.
-About ten seconds, most of them Keras' start. An image that cannot be used gets a line with its reason, the others are
-classified all the same, and the exit code is 6.
+Prints the most probable classes of each image: the head's, or without a head the 1,000 ImageNet classes of the network.
+An image that cannot be decoded gets a line with the reason; the others are classified, and the exit code is 6.
 """
 
 import logging
@@ -39,16 +38,16 @@ class Config:
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
     """Files or s3:// URIs."""
     head: str | None = None
-    """The head to ask: a folder or s3:// prefix. Default: the network's own classes."""
+    """Head to classify with: a folder or s3:// prefix. Default: the network's own classes."""
     base: str | None = None
-    """Without a head, the network to ask, by a name of `bottleneck describe`. Default: vgg16."""
+    """Network to classify with if there is no head; `bottleneck describe` lists the names. Default: vgg16."""
     weights: str | None = None
-    """Weights of the network, with its top where there is no head. Default: those of the head, else `imagenet`."""
+    """Weights of the network, with its top if there is no head. Default: the head's, else `imagenet`."""
     names: str | None = None
-    """Without a head, names of the classes: Keras' imagenet_class_index.json, or text with a name a line. Default: the
-    one in Keras' cache."""
+    """Class names if there is no head: Keras' imagenet_class_index.json, or a text file with one name per line.
+    Default: the file in Keras' cache."""
     top: int = 5
-    """Classes to show of each image."""
+    """Classes to show per image."""
 
 
 def main(config: Config) -> int:

@@ -1,10 +1,9 @@
-"""Run the main job on photos this machine already has: scikit-learn's handwritten digits.
+"""Run the main job on images that come with scikit-learn: handwritten digits.
 
     bottleneck demo
 
-Writes 400 digits as image files in class folders, extracts VGG16 features, verifies them, fits a head on them and
-writes its report. ImageNet weights if they are cached or can be downloaded, else random ones. About a minute
-on two cores; the second time it takes seconds, as everything is done already.
+Writes 400 digits as image files, extracts VGG16 features, verifies them, fits a head and writes its report. Uses
+ImageNet weights if they are cached or can be downloaded, else random ones.
 """
 
 import logging
@@ -35,7 +34,7 @@ IMAGENET_HOST = "storage.googleapis.com"
 @dataclass(frozen=True, kw_only=True)
 class Config:
     folder: str = "bottleneck-demo"
-    """Where images and features go."""
+    """Folder for images and features."""
 
 
 def main(config: Config) -> int:

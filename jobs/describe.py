@@ -1,11 +1,10 @@
-"""Show what a network is made of: every layer, its output, its parameters and the features that can be taken from it.
+"""Show the layers of a network, and the features that can be taken from them.
 
     bottleneck describe
     bottleneck describe inception_v3
     bottleneck describe mobilenet_0.5 --plot mobilenet.svg
 
-Without BASE it lists the names there are, in a second. With one it builds that network without weights, so nothing is
-downloaded: ten seconds.
+Lists all bases if BASE is not given. Builds the network without weights, so nothing is downloaded.
 """
 
 import logging
@@ -27,9 +26,9 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     base: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[BASE]")] = None
-    """The network: `vgg16`, `inception_v3`, `mobilenet_v2_0.35`, ... Default: list the names of all."""
+    """The network, as `vgg16`, `inception_v3` or `mobilenet_v2_0.35`. Default: list all names."""
     plot: str | None = None
-    """Also draw it, to a file or s3:// URI ending in .png or .svg."""
+    """Also draw the network, to a file or s3:// URI ending in .png or .svg."""
 
 
 def main(config: Config) -> int:

@@ -1,13 +1,11 @@
-"""Compare two outputs of the same images, so that "may I upgrade?" has an answer.
+"""Compare two outputs of the same images, for example before an upgrade.
 
     bottleneck diff features/ features-new/
     bottleneck diff features/ s3://bucket/features-float32 --top 20 --min-cosine 0.9999
 
-For outputs of `extract` whose features may have been made otherwise: other precision, versions of Keras, hardware,
-weights. Rows are joined by key and streamed, a million images of 512 values in half a minute. It tells which settings
-and versions differ, which images are in one only or came to another outcome, and how far the features of every layer
-that both have are apart, with the worst images. Exit code 0 if all images in both came to the same outcome with a
-cosine of at least `--min-cosine`, else 1.
+Prints which settings and versions differ, which images are in only one output or have another outcome, and how far the
+features of each common layer are apart, with the worst images. Exit code 0 if all common images have the same outcome
+and a cosine of at least --min-cosine, else 1.
 """
 
 import logging
@@ -32,13 +30,13 @@ class Config:
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
     """An output of `bottleneck extract`, such as the one in use."""
     b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
-    """Another, of the same images."""
+    """Another output of the same images."""
     top: int = 10
-    """Images of each layer to name, the smallest cosine first."""
+    """Images to list per layer, the smallest cosine first."""
     min_cosine: float = MIN_COSINE
     """Images whose features have a smaller cosine count as different."""
     allow_incomplete: bool = False
-    """Also compare outputs whose extraction is not finished, with the shards they have."""
+    """Also compare unfinished outputs, with the shards that exist."""
 
     def __post_init__(self) -> None:
         if self.top < 0:

@@ -1,11 +1,11 @@
-"""Look whether everything a run needs is there: this machine, a cluster, a source and an output.
+"""Check that everything a run needs is available: this machine, a cluster, a source and an output.
 
     bottleneck doctor
     bottleneck doctor s3://bucket/photos s3://bucket/features
     bottleneck doctor photos/ features/ --address http://127.0.0.1:8265
 
-Takes about 10 s, with a cluster some more; nothing can keep it waiting for ever. A line for each thing: ok, a warning,
-or a failure with what to do. Exit code 0 if nothing failed, else 5; the JSON line has every check.
+Prints a line for each check: ok, a warning, or a failure with its remedy. Every check has a time limit. Exit code 0 if
+nothing failed, else 5.
 """
 
 import os
@@ -29,11 +29,11 @@ WORDS = {"ok": ("ok  ", "32"), "warning": ("warn", "33"), "failure": ("FAIL", "3
 @dataclass(frozen=True, kw_only=True)
 class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE]")] = ""
-    """A source as for `extract`: it is listed and one image read."""
+    """A source, as for `extract`: it is listed, and one image is read."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[OUTPUT]")] = ""
-    """An output as for `extract`: a small object is created, and in a folder removed again."""
+    """An output, as for `extract`: a small object is created, and in a folder removed again."""
     address: str = ""
-    """HOST:PORT of a Ray cluster to join, or http(s)://... of its dashboard; RAY_ADDRESS where it is not given."""
+    """HOST:PORT of a Ray cluster to join, or http(s)://... of its dashboard. Default: RAY_ADDRESS."""
 
 
 def main(config: Config) -> int:

@@ -1,13 +1,12 @@
-"""Say how good a head is on labelled features: accuracy with its interval, every class, calibration, worst mistakes.
+"""Measure how well a head classifies labelled features.
 
     bottleneck evaluate head/ features/
     bottleneck evaluate head/ features/ --held-out
     bottleneck evaluate head/ s3://bucket/features --report report/
 
-Streams the features' shards; seconds for 100,000 images. Shows the classification report;
-`--report` writes report.html, confusion.png and evaluation.json (every count) to a folder or s3:// prefix.
-Features made otherwise than the head's are refused with exit code 4. On the features the head was fitted on the
-numbers are no estimate for new images, and the job says so; `--held-out` judges on the part that its fit held out.
+Prints a classification report with accuracy, its confidence interval, and the calibration error. Features with another
+fingerprint than the head's are refused with exit code 4. Figures on the images of the fit do not predict the accuracy
+on new images; --held-out evaluates on the images that the fit held out.
 """
 
 import logging
@@ -36,13 +35,13 @@ HELD_OUT = "Judged on the images that the fit of the head held out."
 @dataclass(frozen=True, kw_only=True)
 class Config:
     head: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HEAD")]
-    """The head to judge: a folder or s3:// prefix that `bottleneck fit` wrote."""
+    """The head to evaluate: a folder or s3:// prefix written by `bottleneck fit`."""
     features: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")]
     """Labelled features: an output of `bottleneck extract`."""
     held_out: bool = False
-    """Judge only on the images that the head's own fit held out; FEATURES are those of the fit."""
+    """Evaluate only on the images that the fit held out; FEATURES must be those of the fit."""
     allow_incomplete: bool = False
-    """Also take features whose extraction is not finished, with the shards there are."""
+    """Also evaluate on unfinished features, with the shards that exist."""
     report: str | None = None
     """Folder or s3:// prefix for report.html, confusion.png and evaluation.json."""
 

@@ -1,14 +1,12 @@
-"""Write features, or a head with its network, as one file for other programs.
+"""Export features, or a head together with its network, as a single file for other programs.
 
     bottleneck export features/ flowers.h5
     bottleneck export features/ s3://bucket/flowers.tfrecord --layer block5_pool:avg
     bottleneck export head/ flowers.keras
 
-The suffix of FILE says what is written. Of features: .h5 or .hdf5 (`features`, `labels`, `label_names`, `keys`), .npz
-(the same), .npy (the matrix alone), .tfrecord (one tf.train.Example an image) or .lance; the ok rows, shuffled unless
-asked otherwise, in flat memory, about 60 MB a second (TFRecord 20). Of a head: .keras or .onnx, uint8 images in and
-probabilities of the classes out, compared with what the head says, with FILE.json beside it; about half a minute. The
-file appears under its name when it is whole, and one that is there is never replaced.
+The suffix of FILE selects the format. Features: .h5, .hdf5, .npz, .npy, .tfrecord or .lance, the ok rows in shuffled
+order. Heads: .keras or .onnx, from uint8 images to class probabilities, with a description in FILE.json. The file
+appears when it is complete; an existing file is never replaced.
 """
 
 import logging
@@ -36,22 +34,21 @@ OF_HEADS = (".keras", ".onnx")
 @dataclass(frozen=True, kw_only=True)
 class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES|HEAD")]
-    """An output of `bottleneck extract`, or a head that `bottleneck fit` wrote: a folder or s3:// prefix."""
+    """An output of `bottleneck extract`, or a head written by `bottleneck fit`: a folder or s3:// prefix."""
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """What to write: a new file or s3:// URI ending in .h5, .hdf5, .npz, .npy, .tfrecord, .tfrecords or .lance (of
-    features), .keras or .onnx (of a head)."""
+    """A new file or s3:// URI, ending in .h5, .hdf5, .npz, .npy, .tfrecord, .tfrecords or .lance for features, .keras
+    or .onnx for a head."""
     layer: str | None = None
-    """The features' column; may be left out where there is only one. Of features."""
+    """Column of the features. Required if there are several."""
     order: Order = "shuffled"
-    """`shuffled`, the same way each time, so that any slice is a random sample of all classes; or `plan`, in which the
-    images of a class stand together. Of features."""
+    """Features: `shuffled`, in the same order each time, so that any slice is a random sample of all classes, or
+    `plan`, where the images of a class are adjacent."""
     flat: bool = False
-    """Write LAYER:none as one vector an image, in place of the map's shape (H x W x C). Of features."""
+    """Features: write LAYER:none as one vector per image instead of a map (H x W x C)."""
     weights: str | None = None
-    """Where the network's weights are now, if they moved; others are refused. Default: where the head says. Of a
-    head."""
+    """Heads: weights of the network, if they have moved since the fit; their sha256 must be the same."""
     allow_incomplete: bool = False
-    """Also export features whose extraction is not finished, with the shards there are."""
+    """Also export unfinished features, with the shards that exist."""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -3,8 +3,8 @@
     bottleneck extract photos/ features/
     bottleneck extract s3://bucket/photos s3://bucket/features --layers block5_pool:avg fc2
 
-Plans if there is no plan, extracts what is missing on Ray, finishes. Kill it anywhere and run it again. VGG16 does 11
-images a second on two cores with AVX512-BF16, 60 with AMX. The JSON line says what was done and what there is.
+Plans the output if it has no plan, extracts the missing shards on Ray, and writes _SUCCESS.json. Kill it anywhere and
+run the same command again: only what is missing is extracted.
 """
 
 import logging
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Config(plan_job.Request):
     extend: bool = False
-    """Look at the source again and add the images the plan does not have."""
+    """List the source again and add the images that the plan does not have."""
     max_rejected: float = MAX_REJECTED
     """Share of the planned images that may be rejected before the run stops."""
     run: RunOptions = field(default_factory=RunOptions)

@@ -2,9 +2,8 @@
 
     bottleneck plan s3://bucket/photos s3://bucket/features
 
-Prints images, bytes, labels, shards, and an estimate of rate, time and size of the output, measured on a few of the
-images in 10 to 20 s. Seconds for a few thousand images; an S3 listing reads some ten thousand keys a second, tars are
-read once to index them. `bottleneck extract` with the same options goes on from there.
+Prints the numbers of images, bytes, labels and shards, and an estimate of rate, time and output size, measured on a few
+of the images. Run `bottleneck extract` with the same options to extract the plan.
 """
 
 from dataclasses import dataclass, field
@@ -31,26 +30,25 @@ class Request:
     """What a plan is made of; `bottleneck extract` asks for the same."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder, s3://bucket/prefix or URI fsspec reads that holds images, tars or Parquet files; or one tar, Parquet
-    file or list."""
+    """A folder, s3://bucket/prefix or URI with images, tars or Parquet files; or a single tar, Parquet file or list."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """A folder or s3://bucket/prefix for the features."""
+    features: FeatureRequest = field(default_factory=FeatureRequest)
     reading: Reading = field(default_factory=Reading)
     shard_size: int | None = None
-    """Images of a shard, the unit of work and of loss, in a new plan. Default: from 16 to 512, so that there are at
-    least 20 shards where there are images enough."""
-    features: FeatureRequest = field(default_factory=FeatureRequest)
+    """Images per shard of a new plan, the unit of work and of loss. Default: 16 to 512, so that there are at least 20
+    shards."""
     limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Request):
     max_rejected: float = MAX_REJECTED
-    """Share of the images that a list names that may be missing."""
+    """Share of the images of a list that may be missing."""
     use_gpu: bool = False
-    """Choose the precision for GPUs even where the cluster has none yet; as for `extract`."""
+    """Choose the precision for GPUs even if the cluster has none yet, as `extract` does."""
     no_estimate: bool = False
-    """Leave out the estimate of rate, time and size, for which a few images are extracted (10 to 20 s)."""
+    """Skip the estimate of rate, time and output size, which extracts a few images."""
 
 
 def main(config: Config) -> int:

@@ -3,9 +3,9 @@
     bottleneck predict new-photos/ head/ predictions/
     bottleneck predict features/ head/ predictions/
 
-The source holds images, or the features `extract` made of them, which needs no network and no Ray. Images
-take as long as `extract` does. Plans if there is no plan, predicts what is missing, finishes. Kill it anywhere and run
-it again. Ends with images by class, and accuracy where images have labels.
+The source holds images, or is an output of `bottleneck extract`, whose stored features need no network and no Ray. Kill
+it anywhere and run the same command again. Prints the number of images of each class, and the accuracy if images have
+labels.
 """
 
 import logging
@@ -53,24 +53,24 @@ NUM_SHOWN = 20
 @dataclass(frozen=True, kw_only=True)
 class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Images as `bottleneck extract` takes them, or its output."""
+    """Images, as for `bottleneck extract`, or its output."""
     head: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HEAD")]
-    """The folder or s3:// prefix of a head; it knows which features it needs."""
+    """A folder or s3:// prefix with a head, which records the features it needs."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """A folder or s3://bucket/prefix for the predictions."""
     top: int = 5
-    """Classes that a row names, the most probable first."""
+    """Classes per row, the most probable first."""
     weights: str | None = None
-    """Where the base's weights are on this machine, if not where they were when the head was fitted."""
+    """Weights of the base, if they have moved since the fit; their sha256 must be the same."""
     allow_incomplete: bool = False
-    """Predict what there is of features that are not finished; the predictions stay unfinished as well."""
+    """Predict the available part of unfinished features; the predictions remain unfinished, too."""
     reading: Reading = field(default_factory=Reading)
     shard_size: int | None = None
-    """Images of a shard, the unit of work and of loss, in a new plan. Default: from 16 to 512, so that there are at
-    least 20 shards where there are images enough; features keep theirs."""
+    """Images per shard of a new plan, the unit of work and of loss. Default: 16 to 512, so that there are at least 20
+    shards; stored features keep theirs."""
     limits: Limits = field(default_factory=Limits)
     extend: bool = False
-    """Look at the source again and add the images the plan does not have; of features also what was requeued."""
+    """List the source again and add the images that the plan does not have; for features, also reprocessed shards."""
     max_rejected: float = MAX_REJECTED
     """Share of the planned images that may be rejected before the run stops."""
     run: RunOptions = field(default_factory=RunOptions)

@@ -1,12 +1,11 @@
-"""Have images done again: those that were rejected for some reason, or have changed since they were planned.
+"""Reprocess images that were rejected, or that have changed since they were planned.
 
     bottleneck requeue features/ --reason missing truncated
     bottleneck requeue features/ --changed
     bottleneck requeue features/ --reason too_many_bytes --max-bytes 500000000
 
-Only plans, which takes as long as listing the source; `bottleneck extract` (or `predict`) then does those images again
-and replaces the files of their shards whole, each in one write. All other rows of these files stay as they are. The
-last line is the command to run.
+Only plans: `bottleneck extract` (or `predict`) then reprocesses these images and replaces each of their data files in
+one write. All other rows stay as they are. The last line printed is the command to run.
 """
 
 import logging
@@ -32,17 +31,17 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """The output of `bottleneck extract`, or of `bottleneck predict` from images."""
+    """An output of `bottleneck extract`, or of `bottleneck predict` on images."""
     reason: tuple[str, ...] = ()
-    """Images that were rejected for these reasons are done again, as the source has them now."""
+    """Reprocess images that were rejected for these reasons."""
     changed: bool = False
-    """Images whose size or etag in the source is not the planned one are done again."""
+    """Reprocess images whose size or etag in the source has changed since they were planned."""
     max_bytes: int | None = None
-    """A higher limit for the plan from now on; beside --reason too_many_bytes."""
+    """Raise this limit of the plan, together with --reason too_many_bytes."""
     max_pixels: int | None = None
-    """A higher limit for the plan from now on; beside --reason too_many_pixels."""
+    """Raise this limit of the plan, together with --reason too_many_pixels."""
     formats: tuple[ImageFormat, ...] = ()
-    """Accept these formats as well from now on (tiff, jpeg2000, heic); beside --reason unsupported_format."""
+    """Accept these formats from now on, together with --reason unsupported_format."""
 
     def __post_init__(self) -> None:
         check_choices(self)

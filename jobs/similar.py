@@ -1,12 +1,10 @@
-"""Find the images of a dataset that are most like one, by the cosine of their features.
+"""Find the images of a dataset that are most similar to one image.
 
     bottleneck similar daisy.jpg features/
     bottleneck similar daisy/0001.jpg s3://bucket/features --top 20 --sheet similar.html
 
-Exact: every stored row is compared, a million of 512 values in about three seconds on two cores. IMAGE is a file or
-s3:// URI, whose features are extracted as the dataset's were (about ten seconds, most of them Keras' start); or, where
-there is no such file, the key of an image of the dataset, whose stored features are taken. An image of the dataset is
-not listed as like itself. `--sheet` writes a page with thumbnails from the source.
+Compares the cosine similarity of every stored row. IMAGE is a file or s3:// URI, whose features are extracted first, or
+the key of an image of the dataset, whose stored features are used. The image itself is not listed.
 """
 
 import logging
@@ -33,19 +31,19 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """A file or s3:// URI; where there is none of this name, the key of an image of the dataset."""
+    """A file or s3:// URI, or the key of an image of the dataset."""
     features: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")]
     """The dataset to search: an output of `bottleneck extract`."""
     top: int = 10
     """Images to show, the most similar first."""
     layer: str | None = None
-    """The features' column; may be left out where there is only one."""
+    """Column of the features. Required if there are several."""
     sheet: str | None = None
-    """Also write a contact sheet, a self-contained page, to this file or s3:// URI ending in .html."""
+    """Also write a contact sheet, one self-contained page, to this file or s3:// URI ending in .html."""
     weights: str | None = None
-    """Where the network's weights are now, if they moved; others are refused. Default: where the dataset says."""
+    """Weights of the network, if they have moved since the extraction; their sha256 must be the same."""
     allow_incomplete: bool = False
-    """Also search features whose extraction is not finished, with the shards there are."""
+    """Also search unfinished features, with the shards that exist."""
 
     def __post_init__(self) -> None:
         if self.top < 1:

@@ -1,10 +1,9 @@
-"""Tell how far an output is, from its store alone: of a run somewhere else, or of one that is over.
+"""Show how far an output is.
 
     bottleneck status s3://bucket/features
     bottleneck status features/ --watch 10
 
-Takes seconds and no Ray: one listing, and the footers of 64 data files at most. Exit code 0 if the output is finished,
-3 if not; the JSON line says what is done, how fast, how long it will take, and what was rejected.
+Reads only the output's store, so it works for a run on any machine. Exit code 0 if the output is finished, 3 if not.
 """
 
 import logging
@@ -27,9 +26,9 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """The output of `bottleneck extract` or `bottleneck predict`."""
+    """An output of `bottleneck extract` or `bottleneck predict`."""
     watch: float = 0
-    """Look again every so many seconds until it is finished; 0 looks once."""
+    """Repeat every N seconds until the output is finished; 0 shows it once."""
 
 
 def main(config: Config) -> int:

@@ -1,10 +1,10 @@
-"""Send a job to a Ray cluster, through the cluster's dashboard.
+"""Submit a job to a Ray cluster, through the cluster's dashboard.
 
     bottleneck submit --address http://127.0.0.1:8265 -- extract s3://bucket/photos s3://bucket/features
     bottleneck submit --address https://ray.example.com --wait -- verify s3://bucket/features --full
 
-What comes after `--` is any other job with its arguments, which are checked here first. Takes about five seconds; with
---wait as long as the job, whose log, JSON object and exit code become this one's. Ctrl-C ends the waiting, not the job.
+Everything after `--` is the job with its arguments, which are checked first. With --wait, the job's log, JSON object
+and exit code become those of this command; Ctrl-C then stops the waiting, not the job.
 """
 
 import contextlib
@@ -44,15 +44,15 @@ NOT_FOUND = 127
 @dataclass(frozen=True, kw_only=True)
 class Config:
     job: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="-- JOB ...")]
-    """The job, as after `bottleneck`: its name and arguments."""
+    """The job's name and arguments, as after `bottleneck`."""
     address: str
-    """URL of the cluster's dashboard. Another machine's needs https:// or a token (RAY_AUTH_MODE=token)."""
+    """URL of the cluster's dashboard. On another machine it needs https:// or a token (RAY_AUTH_MODE=token)."""
     wait: bool = False
-    """Show the job's log until it ends, and end with its exit code."""
+    """Show the job's log until it ends, and exit with its exit code."""
     with_code: bool = False
-    """Send this installation's own code along, in place of what the cluster's image has."""
+    """Send the code of this installation along, instead of using the cluster's."""
     ca_file: str | None = None
-    """Certificates to trust for https://, a PEM file or a folder, in place of the system's."""
+    """Certificates to trust for https://, a PEM file or a folder. Default: the system's."""
 
 
 @dataclass(frozen=True)

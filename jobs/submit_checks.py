@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bottleneck.errors import UsageError
-from jobs.__main__ import JOBS, check_name, parse, split_json
+from jobs.__main__ import JOBS, check_name, split_json
+from jobs.command_line import parse
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
     bottleneck verify features/
     bottleneck verify features/ --full --recompute 20
 
-Every data file's footer by default; `--full` reads every value; `--recompute N` extracts N random images again. Exit
-code 0 if all is well, 3 if shards are missing, 1 if anything is corrupt or foreign; each such object is named.
+Reads the footer of every data file. Names every object that is missing, foreign or corrupt. Exit code 0 if all is well,
+3 if shards are missing, 1 if anything is corrupt or foreign.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from jobs.results import answer, show
 @dataclass(frozen=True, kw_only=True)
 class Config:
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """The output of `bottleneck extract` or `bottleneck predict`."""
+    """An output of `bottleneck extract` or `bottleneck predict`."""
     full: bool = False
-    """Read every row and value as well, not only the footers."""
+    """Read every row, value and byte, not only the footers."""
     recompute: int = 0
-    """Extract this many random images again from the source and compare; of features only."""
+    """Extract N random images of the source again and compare their features."""
 
 
 def main(config: Config) -> int:

@@ -14,7 +14,8 @@ from bottleneck.dataset.export import export_features
 from bottleneck.dataset.features import open_features
 from bottleneck.extract.local import extract_images
 from bottleneck.spec import FeatureRequest
-from jobs.__main__ import JOBS, options, parse
+from jobs.__main__ import JOBS
+from jobs.command_line import options, parse
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

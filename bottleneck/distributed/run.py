@@ -51,15 +51,15 @@ DETAILS_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run uses its machines; changes speed, never a feature."""
+    """How a run uses its machines. Changes speed, never a feature."""
 
     num_actors: tuple[int, ...] = ()
-    """Networks side by side, or the least and the most of them: the most are asked of the cluster, and start as it
-    grows. Default: one a GPU; without GPUs one for every eight cores."""
+    """Number of networks, or the minimum and maximum. The maximum is requested from the cluster; networks start as it
+    grows. Default: one per GPU, or one per eight cores without GPUs."""
     use_gpu: bool = False
-    """Networks on GPUs even where the cluster has none yet; those it has are always used."""
+    """Wait for GPUs if the cluster has none yet. GPUs that it has are always used."""
     batch_size: int | None = None
-    """Images a network takes at once, at most: shards are divided evenly. Default: 32 on CPUs, 256 on GPUs."""
+    """Largest number of images in a batch; shards are divided evenly. Default: 32 on CPUs, 256 on GPUs."""
 
     def __post_init__(self) -> None:
         if list(self.num_actors) != sorted(self.num_actors) or min(self.num_actors, default=1) < 1:

@@ -25,27 +25,27 @@ HEAD_JSON = "head.json"
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRequest:
-    """The head a user asks for."""
+    """The head to fit."""
 
     kind: Kind = "logistic"
     """`logistic` (scikit-learn's LogisticRegression), `svm` (its LinearSVC), or `mlp` (256 hidden units)."""
     layer: str | None = None
-    """Column of the features to fit on; may be left out where there is only one."""
+    """Column of the features to fit on. Required if there are several."""
     c: tuple[float, ...] = (1.0,)
-    """Inverse strength of the L2 penalty; of several values the best by cross-validation is taken. Not for mlp."""
+    """Inverse strength of the L2 penalty. Of several values, cross-validation chooses the best. Not for mlp."""
     folds: int = 3
-    """Of the cross-validation."""
+    """Folds of the cross-validation."""
     test_fraction: float = 0.25
-    """Share of each class that is held out of the fit and judged at the end; 0 for none."""
+    """Share of each class to hold out of the fit and evaluate on; 0 for none."""
     test_keys: tuple[str, ...] = ()
-    """Hold out the images whose keys match one of these patterns instead, as 'test/*'; * also stands for slashes."""
+    """Hold out the images whose keys match one of these patterns instead, such as 'test/*'; * also matches slashes."""
     group_by: str | None = None
-    """Keep images of one group together, in the test as in folds. A regular expression that is searched for in keys,
-    where what its parentheses match names the group; or a column of the features' table."""
+    """Keep the images of a group in the same split and fold. A regular expression searched in the keys, whose
+    parentheses match the name of the group, or a column of the features."""
     scale: Scale = "none"
-    """`standard` removes mean and variance of every feature, `l2` gives each image's features length 1."""
+    """`standard` removes mean and variance of every feature; `l2` scales each image's features to length 1."""
     class_weight: ClassWeight = "none"
-    """`balanced` weighs classes by the inverse of their number of images."""
+    """`balanced` weights classes by the inverse of their number of images."""
 
     def __post_init__(self) -> None:
         check_choices(self)

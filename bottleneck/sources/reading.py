@@ -15,28 +15,28 @@ ImageFormat = Literal["tiff", "jpeg2000", "heic"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a source is read; part of the plan, as an extension must read it the same way."""
+    """How the source is read. Part of the plan: an extension reads it the same way."""
 
     labels: Literal["folder", "none"] = "folder"
-    """`folder`: an image's label is the name of the folder that holds it, unless its tar, table or list brings one."""
+    """`folder`: the label of an image is the name of its folder, unless its tar, table or list has labels. `none`: no
+    labels from folders."""
     source_format: SourceFormat = "auto"
-    """`files`: images are objects of their own; `webdataset`: they are in tars; `parquet`: in a column of Parquet
-    files; `list`: a CSV or Parquet file names them. `auto`: what the source looks like."""
+    """`files`: each image is an object. `webdataset`: images in tars. `parquet`: images in a column of Parquet files.
+    `list`: a CSV, JSON Lines or Parquet file that names them. `auto`: detected."""
     image_column: str | None = None
-    """Of Parquet files, the column with the images' bytes; of a list, the one with their names. Default: found by type
-    or name."""
+    """Column with the images' bytes in Parquet files, or with their names in a list. Default: detected."""
     label_column: str | None = None
-    """Of Parquet files and lists, the column with labels (`label`); of tars `cls`, `txt` or a field of the `.json`."""
+    """Column with labels in Parquet files and lists (default: `label`); in tars `cls`, `txt` or a field of the
+    `.json`."""
     label_names: tuple[str, ...] = ()
-    """Class names where labels are numbers: a text file with a name a line, the first for label 0, or the names."""
+    """Class names for labels that are numbers: a text file with one name per line, the first for label 0, or the names
+    themselves."""
     roots: tuple[str, ...] = ()
-    """Folders and prefixes whose objects a list may name, beside the one it is in, and folders that links in the source
-    may lead to."""
+    """Further folders and prefixes whose objects a list may name, and folders that links in the source may lead to."""
     follow_links: bool = False
-    """Follow symbolic links in a folder wherever they lead, also out of the source and the roots."""
+    """Follow symbolic links everywhere, not only to targets in the source and the roots."""
     accept_cut: bool = False
-    """Take what is there of tars that are cut off, as by a broken download, with a warning each. They stop the plan
-    otherwise."""
+    """Plan the readable part of truncated tars, with a warning. By default a truncated tar stops the plan."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -61,15 +61,15 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Which images a plan accepts; part of the plan, as a resumed run must reject the same ones."""
+    """Which images are accepted. Part of the plan: a resumed run rejects the same ones."""
 
     max_bytes: int = 100_000_000
-    """Images with more bytes are not fetched but rejected as `too_many_bytes`."""
+    """Reject images with more bytes as `too_many_bytes`, without fetching them."""
     max_pixels: int = 100_000_000
-    """Images whose header says more pixels are not decoded but rejected as `too_many_pixels`."""
+    """Reject images with more pixels in their header as `too_many_pixels`, without decoding them."""
     formats: tuple[ImageFormat, ...] = ()
-    """Formats to accept beside JPEG, PNG, WebP, GIF, BMP and AVIF, of `tiff`, `jpeg2000` and `heic` (which takes the
-    package pillow-heif). Their decoders are a wider surface for hostile files."""
+    """Formats to accept in addition to JPEG, PNG, WebP, GIF, BMP and AVIF. `heic` needs the package pillow-heif. Their
+    decoders widen the attack surface for hostile files."""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -1,4 +1,4 @@
-"""Compare `extract` with the tutorials' loop, and with the most this machine can do, on your own images.
+"""Compare `bottleneck extract` with the tutorials' loop, other programs and the machine's limits, on your own images.
 
     bottleneck benchmark photos/
     bottleneck benchmark photos/ --num-images 2048 --rounds 3
@@ -10,19 +10,10 @@
     bottleneck benchmark --what head-growth --num-images 200000 --dim 512 --classes 100 --num-workers 2
     bottleneck benchmark --what similar --num-images 1000000 --dim 512
 
-Four measurements on the same images, one after the other, each in fresh processes: the command `bottleneck extract`;
-the loop of the tutorials (load_img, preprocess_input, model.predict in float32 on batches of 32, HDF5); the network
-alone on random pixels; decoding alone. The last two give the ceiling: cores / (core-seconds an image of network +
-decode). Rates leave out start-up, and so the shards the job decodes before its first batch: give fast machines more
-images. 256 images and VGG16 take 2 minutes on two idle cores with AVX512-BF16. The JSON line holds all figures.
-
-`--what peers` takes the same images through Ray Data as its documentation writes it and through PyTorch, `--what s3`
-through a bucket and a disk. `--what growth` takes no source: it plans, extracts, resumes and verifies made-up images, a
-thousand to a million.
-
-`--what head` compares fitting with scikit-learn's instead, on the features of an output of `extract`. `--what
-head-growth` takes no source: it fits on made-up features, few and many, and says what more of them cost. `--what
-similar` takes none either: it searches made-up features for those most like one.
+By default, four measurements on the same images, each in fresh processes: the command `bottleneck extract`; the
+tutorials' loop (load_img, preprocess_input, model.predict in float32 on batches of 32, HDF5); the network alone on
+random pixels; decoding alone. The last two give the ceiling: cores / (core-seconds per image of both). Rates
+leave out start-up. With --json the result holds all figures; jobs/benchmark/README.md explains the other measurements.
 """
 
 import importlib
@@ -43,29 +34,30 @@ IN_BUCKET = ("s3", "faults")
 @dataclass(frozen=True, kw_only=True)
 class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
-    """A folder or s3://bucket/prefix with images; copied to a temporary folder before anything is measured. For `head`
-    an output of `bottleneck extract`."""
+    """A folder or s3://bucket/prefix with images, which are copied to a temporary folder first. For `head`, an output
+    of `bottleneck extract`."""
     what: Literal["extract", "peers", "s3", "faults", "growth", "head", "head-growth", "similar"] = "extract"
-    """What is measured: extraction, beside other programs, from S3, from S3 with faults, as images grow in number;
-    fitting beside scikit-learn, as images grow in number; or searching."""
+    """`extract`: the command beside the tutorials' loop. `peers`: beside other programs. `s3`, `faults`: from and to a
+    bucket, without and with faults. `growth`: with growing numbers of images. `head`, `head-growth`: fits. `similar`:
+    searches."""
     num_images: int | None = None
-    """Taken evenly from the whole source; one with fewer is gone through again. 256 unless given; the made-up images of
-    `head-growth` are 200,000 unless given, those of `growth` and `similar` 1,000,000. `head` takes all."""
+    """Images to take evenly from the source; a smaller source is repeated. Default: 256; 200,000 for `head-growth`;
+    1,000,000 for `growth` and `similar`; all for `head`."""
     rounds: int = 1
-    """Times everything is measured; the figures are medians."""
+    """Repetitions; the figures are medians."""
     bucket: str = ""
-    """s3://bucket/prefix below which a copy of the images is put, and removed in the end. Of `s3` and `faults`."""
+    """`s3`, `faults`: s3://bucket/prefix for a temporary copy of the images."""
     features: FeatureRequest = field(default_factory=lambda: FeatureRequest(weights="random:0"))
     layer: str | None = None
-    """Column to fit on; may be left out where there is only one. Of `head`."""
+    """`head`: column to fit on. Required if there are several."""
     limit_seconds: float = 30.0
-    """For scikit-learn at this project's precision, each value of C. Of `head`."""
+    """`head`: time limit of scikit-learn at this project's precision, for each value of C."""
     dim: int = 512
-    """Dimensions of made-up features."""
+    """Dimensions of synthetic features."""
     classes: int = 100
-    """Classes of made-up features."""
+    """Classes of synthetic features."""
     num_workers: int = 1
-    """Of `bottleneck fit`."""
+    """Workers of `bottleneck fit`."""
 
     def __post_init__(self) -> None:
         check_choices(self)

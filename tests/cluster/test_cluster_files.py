@@ -16,7 +16,8 @@ import yaml
 from assets import asset
 
 from bottleneck.distributed.metrics import METRICS
-from jobs.__main__ import JOBS, parse
+from jobs.__main__ import JOBS
+from jobs.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"

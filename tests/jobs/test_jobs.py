@@ -16,7 +16,8 @@ from tiny import digits_folder, jpeg, write_files
 
 from bottleneck.console import duration
 from jobs import results
-from jobs.__main__ import JOBS, main, options
+from jobs.__main__ import JOBS, main
+from jobs.command_line import options
 from jobs.demo import head_of
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
@@ -28,9 +29,9 @@ OPTIONS = {
         *[
             "source",
             "output",
+            *FEATURES,
             *READING,
             "shard_size",
-            *FEATURES,
             *LIMITS,
         ],
         *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size"],
@@ -38,9 +39,9 @@ OPTIONS = {
     "plan": [
         "source",
         "output",
+        *FEATURES,
         *READING,
         "shard_size",
-        *FEATURES,
         *LIMITS,
         "max_rejected",
         "use_gpu",
@@ -104,7 +105,7 @@ def test_every_job_says_what_it_does(job: str, capsys: pytest.CaptureFixture[str
         main([job, "--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert "exit codes" in shown
+    assert "Exit codes" in shown
     assert f"bottleneck {job}" in shown
 
 

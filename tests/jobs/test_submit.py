@@ -35,7 +35,8 @@ from tiny import photos
 from bottleneck.distributed.dashboard import LostError, NoAgentError, check_address
 from bottleneck.distributed.job_log import Transcript, follow
 from bottleneck.errors import ClusterError, UsageError
-from jobs.__main__ import JOBS, main, options
+from jobs.__main__ import JOBS, main
+from jobs.command_line import options
 from jobs.submit import entrypoint, outcome, patient
 from jobs.submit_checks import PLACES
 
