@@ -8,6 +8,7 @@ and exit code become those of this command; Ctrl-C then stops the waiting, not t
 """
 
 import contextlib
+import importlib
 import logging
 import secrets
 import shlex
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from bottleneck.distributed.job_log import Transcript, follow
 from bottleneck.errors import ClusterError, IncompleteError, UsageError
 from bottleneck.text import counted
 from jobs.__main__ import EXPECT_VERSION, JSON
+from jobs.command_line import with_environment
 from jobs.results import answer, show
 from jobs.submit_checks import check_job
 
@@ -93,6 +95,7 @@ def main(config: Config) -> int:
             dashboard.url,
         )
     check_job(config.job, dashboard.is_loopback)
+    config = replace(config, job=written_out(config.job))
     client = connect(dashboard)
     sent = send(client, dashboard, config)
     if config.wait:
@@ -101,6 +104,12 @@ def main(config: Config) -> int:
     sent.tell(show)
     answer(sent.to_json())
     return 0
+
+
+def written_out(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Write out what the environment chooses for a job, as no variable of this machine is sent along."""
+    job = importlib.import_module(f"jobs.{words[0]}")
+    return (words[0], *with_environment(job, list(words[1:])))
 
 
 def send(client: Any, dashboard: Dashboard, config: Config) -> Sent:

@@ -38,7 +38,10 @@ def test_help_shows_types_defaults_and_exit_codes(
 
 def test_what_matters_first_is_first(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = help_of("extract", capsys, monkeypatch)
-    order = [text.index(f"│ {option} ") for option in ("--base", "--weights", "--layers", "--roots", "--num-actors")]
+    order = [
+        re.search(rf"[│|] {option} ", text).start()
+        for option in ("--base", "--weights", "--layers", "--roots", "--num-actors")
+    ]
     assert order == sorted(order)
     assert "--max-rejected FLOAT" in text
     assert "(default: 0.05)" in text
