@@ -12,6 +12,9 @@ import pytest
 from jobs.__main__ import JOBS, main
 from jobs.command_line import docs_of, options, parse, with_environment
 from jobs.extract import Config
+from jobs.submit import written_out
+
+FIRST_TO_LAST = ("--base", "--weights", "--layers", "--roots", "--num-actors")
 
 
 def help_of(job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int = 100) -> str:
@@ -38,10 +41,9 @@ def test_help_shows_types_defaults_and_exit_codes(
 
 def test_what_matters_first_is_first(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = help_of("extract", capsys, monkeypatch)
-    order = [
-        re.search(rf"[│|] {option} ", text).start()
-        for option in ("--base", "--weights", "--layers", "--roots", "--num-actors")
-    ]
+    places = [re.search(rf"^\W*{option} ", text, re.M) for option in FIRST_TO_LAST]
+    order = [place.start() for place in places if place]
+    assert len(order) == len(FIRST_TO_LAST)
     assert order == sorted(order)
     assert "--max-rejected FLOAT" in text
     assert "(default: 0.05)" in text
@@ -71,6 +73,13 @@ def test_network_and_weights_may_come_from_the_environment(
     assert (given.features.base, given.features.weights) == ("vgg19", "random:0")
     same = parse(job, ["photos", "features", "--base", "resnet50", "--weights", "random:7"])
     assert same == config, "so the fingerprint is that of the same options typed"
+
+
+def test_a_job_that_is_sent_has_the_choice_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOTTLENECK_BASE", "resnet50")
+    words = ("extract", "s3://b/photos", "s3://b/features")
+    assert written_out(words) == (*words, "--base", "resnet50")
+    assert written_out(("verify", "s3://b/features")) == ("verify", "s3://b/features")
 
 
 @pytest.mark.parametrize(
