@@ -6,9 +6,10 @@ import numpy as np
 from tiny import REQUEST, jpeg, write_files
 
 from bottleneck.audit.verify import verify
-from bottleneck.dataset.features import finish, open_features
+from bottleneck.dataset.features import open_features
 from bottleneck.dataset.plan import make_plan
 from bottleneck.dataset.plan_parts import read_images
+from bottleneck.dataset.success import finish
 from bottleneck.extract.decode import Decoded, Rejected, decode
 from bottleneck.extract.prepare import Work, prepare_shard
 from bottleneck.extract.shard import extract_prepared

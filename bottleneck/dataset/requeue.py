@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bottleneck.dataset.extend import append
-from bottleneck.dataset.features import finished
 from bottleneck.dataset.footer import read_footer
 from bottleneck.dataset.plan import Plan, shown
 from bottleneck.dataset.plan_parts import (
@@ -33,6 +32,7 @@ from bottleneck.dataset.plan_parts import (
     write_part,
 )
 from bottleneck.dataset.schema import Reason, check_schema
+from bottleneck.dataset.success import finished
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.sources.containers import ContainerFile
 from bottleneck.sources.image import Image

@@ -13,9 +13,9 @@ from bottleneck import errors
 from bottleneck.child import raised
 from bottleneck.console import Progress
 from bottleneck.dataset.extend import Extended
-from bottleneck.dataset.features import Receipt
 from bottleneck.dataset.plan import Plan, differences
 from bottleneck.dataset.plan_parts import Shard
+from bottleneck.dataset.write import Receipt
 from bottleneck.distributed.heap import Trimmer
 from bottleneck.distributed.monitor import Live
 from bottleneck.distributed.pipeline import Order, stages

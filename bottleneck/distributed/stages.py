@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from bottleneck.child import as_result
-from bottleneck.dataset.features import Receipt
 from bottleneck.dataset.plan_parts import Shard
+from bottleneck.dataset.write import Receipt
 from bottleneck.extract.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.extract.sandbox import GuardedByProcess, guarded_by_exit
 from bottleneck.extract.shard import Columns, extract_prepared

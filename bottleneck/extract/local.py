@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bottleneck.dataset.features import finished
 from bottleneck.dataset.plan import MAX_REJECTED
+from bottleneck.dataset.success import finished
 from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.prepare import Work
 from bottleneck.extract.shard import extract_shard

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from bottleneck.child import ChildDiedError, answer, ask
 from bottleneck.cores import count_cores
-from bottleneck.dataset.features import encode, outcomes
 from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.plan_parts import Shard, read_images
 from bottleneck.dataset.schema import data_schema
+from bottleneck.dataset.write import encode, outcomes
 from bottleneck.errors import BottleneckError, FeaturesError
 from bottleneck.extract.estimate import Costs, Estimate
 from bottleneck.extract.prepare import Work, prepare_images

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from bottleneck.dataset.features import Receipt, write_shard
 from bottleneck.dataset.plan import data_name
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.schema import data_schema
+from bottleneck.dataset.write import Receipt, write_shard
 from bottleneck.extract.prepare import Prepared, Taken, Work, prepare_shard
 from bottleneck.networks.base import Base
 from bottleneck.storage.store import open_store

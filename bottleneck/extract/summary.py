@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bottleneck.dataset.extend import Extended
-from bottleneck.dataset.features import Receipt, finish, finished
 from bottleneck.dataset.plan import Plan, check_max_rejected
 from bottleneck.dataset.plan_parts import Shard
+from bottleneck.dataset.success import finish, finished
+from bottleneck.dataset.write import Receipt
 from bottleneck.errors import TooManyRejectedError
 from bottleneck.storage.store import open_store
 from bottleneck.text import counted

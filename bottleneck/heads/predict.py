@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 
 from bottleneck.console import Progress
 from bottleneck.dataset.extend import Extended, append
-from bottleneck.dataset.features import Features, Receipt, read_table, write_shard
+from bottleneck.dataset.features import Features, read_table
 from bottleneck.dataset.footer import revision_in
 from bottleneck.dataset.plan import Plan, check_output, commit_plan, differences, load_plan
 from bottleneck.dataset.plan_parts import Revision, Shard, copy, read_images
 from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
+from bottleneck.dataset.write import Receipt, write_shard
 from bottleneck.errors import CorruptError, FingerprintError, IncompleteError, UsageError
 from bottleneck.extract.prepare import Work
 from bottleneck.extract.shard import ok_mask

@@ -14,9 +14,9 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
-from bottleneck.dataset.features import finished
 from bottleneck.dataset.footer import read_footer
 from bottleneck.dataset.plan import NUM_FOOTERS_READ, load_plan
+from bottleneck.dataset.success import finished
 from bottleneck.errors import UsageError
 from bottleneck.storage.store import Entry, Store, open_store
 

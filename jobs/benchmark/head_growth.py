@@ -15,10 +15,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from bottleneck.dataset.features import finish, write_shard
 from bottleneck.dataset.plan import commit_plan
 from bottleneck.dataset.plan_parts import freeze
 from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.sources.image import Image
 from bottleneck.sources.reading import Limits, Reading
 from bottleneck.spec import FeatureSpec

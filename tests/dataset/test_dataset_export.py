@@ -20,8 +20,10 @@ from tiny import data_rows, spec, write_files
 
 from bottleneck.dataset import shuffle
 from bottleneck.dataset.export import WRITERS, Order, export_features
-from bottleneck.dataset.features import Features, finish, open_features, write_shard
+from bottleneck.dataset.features import Features, open_features
 from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError, StoreError, UsageError
 from bottleneck.storage.store import open_store
 from jobs.__main__ import main

@@ -17,18 +17,13 @@ import tiny
 
 from bottleneck import __version__
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.features import (
-    SUCCESS,
-    Receipt,
-    finish,
-    finished,
-    open_features,
-    write_shard,
-)
+from bottleneck.dataset.features import open_features
 from bottleneck.dataset.footer import TAIL_BYTES, read_footer
 from bottleneck.dataset.plan import Plan, make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.schema import data_schema
+from bottleneck.dataset.success import SUCCESS, finish, finished
+from bottleneck.dataset.write import Receipt, write_shard
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
 from bottleneck.spec import FeatureSpec
 from bottleneck.storage.local import FolderStore

@@ -26,11 +26,13 @@ from servers import S3Server
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.features import finish, finished, open_features, read_table, write_shard
+from bottleneck.dataset.features import open_features, read_table
 from bottleneck.dataset.footer import read_footer
 from bottleneck.dataset.plan import Plan, load_plan, make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import Requeued, requeue_plan
+from bottleneck.dataset.success import finish, finished
+from bottleneck.dataset.write import write_shard
 from bottleneck.distributed.stages import _message, _unpacked
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.extract.prepare import Prepared, Work, prepare_shard

@@ -21,10 +21,10 @@ from test_requeue import SPEC, MeanBase, extract
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.features import finish
 from bottleneck.dataset.plan import Plan, data_name, load_plan, make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
+from bottleneck.dataset.success import finish
 from bottleneck.storage.store import open_store
 
 SHARD_SIZE = 3

@@ -29,8 +29,9 @@ from proxy import Fault, FaultProxy
 from servers import CephServer, S3Server, free_port
 
 from bottleneck.audit.verify import verify
-from bottleneck.dataset.features import finish, write_shard
 from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.doctor import machine
 from bottleneck.doctor.checks import Check, Finding, examine, without_secrets
 from bottleneck.doctor.cluster import check_address, try_cluster

@@ -19,8 +19,10 @@ from proxy import FaultProxy
 from servers import S3Server
 
 from bottleneck.audit.verify import verify
-from bottleneck.dataset.features import Receipt, finished, open_features
+from bottleneck.dataset.features import open_features
 from bottleneck.dataset.plan import Plan, load_plan, make_plan
+from bottleneck.dataset.success import finished
+from bottleneck.dataset.write import Receipt
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.extract.local import extract_images

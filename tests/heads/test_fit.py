@@ -21,8 +21,10 @@ import tiny
 from sklearn.linear_model import LogisticRegression
 from test_jobs import run
 
-from bottleneck.dataset.features import Features, finish, open_features, rows_of, write_shard
+from bottleneck.dataset.features import Features, open_features, rows_of
 from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.errors import FeaturesError, UsageError
 from bottleneck.heads.fit import fit_features
 from bottleneck.heads.head import Head

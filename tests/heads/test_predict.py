@@ -22,10 +22,12 @@ from test_verify import write_data
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.features import finish, open_features, write_shard
+from bottleneck.dataset.features import open_features
 from bottleneck.dataset.plan import Plan, load_plan, make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.schema import PREDICTION_FIELDS
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.extract.prepare import Work, prepare_shard
 from bottleneck.extract.shard import extract_prepared, extract_shard

@@ -11,9 +11,11 @@ import pytest
 from tiny import REQUEST, data_rows, photos, spec, write_files
 
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.features import Features, finish, open_features, write_shard
+from bottleneck.dataset.features import Features, open_features
 from bottleneck.dataset.plan import make_plan
 from bottleneck.dataset.plan_parts import read_images
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError
 from bottleneck.extract.local import extract_images
 from bottleneck.inspect.diff import LayerDiff, diff_features

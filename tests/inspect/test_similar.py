@@ -13,8 +13,10 @@ from PIL import Image
 from test_report import Outside
 from tiny import REQUEST, data_rows, jpeg, photos, spec, write_files
 
-from bottleneck.dataset.features import Features, finish, open_features, write_shard
+from bottleneck.dataset.features import Features, open_features
 from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.inspect import similar

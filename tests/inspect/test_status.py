@@ -19,10 +19,11 @@ from proxy import FaultProxy
 from servers import S3Server
 
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.features import finish, write_shard
 from bottleneck.dataset.plan import Plan, load_plan, make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.inspect.status import NUM_SAMPLED, look

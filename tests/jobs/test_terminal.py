@@ -13,9 +13,10 @@ import pytest
 import tiny
 from crew import Crew
 
-from bottleneck.dataset.features import finish, write_shard
 from bottleneck.dataset.plan import make_plan
 from bottleneck.dataset.plan_parts import read_images
+from bottleneck.dataset.success import finish
+from bottleneck.dataset.write import write_shard
 from bottleneck.errors import UsageError
 from bottleneck.heads.fit import fit_features
 from bottleneck.heads.solver.worker import Member

@@ -22,10 +22,11 @@ import pytest
 import tiny
 
 from bottleneck.audit.verify import verify
-from bottleneck.dataset.features import open_features, read_table, write_shard
+from bottleneck.dataset.features import open_features, read_table
 from bottleneck.dataset.plan import Plan, make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
+from bottleneck.dataset.write import write_shard
 from bottleneck.errors import BottleneckError, CorruptError, UsageError
 from bottleneck.sources.open import open_source, resolve_reading
 from bottleneck.sources.reading import Reading
