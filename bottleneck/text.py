@@ -1,5 +1,10 @@
 """Text for a person to read: names that cannot upset a terminal, and counts with their nouns."""
 
+from typing import Any
+
+NUM_SHOWN = 10
+"""Names of classes that a refusal shows."""
+
 
 def printable(text: str) -> str:
     r"""Escape what a terminal would obey instead of show, as `repr` does: `\x1b`, `\n`, marks of writing direction.
@@ -28,3 +33,11 @@ def size(num_bytes: float) -> str:
     if num_bytes < 1_000:
         return counted(round(num_bytes), "byte")
     return f"{num_bytes / 1e3:.1f} kB" if num_bytes < 100_000 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def shown(value: Any) -> str:
+    """A setting for a message; of a long list the first."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    more = [f"... ({len(value):,} in all)"] if len(value) > NUM_SHOWN else []
+    return " ".join([*map(str, value[:NUM_SHOWN]), *more])

@@ -18,7 +18,9 @@ import tyro
 
 from bottleneck.choices import check_choices
 from bottleneck.console import Display, Progress, duration
-from bottleneck.dataset.export import WRITERS, Order, export_features, suffix_of
+from bottleneck.dataset.contents import Order
+from bottleneck.dataset.export import export_features, suffix_of
+from bottleneck.dataset.export_formats import WRITERS
 from bottleneck.dataset.features import open_features
 from bottleneck.errors import UsageError
 from bottleneck.heads.request import HEAD_JSON

@@ -14,7 +14,8 @@ from functools import partial
 
 from bottleneck.console import Display, duration
 from bottleneck.dataset.extend import Extended, extend_plan
-from bottleneck.dataset.plan import MAX_REJECTED, Plan, Survey, load_plan, survey
+from bottleneck.dataset.make_plan import MAX_REJECTED, Survey, survey
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.distributed.ray_session import check_use_gpu, cluster_address, workers_have_bfloat16
 from bottleneck.distributed.run import Run, RunOptions
 from bottleneck.extract.open_plan import open_or_make_plan

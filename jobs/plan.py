@@ -13,7 +13,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from bottleneck.dataset.plan import MAX_REJECTED, Plan
+from bottleneck.dataset.make_plan import MAX_REJECTED
+from bottleneck.dataset.plan import Plan
 from bottleneck.distributed.ray_session import cluster_address, workers_have_bfloat16
 from bottleneck.errors import BottleneckError
 from bottleneck.extract.estimate import Estimate

@@ -18,7 +18,8 @@ import tyro
 from bottleneck.console import Display
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
-from bottleneck.dataset.plan import MAX_REJECTED, Plan, check_max_rejected, load_plan, survey
+from bottleneck.dataset.make_plan import MAX_REJECTED, check_max_rejected, survey
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.distributed.ray_session import check_use_gpu, cluster_address
 from bottleneck.distributed.run import Run, RunOptions
 from bottleneck.errors import UsageError, WeightsError

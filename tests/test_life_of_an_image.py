@@ -7,7 +7,7 @@ from tiny import REQUEST, jpeg, write_files
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.features import open_features
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.success import finish
 from bottleneck.extract.decode import Decoded, Rejected, decode

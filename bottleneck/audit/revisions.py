@@ -7,7 +7,8 @@ from collections import Counter
 
 import pyarrow as pa
 
-from bottleneck.audit.objects import Objects, Plan, Wrong, expect
+from bottleneck.audit.objects import Objects, Wrong, expect
+from bottleneck.audit.plan import Plan
 
 
 class Before:

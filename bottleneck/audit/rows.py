@@ -10,7 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bottleneck.audit.objects import REASONS, Objects, Plan, Wrong, check_bytes, data_schema, expect, read_tables
+from bottleneck.audit.data_file import check_bytes
+from bottleneck.audit.objects import REASONS, Objects, Wrong, expect
+from bottleneck.audit.plan import Plan
+from bottleneck.audit.tables import data_schema, read_tables
 
 
 def check_data(objects: Objects, plan: Plan, shard: int, images: pa.Table, statuses: Counter[str]) -> None:

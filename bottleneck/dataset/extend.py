@@ -4,18 +4,8 @@ import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
-from bottleneck.dataset.plan import (
-    MAX_REJECTED,
-    NUM_SHARDS,
-    SHARD_SIZE,
-    Plan,
-    default_shard_size,
-    extension_name,
-    header,
-    json_bytes,
-    load_plan,
-    warn_of_labels,
-)
+from bottleneck.dataset.make_plan import MAX_REJECTED, NUM_SHARDS, SHARD_SIZE, default_shard_size, warn_of_labels
+from bottleneck.dataset.plan import Plan, extension_name, header, json_bytes, load_plan
 from bottleneck.dataset.plan_parts import Comparison, Listing, freeze, in_order
 from bottleneck.errors import StoreError
 from bottleneck.sources.open import images_to_plan

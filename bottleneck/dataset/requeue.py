@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from bottleneck.dataset.extend import append
 from bottleneck.dataset.footer import read_footer
-from bottleneck.dataset.plan import Plan, shown
+from bottleneck.dataset.plan import Plan
 from bottleneck.dataset.plan_parts import (
     NUM_NAMED,
     SHARDS_PER_PART,
@@ -40,6 +40,7 @@ from bottleneck.sources.open import open_source
 from bottleneck.sources.reading import Limits
 from bottleneck.storage.parquet import open_parquet
 from bottleneck.storage.store import Entry, ObjectChangedError, ObjectGoneError, Store, open_store
+from bottleneck.text import shown
 
 REASON_OF_LIMIT = {"max_bytes": "too_many_bytes", "max_pixels": "too_many_pixels", "formats": "unsupported_format"}
 NUM_READ = 8

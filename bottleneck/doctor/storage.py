@@ -7,7 +7,8 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 
-from bottleneck.dataset.plan import check_output, load_plan
+from bottleneck.dataset.make_plan import check_output
+from bottleneck.dataset.plan import load_plan
 from bottleneck.doctor.checks import Finding
 from bottleneck.extract.decode import Rejected, decode
 from bottleneck.sources.open import open_source, resolve_reading

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bottleneck.dataset.plan import MAX_REJECTED
+from bottleneck.dataset.make_plan import MAX_REJECTED
 from bottleneck.dataset.success import finished
 from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.prepare import Work

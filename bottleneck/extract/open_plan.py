@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from bottleneck.dataset.plan import MAX_REJECTED, Plan, check_max_rejected, differences, load_plan, survey
+from bottleneck.dataset.make_plan import MAX_REJECTED, check_max_rejected, survey
+from bottleneck.dataset.plan import Plan, differences, load_plan
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.networks import base as base_module
 from bottleneck.networks.base import choose_precision, requested_layers, resolve_apart

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bottleneck.dataset.extend import Extended
-from bottleneck.dataset.plan import Plan, check_max_rejected
+from bottleneck.dataset.make_plan import check_max_rejected
+from bottleneck.dataset.plan import Plan
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.success import finish, finished
 from bottleneck.dataset.write import Receipt

@@ -22,7 +22,8 @@ from bottleneck.console import Progress
 from bottleneck.dataset.extend import Extended, append
 from bottleneck.dataset.features import Features, read_table
 from bottleneck.dataset.footer import revision_in
-from bottleneck.dataset.plan import Plan, check_output, commit_plan, differences, load_plan
+from bottleneck.dataset.make_plan import check_output, commit_plan
+from bottleneck.dataset.plan import Plan, differences, load_plan
 from bottleneck.dataset.plan_parts import Revision, Shard, copy, read_images
 from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
 from bottleneck.dataset.write import Receipt, write_shard

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bottleneck.inspect import html as page
+from bottleneck.inspect import html
 from bottleneck.inspect.html import escape, name
 from bottleneck.inspect.report_sections import Thumbnails
 from bottleneck.inspect.similar import Neighbour
@@ -26,7 +26,7 @@ def contact_sheet(
         thumbnails: of the neighbours, by key; an empty frame stands for one that is not there.
         details: what was searched, name -> value.
     """
-    asked = page.thumbnail(picture, image, f'<span class="key">{name(image)}</span>')
+    asked = html.thumbnail(picture, image, f'<span class="key">{name(image)}</span>')
     absent = f'<p class="note" role="note">{escape(thumbnails.missing)}</p>' if thumbnails.missing else ""
     items = "".join(
         f"<li>{_figure(rank, one, thumbnails.images.get(one.key))}</li>" for rank, one in enumerate(neighbours, 1)
@@ -34,14 +34,14 @@ def contact_sheet(
     sections = [
         ("image", "The image", f'<div class="gallery">{asked}</div>'),
         ("similar", "Most like it", f'{absent}<ol class="gallery">{items}</ol>'),
-        ("made", "How they were found", page.definitions(details)),
+        ("made", "How they were found", html.definitions(details)),
     ]
     title = f"{counted(len(neighbours), 'image')} like {image}"
     subtitle = "By the cosine of their features, largest first"
-    return page.page(title, subtitle, sections, "Everything on this page is inside this file; it loads nothing.")
+    return html.page(title, subtitle, sections, "Everything on this page is inside this file; it loads nothing.")
 
 
 def _figure(rank: int, one: Neighbour, picture: bytes | None) -> str:
     label = f"<br>{name(one.label)}" if one.label is not None else ""
     words = f'<b>{rank}. cosine {one.cosine:.4f}</b>{label}<br><span class="key">{name(one.key)}</span>'
-    return page.thumbnail(picture, f"{rank}: {one.key}", words)
+    return html.thumbnail(picture, f"{rank}: {one.key}", words)

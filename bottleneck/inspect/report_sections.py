@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bottleneck.heads.evaluate import ConfusedPair, Evaluation
-from bottleneck.inspect import html as page
+from bottleneck.inspect import html
 from bottleneck.inspect.html import data_uri, escape, name
 from bottleneck.inspect.plots import DARK, LIGHT, MAX_CELLS, MAX_NUMBERED, Format, draw_calibration, draw_confusion
 from bottleneck.text import counted
@@ -51,11 +51,11 @@ def report_html(
     sections.append(("mistakes", "Worst mistakes", _mistakes(evaluation, thumbnails.images)))
     sections.append(("calibration", "Calibration", _calibration(evaluation)))
     sections.append(("rejected", "Rejected images", _rejected(rejected)))
-    made = "".join(f"<h3>{escape(heading)}</h3>{page.definitions(values)}" for heading, values in details.items())
+    made = "".join(f"<h3>{escape(heading)}</h3>{html.definitions(values)}" for heading, values in details.items())
     sections.append(("made", "How it was made", made))
     classes = counted(len(evaluation.classes), "class", "classes")
     images = f"{counted(evaluation.num_images, 'labelled image')}, {classes}"
-    return page.page(title, images, sections, "Everything on this page is inside this file; it loads nothing.")
+    return html.page(title, images, sections, "Everything on this page is inside this file; it loads nothing.")
 
 
 def _numbers(evaluation: Evaluation) -> str:
@@ -92,16 +92,16 @@ def _grid(grid: list[dict[str, Any]]) -> str:
         ends = [f"{row['mean']:.4f}", f"{row['std']:.4f}", f"{row['seconds']:,.2f}"]
         mark = " (best)" if number == best else ""
         rows.append(([f"{row['C']:g}{mark}", *scores, *ends], "best" if number == best else ""))
-    return page.table("Accuracy on held-out folds by C, the inverse strength of the penalty", columns, rows)
+    return html.table("Accuracy on held-out folds by C, the inverse strength of the penalty", columns, rows)
 
 
 def _classes(evaluation: Evaluation) -> str:
     rows = [
-        ([name(line.label), *map(page.share_cell, (line.precision, line.recall, line.f1)), f"{line.support:,}"], "")
+        ([name(line.label), *map(html.share_cell, (line.precision, line.recall, line.f1)), f"{line.support:,}"], "")
         for line in evaluation.per_class
     ]
     columns = ["Class", "Precision", "Recall", "F1", "Images"]
-    return page.table("Every class; the headings sort", columns, rows, sortable=True)
+    return html.table("Every class; the headings sort", columns, rows, sortable=True)
 
 
 def _confusion(evaluation: Evaluation) -> str:
@@ -120,7 +120,7 @@ def _confusion(evaluation: Evaluation) -> str:
     light, dark = (_drawn(draw_confusion(evaluation, file_format, theme), file_format) for theme in (LIGHT, DARK))
     # A cell of 30 px fits two digits; beyond, a pixel of the screen for each of the PNG.
     width = max(460, 30 * num_classes + 160) if num_classes <= MAX_NUMBERED else 1650
-    shown = page.picture(light, dark, alt, max_width_px=min(width, 1000), large_width_px=width)
+    shown = html.picture(light, dark, alt, max_width_px=min(width, 1000), large_width_px=width)
     return f"<p>{words}</p>{shown}"
 
 
@@ -128,7 +128,7 @@ def _calibration(evaluation: Evaluation) -> str:
     light, dark = (_drawn(draw_calibration(evaluation, "svg", theme), "svg") for theme in (LIGHT, DARK))
     error = evaluation.calibration_error
     words = f"Of the images the head is p sure of, a share p should be right. The gap is {error:.3f} on average."
-    return f"<p>{words}</p>" + page.picture(light, dark, f"Calibration, error {error:.3f}", max_width_px=416)
+    return f"<p>{words}</p>" + html.picture(light, dark, f"Calibration, error {error:.3f}", max_width_px=416)
 
 
 def _drawn(data: bytes, file_format: Format) -> str:
@@ -150,7 +150,7 @@ def _pair(pair: ConfusedPair, evaluation: Evaluation, images: dict[str, bytes]) 
         (pair.predicted, evaluation.examples.get(pair.predicted), f"<b>{name(pair.predicted)}</b>"),
     ):
         absent = "no picture" if key else "none was recognised"
-        shown.append(page.thumbnail(images.get(key or ""), f"{label}: {key}", words, absent))
+        shown.append(html.thumbnail(images.get(key or ""), f"{label}: {key}", words, absent))
     keys = "".join(f'<li class="key">{name(key)}</li>' for key in pair.keys)
     plural = "image" if pair.images == 1 else "images"
     return (
@@ -170,7 +170,7 @@ def _mistakes(evaluation: Evaluation, images: dict[str, bytes]) -> str:
             f'<br><span class="key">{name(mistake.key)}</span>'
         )
         alt = f"{mistake.label} taken for {mistake.predicted}"
-        items.append(f"<li>{page.thumbnail(images.get(mistake.key), alt, words)}</li>")
+        items.append(f"<li>{html.thumbnail(images.get(mistake.key), alt, words)}</li>")
     return f'<p>Wrong answers the head was surest of.</p><ol class="gallery">{"".join(items)}</ol>'
 
 

@@ -9,10 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from bottleneck.errors import UsageError
-from bottleneck.sources import list_rows as listrows
-from bottleneck.sources import parquet as tables
-from bottleneck.sources import uri_list as lists
-from bottleneck.sources import webdataset
+from bottleneck.sources import list_rows, parquet, uri_list, webdataset
 from bottleneck.sources.containers import IMAGES_BESIDE, OTHERS_BESIDE
 from bottleneck.sources.files import Files
 from bottleneck.sources.image import NEVER, Image, names_image, no_image
@@ -70,11 +67,11 @@ def _open_source(uri: str, reading: Reading) -> Source:
     if form == "webdataset":
         return webdataset.WebDataset(store, only, reading)
     if form == "parquet":
-        return tables.Table(store, only, reading)
+        return parquet.Table(store, only, reading)
     if form == "list":
         if only is None:
-            raise UsageError(f"A list is one file. {listrows.EXPECTED}. Received a folder, prefix or nothing: {uri}.")
-        return lists.UriList(store, only, reading)
+            raise UsageError(f"A list is one file. {list_rows.EXPECTED}. Received a folder, prefix or nothing: {uri}.")
+        return uri_list.UriList(store, only, reading)
     if only is not None:
         raise UsageError(
             f"Expected a folder or prefix with images, a .tar, a .parquet or a list (.csv, .tsv, .jsonl). Received a "
@@ -94,7 +91,7 @@ def images_to_plan(uri: str, reading: Reading, skipped: Counter[str], max_missin
     """
     source = open_source(uri, reading)
     # Only a list knows images that are not there; what stores list is.
-    return source.images(skipped, max_missing) if isinstance(source, lists.UriList) else source.images(skipped)
+    return source.images(skipped, max_missing) if isinstance(source, uri_list.UriList) else source.images(skipped)
 
 
 def resolve_reading(uri: str, reading: Reading) -> Reading:
@@ -181,7 +178,7 @@ def _form_by_name(key: str) -> SourceFormat | None:
         return None
     if name.endswith(webdataset.SUFFIXES):
         return "webdataset"
-    if name.endswith(tables.SUFFIXES):
+    if name.endswith(parquet.SUFFIXES):
         return "parquet"
     return "files" if names_image(key) else None
 
@@ -190,9 +187,9 @@ def _form_of_file(store: Store, only: str, reading: Reading) -> SourceFormat:
     name = only.lower()
     if name.endswith(webdataset.SUFFIXES):
         return "webdataset"
-    if name.endswith(tables.SUFFIXES):
-        return "parquet" if tables.holds_images(store, only, reading) else "list"
-    return "list" if name.endswith(listrows.SUFFIXES) else "files"
+    if name.endswith(parquet.SUFFIXES):
+        return "parquet" if parquet.holds_images(store, only, reading) else "list"
+    return "list" if name.endswith(list_rows.SUFFIXES) else "files"
 
 
 def _open(uri: str, reading: Reading, form: SourceFormat = "auto") -> tuple[Store, str | None]:
@@ -203,7 +200,7 @@ def _open(uri: str, reading: Reading, form: SourceFormat = "auto") -> tuple[Stor
     """
     uri = normal_uri(uri)
     is_archive = uri.lower().endswith(ARCHIVES)
-    if form == "list" or is_archive or uri.lower().endswith((*webdataset.SUFFIXES, *listrows.SUFFIXES)):
+    if form == "list" or is_archive or uri.lower().endswith((*webdataset.SUFFIXES, *list_rows.SUFFIXES)):
         folder, _, name = uri.rpartition("/")
         if open_store(folder or "/").stat(name) is not None:
             if is_archive:

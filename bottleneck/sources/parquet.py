@@ -8,46 +8,40 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.sources.containers import ContainerFile, containers, look_into, while_planning
 from bottleneck.sources.image import Image
-from bottleneck.sources.labels import LabelError, as_label, find_label_column, label_names, likely_columns, unusable
+from bottleneck.sources.labels import LabelError, as_label, find_label_column, likely_columns, unusable
+from bottleneck.sources.parquet_columns import (
+    LEAST_IMAGE_BYTES,
+    ROWS_AT_ONCE,
+    UNREADABLE,
+    Columns,
+    bytes_type,
+    check_bytes,
+    find_columns,
+    other_images,
+)
 from bottleneck.sources.reading import Reading
-from bottleneck.storage.parquet import is_plain, is_text, open_parquet
+from bottleneck.storage.parquet import open_parquet
 from bottleneck.storage.store import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Store
 
 log = logging.getLogger(__name__)
 
+
 SUFFIXES = (".parquet", ".pq")
-UNREADABLE = (pa.ArrowException, OSError, ValueError)
-"""What damaged files make pyarrow raise; texts that are not UTF-8 are a ValueError."""
+
+
 BUFFER_BYTES = 8_000_000
 """Read at once of a column; a row group of images may be larger than the memory."""
-ROWS_AT_ONCE = 32
-LEAST_IMAGE_BYTES = 16
-"""Of a file for each of its rows: the smallest GIF has 26. A file can say that it has more rows than memory holds."""
+
+
 MAX_TEXT = 10_000
 """Characters of a label or path: a dictionary of one long text and a million places where it stands is a small file."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a table has what is needed of it."""
-
-    image: str
-    is_struct: bool
-    """Whether the bytes are a field of the column."""
-    has_path: bool
-    label: str | None
-    """None where there is none, or none is wanted."""
-    names: tuple[str, ...]
-    """Of the classes, where labels are their numbers; else empty."""
 
 
 class Table:
@@ -136,7 +130,7 @@ class Table:
     def _rows(self, file: pq.ParquetFile, entry: Entry) -> Iterator[Image]:
         columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{entry.key}")
         self._check_rows(file, entry)
-        _check_bytes(file, columns, f"{self.store.uri}/{entry.key}")
+        check_bytes(file, columns, f"{self.store.uri}/{entry.key}")
         labels = _Labels(columns.names, f"{self.store.uri}/{entry.key}")
         row = 0
         for group in range(file.num_row_groups):
@@ -200,112 +194,6 @@ def _paths_and_labels(file: pq.ParquetFile, group: int, columns: Columns) -> Ite
             yield path, label
 
 
-def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
-    """Find the columns of images and labels: those that are named, else the only one of its kind and `label`.
-
-    Raises:
-        UsageError: if there are none, or several.
-    """
-    if double := sorted({one for one in schema.names if schema.names.count(one) > 1}):
-        raise UsageError(f"{name} has several columns called {', '.join(double)}. Expected each name once.")
-    image = _image_column(schema, reading.image_column, name)
-    label = find_label_column(schema.names, reading.label_column, name) if reading.labels == "folder" else None
-    if label is not None and not is_plain(schema.field(label).type):
-        raise UsageError(
-            f"{name} has labels of type {schema.field(label).type} in its column {label!r}. Expected numbers or texts, "
-            "one label an image: give another `label_column`, or `labels` none."
-        )
-    kind = schema.field(image).type
-    is_struct = pa.types.is_struct(kind)
-    has_path = is_struct and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
-    return Columns(image, is_struct, has_path, label, reading.label_names or label_names(schema, label, name))
-
-
-def _image_column(schema: pa.Schema, asked: str | None, name: str) -> str:
-    can_hold: list[str] = [field.name for field in schema if _bytes_type(field.type) is not None]
-    listed = ", ".join(schema.names)
-    if asked is None and len(can_hold) == 1:
-        return can_hold[0]
-    if asked is None and can_hold:
-        raise UsageError(
-            f"{name} has several columns that can hold images. Expected `image_column` to name one of: "
-            f"{', '.join(can_hold)}."
-        )
-    if asked is not None and asked not in schema.names:
-        raise UsageError(f"{name} has no column {asked!r}. Expected `image_column` to name one of: {listed}.")
-    if asked is not None and asked in can_hold:
-        return asked
-    for field in schema if asked is None else [schema.field(asked)]:
-        if what := _other_images(field.type):
-            raise UsageError(f"{name} has {what} Received: column {field.name!r} of type {field.type}.")
-    received = f"column {asked!r} of type {schema.field(asked).type}" if asked else f"the columns {listed}"
-    raise UsageError(
-        f"{name} has no column of image bytes. Expected one of type binary or struct<bytes, path>, of the files' own "
-        f"bytes. Received: {received}. If it names images, give this one file as the source, with `source_format` list."
-    )
-
-
-def _other_images(kind: pa.DataType) -> str:
-    """What to say of a column that holds images otherwise than as bytes of their files; empty for all others."""
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if is_list and (_bytes_type(kind.value_type) is not None or _other_images(kind.value_type)):
-        return "several images in a row. Expected one image a row: write a row for each, as DataFrame.explode does."
-    if not pa.types.is_struct(kind):
-        return ""
-    if {"height", "width", "data"} <= {field.name for field in kind}:
-        return (
-            "decoded pixels, as Spark's image source makes them. Expected the bytes of the image files: write what "
-            "spark.read.format('binaryFile') reads."
-        )
-    if kind.get_field_index("path") >= 0 and is_text(kind.field("path").type):
-        return f"paths of images without their bytes. {_PATHS_ONLY}"
-    return ""
-
-
-_PATHS_ONLY = (
-    "Embed the images when the table is written (push_to_hub does, and datasets.table.embed_table_storage), or give "
-    "this one file as the source with `source_format` list, and `roots` with the folder that holds the images."
-)
-
-
-def _check_bytes(file: pq.ParquetFile, columns: Columns, name: str) -> None:
-    """Raise UsageError where all images of a file are elsewhere: datasets that are not embedded have paths alone."""
-    if not columns.has_path or _has_bytes(file, columns.image):
-        return
-    for batch in file.iter_batches(ROWS_AT_ONCE, columns=[f"{columns.image}.path"], use_threads=False):
-        for value in batch.column(0).to_pylist():
-            if value and value["path"]:
-                path = value["path"][:200]
-                raise UsageError(f"{name} has the paths of its images ({path!r}, ...) and no bytes. {_PATHS_ONLY}")
-
-
-def _has_bytes(file: pq.ParquetFile, image: str) -> bool:
-    """Whether any row has bytes: by the statistics, or where a file has none by reading groups too small for images."""
-    column = f"{image}.bytes"
-    for group in range(file.num_row_groups):
-        metadata = file.metadata.row_group(group)
-        chunks = map(metadata.column, range(metadata.num_columns))
-        chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
-        if chunk.statistics is not None and chunk.statistics.has_null_count:
-            if chunk.statistics.null_count < metadata.num_rows:
-                return True
-        elif chunk.total_uncompressed_size >= LEAST_IMAGE_BYTES * metadata.num_rows:
-            return True
-        else:
-            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
-                if any(value and value["bytes"] is not None for value in batch.column(0).to_pylist()):
-                    return True
-    return False
-
-
-def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type of the bytes in a column that can hold images; None for any other."""
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    return kind if is_binary else None
-
-
 def _values(file: pq.ParquetFile, columns: Columns, rows: Sequence[int]) -> Iterator[bytes]:
     """The image bytes of these rows, which are in order."""
     column = f"{columns.image}.bytes" if columns.is_struct else columns.image
@@ -335,4 +223,4 @@ def holds_images(store: Store, name: str, reading: Reading) -> bool:
         return False
     with Table(store, name, reading)._open(ContainerFile(store, entry)) as file:
         kinds = [field.type for field in file.schema_arrow if reading.image_column in (None, field.name)]
-    return any(_bytes_type(kind) is not None or _other_images(kind) for kind in kinds)
+    return any(bytes_type(kind) is not None or other_images(kind) for kind in kinds)

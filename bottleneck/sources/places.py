@@ -1,7 +1,8 @@
 """The places a source may be read in: its own and the roots it was given, and whether links may lead elsewhere."""
 
 from bottleneck.sources.reading import Reading
-from bottleneck.storage.local import FolderStore, SourceFolder
+from bottleneck.storage.local import FolderStore
+from bottleneck.storage.source_folder import SourceFolder
 from bottleneck.storage.store import Store, normal_uri, open_store
 
 

@@ -14,34 +14,37 @@ from typing import Any, NamedTuple
 
 from bottleneck.errors import UsageError
 from bottleneck.sources.containers import ContainerFile, containers, look_into, while_planning
-from bottleneck.sources.image import NO_MAGIC, Image, folder_label, names_image, no_image
+from bottleneck.sources.image import NO_MAGIC, Image, folder_label, names_image
 from bottleneck.sources.image_format import MAGIC_BYTES, begins_as_image
 from bottleneck.sources.labels import LabelError, as_label, unusable
 from bottleneck.sources.reading import Reading
+from bottleneck.sources.tar_index import CutError, no_member, tar_members
 from bottleneck.storage.store import ObjectError, Store, Wanted
-from bottleneck.text import counted
 
 log = logging.getLogger(__name__)
 
+
 SUFFIXES = (".tar",)
+
+
 CUT = "(cut)"
 """What tars that end before their end mark are counted under, beside the suffixes of members that are no images."""
+
+
 RANGE_BYTES = 16_000_000
 """Of one read: long enough to be as fast as a store gives, short enough that decoding need not wait for it."""
+
+
 GAP_BYTES = 100_000
 """Read and thrown away rather than asked for around: what lies between images, captions for the most part."""
+
+
 WINDOW = 128
 """Images whose ranges are made together: where a tar is not in the order of its names, so many wait for their turn."""
-HEADER_BYTES = 10_000_000
-"""Read at once of a tar's headers, which may say that a name takes terabytes."""
-PADDING_BYTES = 65_536
-"""Looked at behind the end mark, where writers fill up their last block."""
+
+
 LABEL_BYTES = 1_000_000
 """Larger files beside an image are no label."""
-
-
-class _CutError(Exception):
-    """A tar ends before its end mark: what lay behind its last whole header, if anything did, is lost."""
 
 
 class _Index(NamedTuple):
@@ -107,8 +110,8 @@ class WebDataset:
         labels = _Labels(where)
         cut = ""
         try:
-            for member in _members(file, where):
-                reason = _no_member(member)
+            for member in tar_members(file, where):
+                reason = no_member(member)
                 is_whole = member.offset_data + member.size <= entry.size
                 if not reason:
                     # Of the member at the cut there is less than it says: what is there is judged by the decoder.
@@ -122,7 +125,7 @@ class WebDataset:
                 others[reason] += 1
                 if self.reading.labels == "folder" and member.isreg() and is_whole:
                     labels.add(member.name, self._label(file, member, where))
-        except _CutError as error:
+        except CutError as error:
             if not self.reading.accept_cut:
                 raise UsageError(
                     f"{error} Expected a whole tar. Fetch or write it again, or give `accept_cut` to take what is "
@@ -211,69 +214,6 @@ class _Labels:
         if found := self.by_stem.get(name.rpartition(".")[0]):
             return found[1]
         return self.by_sample.get(_sample(name), (0, None))[1]
-
-
-def _members(file: ContainerFile, name: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar.
-
-    Raises:
-        UsageError: where it is none, or damaged before its end.
-        _CutError: behind the last member, where there is no end mark.
-    """
-    end = num_members = 0
-    file.longest_bytes = HEADER_BYTES
-    try:
-        with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
-            while (member := tar.next()) is not None:
-                if member.size < 0 or tar.offset <= end:
-                    raise _damaged(name, end)  # read on, it would be met for ever
-                end = tar.offset
-                num_members += 1
-                yield member
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-            end = tar.offset
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        if file.ran_out and num_members:
-            raise _cut_off(file, name, num_members, end) from None
-        raise UsageError(
-            f"{name} is no tar file that can be read: {error}. Expected an uncompressed tar. Mend or remove it."
-        ) from error
-    file.seek(end)
-    header = file.read(512)
-    if len(header) < 512:
-        raise _cut_off(file, name, num_members, end)
-    if header.strip(b"\0"):
-        raise _damaged(name, end)
-    if file.read(PADDING_BYTES).strip(b"\0"):
-        raise UsageError(
-            f"{name} goes on behind its end mark at byte {end}: is it several tars in one file? What follows would not "
-            "be counted. Expected one tar a file; unpack and write it anew."
-        )
-
-
-def _cut_off(file: ContainerFile, name: str, num_members: int, end: int) -> _CutError:
-    size, members = file.entry.size, counted(num_members, "member")
-    last = f", the last of which says that it reaches to byte {end:,}" if end > size else ""
-    return _CutError(
-        f"{name} is cut off: it ends at byte {size:,} without an end mark, after {members}{last}. What followed, if "
-        "anything did, is lost."
-    )
-
-
-def _damaged(name: str, offset: int) -> UsageError:
-    return UsageError(
-        f"{name} is damaged at byte {offset}: what follows is no tar header, so its images cannot be counted. "
-        "Mend or remove it."
-    )
-
-
-def _no_member(member: tarfile.TarInfo) -> str:
-    """Why a member is no image, as a suffix to count it under; empty for an image."""
-    if member.isdir():
-        return "(directory marker)"
-    if not member.isreg() or member.issparse():
-        return "(link or special file)"
-    return no_image(member.name)
 
 
 def _sample(name: str) -> str:

@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -18,15 +18,27 @@ from bottleneck.storage.store import Entry, ObjectChangedError, ObjectError, Obj
 LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}", re.DOTALL)
 """Keys of what a killed writer may leave: files under a temporary name beside the one they were to have. They are not
 listed."""
+
+
 LEFTOVER_SECONDS = 3600.0
 """A file of such a name that is older has no writer any more: the largest objects take seconds to write."""
+
+
 _TEMPORARY_NAME_BYTES = 200
 """How much of an object's name its temporary name repeats; file systems take 255 in all."""
 
 LINK_OUT = "(link out of the source)"
+
+
 LINK_UP = "(link to a folder above)"
+
+
 LINK_TO_NOTHING = "(link to nothing)"
+
+
 SPECIAL_FILE = "(special file)"
+
+
 MOST_LINKS = 1000
 """To one folder in one walk: folders full of links to each other have more paths than anybody could list."""
 
@@ -250,41 +262,6 @@ class FolderStore:
 
     def _path(self, key: str) -> str:
         return f"{self.uri}/{key}"
-
-
-class SourceFolder(FolderStore):
-    """A folder as a source: only read, with links that lead to given places only; it tells what it does not list."""
-
-    lists_reasons = True
-
-    def __init__(self, root: str, places: Iterable[str] | None) -> None:
-        """
-        Args:
-            places: files and folders that links may lead to, and below; None follows them wherever they lead.
-        """
-        super().__init__(root)
-        self.places = None if places is None else tuple(os.path.realpath(place).rstrip("/") for place in places)
-
-    def _may_read(self, path: str) -> bool:
-        if self.places is None:
-            return True
-        try:
-            real = os.path.realpath(path)
-        except ValueError:  # a name that no file can have
-            return True
-        return any(real == place or real.startswith(place + "/") for place in self.places)
-
-    def leads_out(self, key: str) -> bool:
-        """Whether a key is a link, or below one, to a place that is not to be read."""
-        return not self._may_read(self._path(key))
-
-    def get(self, wanted: Wanted) -> bytes:
-        if self.leads_out(wanted.key):  # a link that was put there since the listing
-            raise ObjectGoneError(wanted.key)
-        return super().get(wanted)
-
-    def stat(self, key: str) -> Entry | None:
-        return None if self.leads_out(key) else super().stat(key)
 
 
 def _read(file: BinaryIO, wanted: Wanted) -> bytes:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from bottleneck.dataset.plan import SHARD_SIZE
+from bottleneck.dataset.make_plan import SHARD_SIZE
 from bottleneck.distributed.ray_session import local_store_bytes
 from jobs.benchmark import Config
 from jobs.benchmark.process import Figures, describe_hardware, medians, run_job, tell, watched

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from bottleneck.dataset.plan import commit_plan
+from bottleneck.dataset.make_plan import commit_plan
 from bottleneck.dataset.plan_parts import freeze
 from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
 from bottleneck.dataset.success import finish

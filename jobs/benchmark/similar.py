@@ -7,7 +7,7 @@ just been written, so that they are read from memory; the image asked about is o
 import os
 import tempfile
 
-from bottleneck.dataset.plan import SHARD_SIZE
+from bottleneck.dataset.make_plan import SHARD_SIZE
 from jobs.benchmark import Config
 from jobs.benchmark.head_growth import image_of, write_features
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched

@@ -19,9 +19,11 @@ import pytest
 from tiny import data_rows, spec, write_files
 
 from bottleneck.dataset import shuffle
-from bottleneck.dataset.export import WRITERS, Order, export_features
+from bottleneck.dataset.contents import Order
+from bottleneck.dataset.export import export_features
+from bottleneck.dataset.export_formats import WRITERS
 from bottleneck.dataset.features import Features, open_features
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError, StoreError, UsageError

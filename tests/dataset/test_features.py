@@ -19,7 +19,8 @@ from bottleneck import __version__
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.footer import TAIL_BYTES, read_footer
-from bottleneck.dataset.plan import Plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import Plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.schema import data_schema
 from bottleneck.dataset.success import SUCCESS, finish, finished

@@ -19,7 +19,8 @@ import tiny
 
 from bottleneck.dataset import plan_parts as listing_module
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.plan import Plan, default_shard_size, differences, load_plan, make_plan, survey
+from bottleneck.dataset.make_plan import default_shard_size, make_plan, survey
+from bottleneck.dataset.plan import Plan, differences, load_plan
 from bottleneck.dataset.plan_parts import SHARDS_PER_PART, read_images
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
 from bottleneck.extract.open_plan import open_or_make_plan

@@ -28,7 +28,8 @@ from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features, read_table
 from bottleneck.dataset.footer import read_footer
-from bottleneck.dataset.plan import Plan, load_plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import Requeued, requeue_plan
 from bottleneck.dataset.success import finish, finished

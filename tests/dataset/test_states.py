@@ -21,7 +21,8 @@ from test_requeue import SPEC, MeanBase, extract
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.plan import Plan, data_name, load_plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import Plan, data_name, load_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
 from bottleneck.dataset.success import finish

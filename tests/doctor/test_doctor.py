@@ -29,7 +29,7 @@ from proxy import Fault, FaultProxy
 from servers import CephServer, S3Server, free_port
 
 from bottleneck.audit.verify import verify
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard
 from bottleneck.doctor import machine

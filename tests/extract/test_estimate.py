@@ -13,7 +13,8 @@ import pytest
 from tiny import REQUEST, photos, real_spec, write_files
 
 from bottleneck.console import Display, Progress
-from bottleneck.dataset.plan import Plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import Plan
 from bottleneck.distributed.monitor import Live
 from bottleneck.distributed.stages import ExtractFeatures, prepare_stage
 from bottleneck.errors import FeaturesError

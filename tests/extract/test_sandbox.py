@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.errors import OutOfMemoryError
 from bottleneck.extract import sandbox as guard
 from bottleneck.extract.decode import Decoded, Rejected

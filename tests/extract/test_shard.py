@@ -20,7 +20,8 @@ from servers import S3Server
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.features import open_features
-from bottleneck.dataset.plan import Plan, load_plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.success import finished
 from bottleneck.dataset.write import Receipt
 from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError

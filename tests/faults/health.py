@@ -23,7 +23,7 @@ import ray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bottleneck.console import Progress
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.distributed.run import Run, RunOptions
 from bottleneck.spec import FeatureRequest
 

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from test_jobs import run
 
 from bottleneck.dataset.features import Features, open_features, rows_of
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard
 from bottleneck.errors import FeaturesError, UsageError

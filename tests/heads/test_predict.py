@@ -23,7 +23,8 @@ from test_verify import write_data
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
-from bottleneck.dataset.plan import Plan, load_plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.schema import PREDICTION_FIELDS
 from bottleneck.dataset.success import finish

@@ -12,7 +12,7 @@ from tiny import REQUEST, data_rows, photos, spec, write_files
 
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import Features, open_features
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard

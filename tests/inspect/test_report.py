@@ -19,7 +19,7 @@ from test_evaluate import evaluated, head_of
 from tiny import data_rows, jpeg, saved_head, spec, write_files
 
 from bottleneck.dataset.features import Features, open_features
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import encode, outcomes
 from bottleneck.heads.evaluate import Evaluation

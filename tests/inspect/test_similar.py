@@ -14,7 +14,7 @@ from test_report import Outside
 from tiny import REQUEST, data_rows, jpeg, photos, spec, write_files
 
 from bottleneck.dataset.features import Features, open_features
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError, UsageError

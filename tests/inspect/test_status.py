@@ -19,7 +19,8 @@ from proxy import FaultProxy
 from servers import S3Server
 
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.plan import Plan, load_plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
 from bottleneck.dataset.success import finish

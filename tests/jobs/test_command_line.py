@@ -101,7 +101,7 @@ def test_a_plan_of_another_network_says_where_the_value_came_from(
 ) -> None:
     import tiny
 
-    from bottleneck.dataset.plan import make_plan
+    from bottleneck.dataset.make_plan import make_plan
 
     folder = tmp_path_factory.mktemp("planned")
     photos = tiny.photos(folder / "photos", 2)

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from crew import Crew
 
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard

@@ -14,7 +14,8 @@ from bottleneck.sources.image import Image, folder_label, no_image
 from bottleneck.sources.open import open_source
 from bottleneck.sources.places import open_place
 from bottleneck.sources.reading import Reading
-from bottleneck.storage.local import MOST_LINKS, SourceFolder
+from bottleneck.storage.local import MOST_LINKS
+from bottleneck.storage.source_folder import SourceFolder
 from bottleneck.storage.store import ObjectGoneError, Wanted
 
 

@@ -23,7 +23,8 @@ import tiny
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.features import open_features, read_table
-from bottleneck.dataset.plan import Plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import Plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.requeue import requeue_plan
 from bottleneck.dataset.write import write_shard

@@ -11,7 +11,8 @@ import tiny
 from test_parquet_images import hugging_face
 from test_webdataset import samples, tar
 
-from bottleneck.dataset.plan import load_plan, make_plan
+from bottleneck.dataset.make_plan import make_plan
+from bottleneck.dataset.plan import load_plan
 from bottleneck.errors import UsageError
 from bottleneck.sources import open as sources
 from bottleneck.sources.open import open_source, resolve_reading

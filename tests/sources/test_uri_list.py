@@ -18,7 +18,7 @@ import tiny
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.errors import UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.sources import uri_list as lists

@@ -17,7 +17,7 @@ import tiny
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.features import open_features
-from bottleneck.dataset.plan import make_plan
+from bottleneck.dataset.make_plan import make_plan
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.sources.open import open_source, resolve_reading

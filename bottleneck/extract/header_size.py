@@ -1,0 +1,67 @@
+"""Read the size of an image from its header, before a decoder reserves memory for it."""
+
+import struct
+
+from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+
+def size_before_opening(data: bytes, plugin: type[ImageFile]) -> tuple[int, int]:
+    """Width and height in the header, of formats whose readers reserve memory, or go by another header, afterwards.
+
+    0, 0 for the others.
+    """
+    if plugin is WebPImageFile:
+        return _webp_size(data)
+    if plugin is Jpeg2KImageFile:
+        return _jpeg2000_size(data)
+    return _heif_size(data) if data[4:8] == b"ftyp" else (0, 0)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height from a WebP's header; Pillow's reader reserves memory for all pixels when it opens one.
+
+    https://developers.google.com/speed/webp/docs/riff_container
+    """
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+_HEIF_HEADER_BYTES = 1_000_000
+
+
+def _heif_size(data: bytes) -> tuple[int, int]:
+    """The largest size that an AVIF or HEIC says of any image in it, without what blocks of 64 pixels may add.
+
+    It is that of the coded image, which may be cropped to what is shown.
+    """
+    sizes = [(0, 0)]
+    at = data.find(b"ispe", 0, _HEIF_HEADER_BYTES)
+    while 0 <= at <= len(data) - 16:
+        if data[at - 4 : at] == b"\0\0\0\x14":  # the length of such a box
+            width, height = struct.unpack_from(">II", data, at + 8)
+            sizes.append((max(0, width - 63), max(0, height - 63)))
+        at = data.find(b"ispe", at + 4, _HEIF_HEADER_BYTES)
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _jpeg2000_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the code stream says, which is what is decoded, whatever the header before it says."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(data) < at + 24:
+        return 0, 0
+    right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
+    return max(0, right - left), max(0, bottom - top)
+
+
+def ends_as_jpeg2000(data: bytes) -> bool:
+    """Whether the end mark of the code stream is there: without it, one that was cut between two tiles would do.
+
+    Its two bytes are nowhere else in the coded data.
+    """
+    return data.rfind(b"\xff\xd9") > data.find(b"\xff\x93")
