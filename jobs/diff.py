@@ -17,7 +17,8 @@ import tyro
 from bottleneck.console import Display, Progress
 from bottleneck.dataset.features import open_features
 from bottleneck.errors import CorruptError, UsageError
-from bottleneck.inspect.diff import Diff, Group, diff_features
+from bottleneck.inspect.diff import Diff, diff_features
+from bottleneck.inspect.layer_diff import Group
 from bottleneck.inspect.recompute import MIN_COSINE
 from bottleneck.text import counted, printable
 from jobs.results import answer, show

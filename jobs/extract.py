@@ -16,12 +16,14 @@ from bottleneck.console import Display, duration
 from bottleneck.dataset.extend import Extended, extend_plan
 from bottleneck.dataset.make_plan import MAX_REJECTED, Survey, survey
 from bottleneck.dataset.plan import Plan, load_plan
-from bottleneck.distributed.ray_session import check_use_gpu, cluster_address, workers_have_bfloat16
-from bottleneck.distributed.run import Run, RunOptions
+from bottleneck.distributed.ray_resources import check_use_gpu, workers_have_bfloat16
+from bottleneck.distributed.ray_session import cluster_address
+from bottleneck.distributed.run import Run
+from bottleneck.distributed.run_options import RunOptions
 from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.summary import Summary, Tally, summarize
-from bottleneck.networks.base import choose_precision
 from bottleneck.networks.layers import check_layers
+from bottleneck.networks.resolve import choose_precision
 from bottleneck.storage.store import check_output_uri
 from bottleneck.text import counted
 from jobs import plan as plan_job

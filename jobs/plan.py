@@ -15,7 +15,8 @@ import tyro
 
 from bottleneck.dataset.make_plan import MAX_REJECTED
 from bottleneck.dataset.plan import Plan
-from bottleneck.distributed.ray_session import cluster_address, workers_have_bfloat16
+from bottleneck.distributed.ray_resources import workers_have_bfloat16
+from bottleneck.distributed.ray_session import cluster_address
 from bottleneck.errors import BottleneckError
 from bottleneck.extract.estimate import Estimate
 from bottleneck.extract.open_plan import open_or_make_plan
@@ -61,7 +62,7 @@ def main(config: Config) -> int:
         reading=config.reading,
         shard_size=config.shard_size,
         max_rejected=config.max_rejected,
-        has_bfloat16=partial(workers_have_bfloat16, config.use_gpu),
+        workers_have_bfloat16=partial(workers_have_bfloat16, config.use_gpu),
     )
     for line in describe(plan):
         show(line)

@@ -20,20 +20,16 @@ from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.make_plan import MAX_REJECTED, check_max_rejected, survey
 from bottleneck.dataset.plan import Plan, load_plan
-from bottleneck.distributed.ray_session import check_use_gpu, cluster_address
-from bottleneck.distributed.run import Run, RunOptions
+from bottleneck.distributed.ray_resources import check_use_gpu
+from bottleneck.distributed.ray_session import cluster_address
+from bottleneck.distributed.run import Run
+from bottleneck.distributed.run_options import RunOptions
 from bottleneck.errors import UsageError, WeightsError
 from bottleneck.extract.summary import Summary, Tally, summarize
-from bottleneck.heads.predict import (
-    Predictor,
-    check_predictions,
-    count_predicted,
-    plan_like,
-    predict_features,
-    prediction_spec,
-    tell_newer,
-)
-from bottleneck.networks.base import resolve_apart
+from bottleneck.heads.predict import Predictor, predict_features
+from bottleneck.heads.predicted import count_predicted
+from bottleneck.heads.prediction_plan import check_predictions, plan_like, prediction_spec, tell_newer
+from bottleneck.networks.resolve import resolve_apart
 from bottleneck.networks.weights import check_weights
 from bottleneck.sources.reading import Limits, Reading
 from bottleneck.spec import PredictionSpec

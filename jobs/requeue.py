@@ -19,7 +19,7 @@ from bottleneck.choices import check_choices
 from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.requeue import Requeued, requeue_plan
 from bottleneck.errors import UsageError
-from bottleneck.networks.base import requested_layers
+from bottleneck.networks.resolve import requested_layers
 from bottleneck.sources.reading import ImageFormat, Limits, Reading
 from bottleneck.spec import FeatureRequest
 from bottleneck.text import counted

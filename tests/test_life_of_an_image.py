@@ -13,7 +13,8 @@ from bottleneck.dataset.success import finish
 from bottleneck.extract.decode import Decoded, Rejected, decode
 from bottleneck.extract.prepare import Work, prepare_shard
 from bottleneck.extract.shard import extract_prepared
-from bottleneck.networks.base import Base, resolve
+from bottleneck.networks.base import Base
+from bottleneck.networks.resolve import resolve
 from bottleneck.storage.store import Wanted, open_store
 
 

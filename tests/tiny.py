@@ -40,7 +40,7 @@ def spec(**changes: Any) -> FeatureSpec:
 @cache
 def real_spec() -> FeatureSpec:
     """The spec of REQUEST; the first call imports Keras."""
-    from bottleneck.networks.base import resolve
+    from bottleneck.networks.resolve import resolve
 
     return resolve(REQUEST, "float32")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bottleneck.errors import UsageError
-from bottleneck.networks.base import CORES_PER_ACTOR
+from bottleneck.networks.device import CORES_PER_ACTOR
 
 DECODE_CPUS = 0.49
 """Of each task that prepares shards, beside networks on CPUs, which compute on all cores anyway."""

@@ -6,10 +6,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from bottleneck import errors
 from bottleneck.child import raised
 from bottleneck.console import Progress
 from bottleneck.dataset.extend import Extended
@@ -20,14 +18,9 @@ from bottleneck.distributed.heap import Trimmer
 from bottleneck.distributed.monitor import Live
 from bottleneck.distributed.pipeline import Order, stages
 from bottleneck.distributed.placement import place, waiting_for
-from bottleneck.distributed.ray_session import (
-    RESULTS_THREAD,
-    cluster_address,
-    is_ours,
-    start_ray,
-    stop_ray,
-    tell_waiting,
-)
+from bottleneck.distributed.ray_resources import tell_waiting
+from bottleneck.distributed.ray_session import RESULTS_THREAD, cluster_address, is_ours, start_ray, stop_ray
+from bottleneck.distributed.run_options import RunOptions
 from bottleneck.distributed.stages import WARM_UP
 from bottleneck.errors import FingerprintError, IncompleteError, StoreError
 from bottleneck.extract.estimate import Prediction, predict_run
@@ -40,40 +33,20 @@ from bottleneck.text import counted
 
 log = logging.getLogger(__name__)
 
+
 EMIT_RETRIES = 5
 """How often the task that hands out shards may be lost."""
+
+
 POLL_SECONDS = 0.5
+
+
 LOOK_SECONDS = 5.0
 """Between two looks at what the cluster has free, while no network has a place."""
+
+
 DETAILS_SECONDS = 10.0
 """At most, for the counter's last answer on a busy machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a run uses its machines. Changes speed, never a feature."""
-
-    num_actors: tuple[int, ...] = ()
-    """Number of networks, or the minimum and maximum. The maximum is requested from the cluster; networks start as it
-    grows. Default: one per GPU, or one per eight cores without GPUs."""
-    use_gpu: bool = False
-    """Wait for GPUs if the cluster has none yet. GPUs that it has are always used."""
-    batch_size: int | None = None
-    """Largest number of images in a batch; shards are divided evenly. Default: 32 on CPUs, 256 on GPUs."""
-
-    def __post_init__(self) -> None:
-        if list(self.num_actors) != sorted(self.num_actors) or min(self.num_actors, default=1) < 1:
-            raise errors.UsageError(f"`num_actors` takes a number from 1 up, or two. Received: {self._asked}.")
-        if len(self.num_actors) > 2:
-            raise errors.UsageError(
-                f"`num_actors` takes one number, or the least and the most. Received: {self._asked}."
-            )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise errors.UsageError(f"`batch_size` takes a number from 1 up. Received: {self.batch_size}.")
-
-    @property
-    def _asked(self) -> str:
-        return " ".join(map(str, self.num_actors))
 
 
 class Run:

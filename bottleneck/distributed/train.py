@@ -4,7 +4,6 @@ Ray Train places the workers and starts the group again when one dies; what the 
 actor beside the group. Requests and answers pass through that actor, arrays through Ray's object store.
 """
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -14,12 +13,14 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bottleneck.child import as_result, raised
 from bottleneck.dataset.features import Features
-from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, start_ray, stop_ray, tell_waiting
+from bottleneck.distributed.exchange import Exchange, Failed, RayTeam, fetch_object
+from bottleneck.distributed.ray_resources import tell_waiting
+from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, start_ray, stop_ray
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.heads.fit import Fitted, fit_features
 from bottleneck.heads.request import HeadRequest
@@ -27,9 +28,14 @@ from bottleneck.heads.solver.worker import Member
 
 log = logging.getLogger(__name__)
 
+
 MAX_FAILURES = 30
 """Of the group, before the fit is given up; a spot market may take many workers during a long one."""
+
+
 POLL_SECONDS = 0.2
+
+
 TRAIN_SETTINGS = {
     # Two seconds by default, of which a short fit waits for several.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -165,7 +171,7 @@ def _work(given: dict[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     # Requests of a group that has died are told from this one's by the token.
     token = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex if rank == 0 else None)
-    member = Member(ray.put if size > 1 else lambda value: value, _fetch)
+    member = Member(ray.put if size > 1 else lambda value: value, fetch_object)
     with _threads(given["threads"]):
         if rank == 0:
             _lead(RayTeam(given["exchange"], token, size, member), given)
@@ -199,123 +205,6 @@ def _follow(exchange: Any, token: str, rank: int, member: Member) -> None:
             answer = Failed(as_result(error)["error"])
         ray.get(exchange.answer.remote(token, number, rank, [ray.put([answer])]))  # wrapped, as it may be a handle
         number += 1
-
-
-class Failed:
-    """An answer that is an error."""
-
-    def __init__(self, error: list[str]) -> None:
-        self.error = error
-
-
-class RayTeam:
-    """The members of a group, as its leader sees them; one of them is in the leader's own process."""
-
-    def __init__(self, exchange: Any, token: str, size: int, member: Member) -> None:
-        self.exchange, self.token, self.size, self.member = exchange, token, size, member
-        self.number = 0
-
-    def ask(self, request: str, *arguments: Any) -> list[Any]:
-        return self._ask(request, arguments, arguments)
-
-    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return self._ask(request, arguments[0], dict(enumerate(arguments)))
-
-    def _ask(self, request: str, mine: tuple[Any, ...], all_of_them: Any) -> list[Any]:
-        import ray
-
-        if self.size == 1:
-            return [getattr(self.member, request)(*mine)]
-        posted = self.exchange.post.remote(self.token, self.number, request, [ray.put(all_of_them)])
-        own = getattr(self.member, request)(*mine)
-        ray.get(posted)
-        handles = ray.get(self.exchange.answers.remote(self.token, self.number, self.size - 1))
-        self.number += 1
-        answers = [answer for (answer,) in ray.get([handles[rank][0] for rank in range(1, self.size)])]
-        for answer in answers:
-            if isinstance(answer, Failed):
-                raise raised(answer.error)
-        return [own, *answers]
-
-    def publish(self, value: Any) -> Any:
-        import ray
-
-        return value if self.size == 1 else ray.put(value)
-
-    def fetch(self, handle: Any) -> Any:
-        return _fetch(handle)
-
-    def recall(self, name: str) -> Any:
-        import ray
-
-        return ray.get(self.exchange.recall.remote(name))
-
-    def remember(self, name: str, value: Any) -> None:
-        self.exchange.remember.remote(name, value)
-
-    def report(self, event: dict[str, Any]) -> None:
-        self.exchange.report.remote(event)
-
-
-class Exchange:
-    """An actor beside the group: requests, answers, and what must outlive a worker."""
-
-    def __init__(self) -> None:
-        self.requests: dict[tuple[str, int], tuple[str, Any]] = {}
-        self.given: dict[tuple[str, int], dict[int, Any]] = {}
-        self.memory: dict[str, Any] = {}
-        self.told: list[dict[str, Any]] = []
-        self.outcome: dict[str, Any] | None = None
-        self.changed = asyncio.Condition()
-
-    async def post(self, token: str, number: int, request: str, handle: list[Any]) -> None:
-        async with self.changed:
-            # Older requests were answered by all, or are of a group that died.
-            self.requests = {(token, number): (request, handle[0])}
-            self.given = {key: value for key, value in self.given.items() if key == (token, number)}
-            self.changed.notify_all()
-
-    async def next_request(self, token: str, number: int) -> tuple[str, Any] | None:
-        async with self.changed:
-            await self.changed.wait_for(lambda: (token, number) in self.requests or self.outcome is not None)
-            return self.requests.get((token, number))
-
-    async def answer(self, token: str, number: int, rank: int, handle: list[Any]) -> None:
-        async with self.changed:
-            self.given.setdefault((token, number), {})[rank] = handle
-            self.changed.notify_all()
-
-    async def answers(self, token: str, number: int, count: int) -> dict[int, Any]:
-        async with self.changed:
-            await self.changed.wait_for(lambda: len(self.given.get((token, number), {})) == count)
-            return self.given.pop((token, number))
-
-    async def remember(self, name: str, value: Any) -> None:
-        self.memory[name] = value
-
-    async def recall(self, name: str) -> Any:
-        return self.memory.get(name)
-
-    async def report(self, event: dict[str, Any]) -> None:
-        self.told.append(event)
-
-    async def events(self) -> list[dict[str, Any]]:
-        told, self.told = self.told, []
-        return told
-
-    async def end(self, outcome: dict[str, Any]) -> None:
-        async with self.changed:
-            self.outcome = outcome
-            self.changed.notify_all()
-
-    async def result(self) -> dict[str, Any] | None:
-        return self.outcome
-
-
-def _fetch(handle: Any) -> Any:
-    import ray
-
-    return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
 
 
 @contextlib.contextmanager

@@ -253,7 +253,7 @@ def _start(node: str) -> tuple[Any, Any]:
         except PackageNotFoundError:
             try:
                 import bottleneck
-                from bottleneck.networks.base import has_bfloat16
+                from bottleneck.networks.device import has_bfloat16
 
                 report |= {"bottleneck": bottleneck.__version__, "has_bfloat16": has_bfloat16()}
             except Exception as error:

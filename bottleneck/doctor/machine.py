@@ -145,7 +145,7 @@ def _count_nvidia() -> int:
 
 def processor() -> Iterator[Finding]:
     """Cores that may be used, and bfloat16."""
-    from bottleneck.networks.base import has_bfloat16
+    from bottleneck.networks.device import has_bfloat16
 
     cores, there = count_cores(), os.cpu_count() or 1
     told = f"{cores} core{'s' if cores > 1 else ''}" + (f" of {there}, by a quota or affinity" if cores < there else "")

@@ -6,9 +6,9 @@ from typing import Any
 from bottleneck.dataset.make_plan import MAX_REJECTED, check_max_rejected, survey
 from bottleneck.dataset.plan import Plan, differences, load_plan
 from bottleneck.errors import FingerprintError, UsageError
-from bottleneck.networks import base as base_module
-from bottleneck.networks.base import choose_precision, requested_layers, resolve_apart
+from bottleneck.networks.device import has_bfloat16
 from bottleneck.networks.layers import check_layers
+from bottleneck.networks.resolve import choose_precision, requested_layers, resolve_apart
 from bottleneck.networks.weights import check_weights
 from bottleneck.sources.reading import Limits, Reading
 from bottleneck.spec import FeatureRequest
@@ -24,14 +24,14 @@ def open_or_make_plan(
     reading: Reading | None = None,
     shard_size: int | None = None,
     max_rejected: float = MAX_REJECTED,
-    has_bfloat16: Callable[[], bool] = base_module.has_bfloat16,
+    workers_have_bfloat16: Callable[[], bool] = has_bfloat16,
 ) -> Plan:
     """The output's plan, if it agrees with what is asked for; a new one where there is none.
 
     Args:
         shard_size: images of a shard in a new plan; None takes the default, and whatever an old plan has.
         max_rejected: share of the images that a list names that may be missing from a new plan.
-        has_bfloat16: asked once, for a new plan with precision `auto`: have the workers bfloat16 in hardware?
+        workers_have_bfloat16: called once for a new plan with precision `auto`: is bfloat16 in their hardware?
 
     Raises:
         FingerprintError: if the plan was made with other settings; it names them.
@@ -45,7 +45,7 @@ def open_or_make_plan(
         check_weights(request.weights)
         check_layers(request.base, request.layers)
         found = survey(source, output, reading=reading, shard_size=shard_size, max_rejected=max_rejected)
-        return found.make_plan(resolve_apart(request, choose_precision(request, has_bfloat16)), limits)
+        return found.make_plan(resolve_apart(request, choose_precision(request, workers_have_bfloat16)), limits)
     check_request(plan, source, request, limits=limits, reading=reading, shard_size=shard_size)
     return plan
 

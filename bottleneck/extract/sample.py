@@ -22,8 +22,9 @@ from bottleneck.extract.estimate import Costs, Estimate
 from bottleneck.extract.prepare import Work, prepare_images
 from bottleneck.extract.sandbox import guarded_by_exit
 from bottleneck.extract.shard import feature_columns
-from bottleneck.networks.base import CORES_PER_ACTOR, GPU_BATCH_SIZE, Base, count_gpus
+from bottleneck.networks.base import GPU_BATCH_SIZE, Base
 from bottleneck.networks.build import import_keras
+from bottleneck.networks.device import CORES_PER_ACTOR, count_gpus
 from bottleneck.sources.image import Image
 from bottleneck.spec import FeatureSpec
 from bottleneck.storage.store import open_store

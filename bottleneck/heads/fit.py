@@ -11,7 +11,8 @@ from bottleneck.dataset.features import Features, vectors
 from bottleneck.dataset.plan import versions
 from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
-from bottleneck.heads.evaluate import Evaluation, Evaluator
+from bottleneck.heads.evaluate import Evaluation
+from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.request import HeadRequest, Team
 from bottleneck.heads.solver.coordinator import Leader
 from bottleneck.heads.solver.worker import encoded, labelled_rows

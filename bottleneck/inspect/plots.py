@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from bottleneck.choices import check_choice
-from bottleneck.heads.evaluate import NUM_BINS, Evaluation
+from bottleneck.heads.evaluate import Evaluation
+from bottleneck.heads.evaluator import NUM_BINS
 
 Format = Literal["png", "svg"]
 

@@ -12,15 +12,10 @@ from dataclasses import fields, replace
 
 from bottleneck.errors import UsageError
 from bottleneck.extract.decode import Decoded, decode
-from bottleneck.networks.base import (
-    CORES_PER_ACTOR,
-    CPU_BATCH_SIZE,
-    GPU_BATCH_SIZE,
-    choose_precision,
-    has_bfloat16,
-    resolve_apart,
-)
+from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.networks.build import import_keras, preprocess
+from bottleneck.networks.device import CORES_PER_ACTOR, has_bfloat16
+from bottleneck.networks.resolve import choose_precision, resolve_apart
 from bottleneck.networks.weights import load_network
 from bottleneck.sources.open import open_source, resolve_reading
 from bottleneck.sources.reading import Limits, Reading

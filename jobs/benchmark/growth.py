@@ -10,7 +10,7 @@ import tempfile
 from typing import Any
 
 from bottleneck.dataset.make_plan import SHARD_SIZE
-from bottleneck.distributed.ray_session import local_store_bytes
+from bottleneck.distributed.local_ray import local_store_bytes
 from jobs.benchmark import Config
 from jobs.benchmark.process import Figures, describe_hardware, medians, run_job, tell, watched
 from jobs.benchmark.tars import check_room, write_source

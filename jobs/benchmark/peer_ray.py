@@ -43,7 +43,8 @@ def main(images: str, output: str, base: str) -> None:
     import ray
 
     from bottleneck.catalog import find_network
-    from bottleneck.networks.base import CORES_PER_ACTOR, CPU_BATCH_SIZE, GPU_BATCH_SIZE
+    from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+    from bottleneck.networks.device import CORES_PER_ACTOR
 
     ray.init()
     num_gpus = int(ray.cluster_resources().get("GPU", 0))

@@ -11,7 +11,9 @@ import shutil
 import tempfile
 
 from bottleneck.errors import BottleneckError, UsageError
-from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_precision, has_bfloat16, resolve_apart
+from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from bottleneck.networks.device import has_bfloat16
+from bottleneck.networks.resolve import choose_precision, resolve_apart
 from bottleneck.spec import FeatureSpec
 from jobs.benchmark import Config
 from jobs.benchmark.extract import NUM_IMAGES, choose_shard_size, copy_images, measure_job

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from bottleneck.distributed.placement import Placement, place, waiting_for
-from bottleneck.distributed.run import RunOptions
+from bottleneck.distributed.run_options import RunOptions
 from bottleneck.errors import UsageError
-from bottleneck.networks.base import CORES_PER_ACTOR
+from bottleneck.networks.device import CORES_PER_ACTOR
 from jobs import extract as extract_job
 
 HEAD = {"CPU": 0.0, "memory": 1e9}

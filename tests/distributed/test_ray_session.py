@@ -10,7 +10,8 @@ import pytest
 import tiny
 
 from bottleneck.dataset.plan import load_plan
-from bottleneck.distributed.ray_session import NUM_STARTS, start_ray, store_bytes
+from bottleneck.distributed.local_ray import NUM_STARTS, store_bytes
+from bottleneck.distributed.ray_session import start_ray
 from bottleneck.errors import StoreError
 from jobs import extract as extract_job
 
@@ -186,7 +187,8 @@ REFUSED = """
 import os
 import psutil, ray
 from bottleneck.errors import UsageError
-from bottleneck.distributed.run import Run, RunOptions
+from bottleneck.distributed.run import Run
+from bottleneck.distributed.run_options import RunOptions
 from bottleneck.spec import FeatureRequest
 
 os.environ["KERAS_BACKEND"] = "openvino"
@@ -209,7 +211,8 @@ CALLERS = """
 import os, threading
 import ray
 from bottleneck.errors import UsageError
-from bottleneck.distributed.run import Run, RunOptions
+from bottleneck.distributed.run import Run
+from bottleneck.distributed.run_options import RunOptions
 from bottleneck.distributed.ray_session import RUN, stop_ray
 from bottleneck.spec import FeatureRequest
 

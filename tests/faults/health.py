@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bottleneck.console import Progress
 from bottleneck.dataset.make_plan import make_plan
-from bottleneck.distributed.run import Run, RunOptions
+from bottleneck.distributed.run import Run
+from bottleneck.distributed.run_options import RunOptions
 from bottleneck.spec import FeatureRequest
 
 LOOK_SECONDS = 10.0

@@ -14,7 +14,7 @@ from extractjob import SHARD_SIZE, Ended, Job, Photos, Seen, num_data_files
 from servers import CephServer, S3Server, free_port
 
 from bottleneck.dataset.make_plan import make_plan
-from bottleneck.networks.base import resolve
+from bottleneck.networks.resolve import resolve
 from bottleneck.networks.weights import load_network
 from bottleneck.spec import FeatureRequest
 

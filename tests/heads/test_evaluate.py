@@ -10,7 +10,8 @@ from sklearn import metrics
 
 from bottleneck.errors import UsageError
 from bottleneck.heads import evaluate
-from bottleneck.heads.evaluate import Evaluation, Evaluator, classification_report, wilson_interval
+from bottleneck.heads.evaluate import Evaluation, classification_report, wilson_interval
+from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.head import Head, probabilities
 
 

@@ -16,7 +16,8 @@ from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.heads.export import export_head
 from bottleneck.heads.head import Head, Origin
-from bottleneck.networks.base import Base, resolve
+from bottleneck.networks.base import Base
+from bottleneck.networks.resolve import resolve
 from bottleneck.sources.reading import Limits
 from bottleneck.spec import FeatureRequest, FeatureSpec
 from jobs.__main__ import main

@@ -34,7 +34,8 @@ from bottleneck.extract.prepare import Work, prepare_shard
 from bottleneck.extract.shard import extract_prepared, extract_shard
 from bottleneck.extract.summary import pending_shards
 from bottleneck.heads.head import Head
-from bottleneck.heads.predict import Predictor, prediction_spec
+from bottleneck.heads.predict import Predictor
+from bottleneck.heads.prediction_plan import prediction_spec
 from bottleneck.networks.base import Base
 from bottleneck.spec import PredictionSpec
 from bottleneck.storage.store import open_store

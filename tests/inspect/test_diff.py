@@ -18,7 +18,8 @@ from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError
 from bottleneck.extract.local import extract_images
-from bottleneck.inspect.diff import LayerDiff, diff_features
+from bottleneck.inspect.diff import diff_features
+from bottleneck.inspect.layer_diff import LayerDiff
 from bottleneck.sources.reading import Reading
 from bottleneck.spec import FeatureRequest
 from bottleneck.storage.store import open_store

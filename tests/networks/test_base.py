@@ -20,8 +20,9 @@ from assets import asset
 from bottleneck.catalog import NETWORKS, base_named
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
 from bottleneck.extract.decode import Decoded, decode
-from bottleneck.networks.base import Base, choose_precision, fitting_batch_size, requested_layers, resolve
+from bottleneck.networks.base import Base, fitting_batch_size
 from bottleneck.networks.build import build_network, import_keras, to_bfloat16
+from bottleneck.networks.resolve import choose_precision, requested_layers, resolve
 from bottleneck.networks.weights import load_network, sha256_weights
 from bottleneck.sources.reading import Limits
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision

@@ -18,10 +18,11 @@ from test_base import max_relative_difference, min_cosine, photos, pixels_of
 from bottleneck.catalog import NETWORKS, base_names, find_network
 from bottleneck.errors import WeightsError
 from bottleneck.heads.export import _preprocessing
-from bottleneck.networks.base import Base, resolve
+from bottleneck.networks.base import Base
 from bottleneck.networks.build import build_network, import_keras
 from bottleneck.networks.describe import describe, draw_network, table, table_of_bases
 from bottleneck.networks.layers import check_layers
+from bottleneck.networks.resolve import resolve
 from bottleneck.networks.weights import load_network, sha256_weights
 from bottleneck.spec import FeatureRequest
 from jobs.__main__ import main

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from bottleneck.dataset.features import Features
 from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import FeaturesError
-from bottleneck.heads.evaluate import Evaluator
+from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.solver import mlp
 from bottleneck.heads.solver.gram import Path, accuracy, basis_of_products, basis_of_rows, solve_path
 from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows, log_loss

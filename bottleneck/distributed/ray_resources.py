@@ -1,0 +1,58 @@
+"""What the workers of this process's Ray have: GPUs, bfloat16, and whether a resource has to be waited for."""
+
+import importlib
+import sys
+from typing import Any
+
+from bottleneck.distributed.ray_session import cluster_address, log, start_ray
+
+WAITING_SECONDS = 60.0
+"""Between two lines that say what a run waits for."""
+
+
+def check_use_gpu(use_gpu: bool) -> None:
+    """Refuse GPUs that are asked for and cannot be had, before anything is started. Raises UsageError."""
+    from bottleneck.distributed.placement import check_gpus, check_runtime
+
+    check_runtime(use_gpu)
+    if use_gpu and not cluster_address() and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        check_gpus(use_gpu, _count_gpus())
+
+
+def _count_gpus() -> int:
+    """Of this machine, as a Ray that starts here would count them."""
+    accelerators: Any = importlib.import_module("ray._private.accelerators")
+    manager = accelerators.get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    gpus = int(manager.get_current_node_num_accelerators())
+    return gpus if visible is None else min(gpus, len(visible))
+
+
+def workers_have_bfloat16(use_gpu: bool = False) -> bool:
+    """Ask a worker like those that will run: on a cluster one with a GPU if it has any, or is to get one."""
+    # Not with this module, which also `doctor` needs, where packages may be broken.
+    from bottleneck.networks.device import has_bfloat16
+
+    check_use_gpu(use_gpu)
+    if not cluster_address():
+        return has_bfloat16()
+    start_ray()
+    import ray
+
+    on_gpu = use_gpu or ray.cluster_resources().get("GPU", 0) > 0
+    # Without a GPU it takes a CPU, as a head that runs no networks has none.
+    asked = ray.remote(num_cpus=0 if on_gpu else 1, num_gpus=1 if on_gpu else 0)(has_bfloat16)
+    answer = asked.remote()
+    tell_waiting("GPU" if on_gpu else "CPU", 1)
+    while not ray.wait([answer], timeout=WAITING_SECONDS)[0]:
+        tell_waiting("GPU" if on_gpu else "CPU", 1)
+    return bool(ray.get(answer))
+
+
+def tell_waiting(kind: str, wanted: int) -> None:
+    """Say so where a cluster does not have yet what is wanted of it: it may never come."""
+    import ray
+
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < wanted:
+        log.info("waiting for %ss: the cluster has %d, %d wanted; Ctrl-C ends it", kind, there, wanted)
