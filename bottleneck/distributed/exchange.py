@@ -73,6 +73,7 @@ class Exchange:
         self.memory: dict[str, Any] = {}
         self.told: list[dict[str, Any]] = []
         self.outcome: dict[str, Any] | None = None
+        self.met: list[Any] = []
         self.changed = asyncio.Condition()
 
     async def post(self, token: str, number: int, request: str, handle: list[Any]) -> None:
@@ -105,6 +106,14 @@ class Exchange:
 
     async def report(self, event: dict[str, Any]) -> None:
         self.told.append(event)
+
+    async def meet(self, controller: list[Any]) -> None:
+        """Remember the handle of Ray Train's controller, in a list so that Ray passes it on as it is."""
+        self.met = controller
+
+    async def controller(self) -> list[Any]:
+        """The handle that `meet` got, in a list; empty before."""
+        return self.met
 
     async def events(self) -> list[dict[str, Any]]:
         told, self.told = self.told, []

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -93,7 +92,11 @@ def train_head(
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}, placement_strategy="SPREAD"
         ),
-        run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
+        run_config=RunConfig(
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[_introduction(exchange)],
+        ),
     )
     ended: list[BaseException | None] = []
 
@@ -126,27 +129,37 @@ def train_head(
             "The process beside the workers, which passes their answers on, has died. Run the same command again."
         ) from error
     finally:
-        _end_training(thread)
+        _end_training(thread, exchange)
         with contextlib.suppress(Exception):  # it may have died
             ray.kill(exchange)  # in a Ray that goes on
         stop_ray()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_training(thread: threading.Thread) -> None:
-    """End the thread of a fit that was stopped or failed: it must not speak with Ray while that shuts down.
+def _introduction(exchange: Any) -> Any:
+    """Have Ray Train's controller, an actor without a name, hand its handle to the exchange, so that it can end."""
+    import ray
+    from ray.train.v2._internal.execution.callback import ControllerCallback
 
-    It waits for Ray Train's controller, an actor without a name, whose handle nobody else has; or is about to.
+    class Introduction(ControllerCallback):  # type: ignore[misc]
+        def after_controller_start(self, train_run_context: Any) -> None:
+            exchange.meet.remote([ray.get_runtime_context().current_actor])
+
+    return Introduction()
+
+
+def _end_training(thread: threading.Thread, exchange: Any) -> None:
+    """End the thread of a fit that was stopped or failed: it must not use Ray while that shuts down.
+
+    The thread waits for Ray Train's controller, or is about to start it.
     """
     import ray
 
     deadline = time.monotonic() + THREAD_SECONDS
     while thread.is_alive() and time.monotonic() < deadline:
-        frame = sys._current_frames().get(thread.ident or 0)
-        while frame is not None:
-            if isinstance(controller := frame.f_locals.get("controller"), ray.actor.ActorHandle):
-                ray.kill(controller)
-            frame = frame.f_back
+        with contextlib.suppress(Exception):  # either actor may have died
+            if known := ray.get(exchange.controller.remote(), timeout=POLL_SECONDS):
+                ray.kill(known[0])
         thread.join(POLL_SECONDS)
 
 

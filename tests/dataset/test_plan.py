@@ -357,18 +357,13 @@ def test_a_source_is_looked_at_before_any_network(source: Path, output: Path) ->
     rows = "".join(f"{name},a\n" for name in names(40))
     (source / "list.csv").write_text(f"uri,label\n{rows}{next(iter(names(1)))},b\n")
     request = FeatureRequest(weights="random:0")
+    never_asked = {"workers_have_bfloat16": pytest.fail}
     with pytest.raises(UsageError, match="two labels"):
-        open_or_make_plan(
-            str(source / "list.csv"), str(output), request, limits=Limits(), workers_have_bfloat16=pytest.fail
-        )
+        open_or_make_plan(str(source / "list.csv"), str(output), request, limits=Limits(), **never_asked)
     with pytest.raises(UsageError, match="`max_rejected`"):
-        open_or_make_plan(
-            str(source), str(output), request, limits=Limits(), max_rejected=5, workers_have_bfloat16=pytest.fail
-        )
+        open_or_make_plan(str(source), str(output), request, limits=Limits(), max_rejected=5, **never_asked)
     with pytest.raises(UsageError, match="`shard_size`"):
-        open_or_make_plan(
-            str(source), str(output), request, limits=Limits(), shard_size=0, workers_have_bfloat16=pytest.fail
-        )
+        open_or_make_plan(str(source), str(output), request, limits=Limits(), shard_size=0, **never_asked)
 
 
 # Extensions
