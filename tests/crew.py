@@ -1,33 +1,33 @@
-"""Several members of a fit in one process, as Ray Train's workers are in several."""
+"""Several workers of a fit in one process, as Ray Train's workers are in several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from bottleneck.heads.request import Arrays, Grid, HeadRequest
-from bottleneck.heads.solver.coordinator import Leader
-from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.solver.coordinator import Coordinator
+from bottleneck.heads.solver.worker import Worker
 
 
 class Crew:
-    """A team of members that answer one after the other."""
+    """A workers of workers that answer one after the other."""
 
-    def __init__(self, members: list[Member]) -> None:
-        self.members, self.size = members, len(members)
+    def __init__(self, workers: list[Worker]) -> None:
+        self.workers, self.size = workers, len(workers)
         self.events: list[dict[str, Any]] = []
         self.memory: dict[str, Any] = {}
         self.asked: list[str] = []
 
-    def ask(self, request: str, *arguments: Any) -> list[Any]:
-        self.asked.append(request)
-        return [getattr(member, request)(*arguments) for member in self.members]
+    def ask(self, method: Callable[..., Any], *arguments: Any) -> list[Any]:
+        self.asked.append(method.__name__)
+        return [method(worker, *arguments) for worker in self.workers]
 
-    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        self.asked.append(request)
-        return [getattr(member, request)(*own) for member, own in zip(self.members, arguments, strict=True)]
+    def ask_each(self, method: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self.asked.append(method.__name__)
+        return [method(worker, *own) for worker, own in zip(self.workers, arguments, strict=False)]
 
     def publish(self, value: Any) -> Any:
         return value
@@ -47,18 +47,20 @@ class Crew:
 
 def fit(
     features_ND: np.ndarray,
-    codes_N: np.ndarray,
+    class_indices_N: np.ndarray,
     folds_N: np.ndarray,
     request: HeadRequest,
-    num_members: int = 1,
+    num_workers: int = 1,
     crew: Crew | None = None,
-) -> tuple[Arrays, Grid, Leader]:
-    """Fit on arrays, cut into as many members."""
-    parts = np.array_split(np.arange(len(codes_N)), num_members)
-    crew = crew or Crew([Member() for _ in parts])
-    for member, part in zip(crew.members, parts, strict=True):
-        member.hold(features_ND[part])
+) -> tuple[Arrays, Grid, Coordinator]:
+    """Fit on arrays, cut into as many workers."""
+    parts = np.array_split(np.arange(len(class_indices_N)), num_workers)
+    crew = crew or Crew([Worker() for _ in parts])
+    for worker, part in zip(crew.workers, parts, strict=True):
+        worker.hold(features_ND[part])
     num_folds = request.folds if request.cross_validated else 1
-    leader = Leader(crew, [len(p) for p in parts], codes_N, folds_N, int(codes_N.max()) + 1, request, num_folds)
-    arrays, grid = leader.fit(features_ND.shape[1])
-    return arrays, grid, leader
+    coordinator = Coordinator(
+        crew, [len(p) for p in parts], class_indices_N, folds_N, int(class_indices_N.max()) + 1, request, num_folds
+    )
+    arrays, grid = coordinator.fit(features_ND.shape[1])
+    return arrays, grid, coordinator

@@ -63,8 +63,10 @@ def test_accuracy_of_a_head_on_the_flowers(from_folder: str, kind: Any, least: f
     features = open_features(from_folder)
     features_ND, labels_N = features.arrays()
     digests = [value[:8] for table in features.tables(["sha256"]) for value in table.column("sha256").to_pylist()]
-    classes, codes_N = np.unique(labels_N.astype(str), return_inverse=True)
-    folds_N = split(codes_N, np.frombuffer(b"".join(digests), ">u8").astype(np.uint64), list(classes), 0.0, 5).folds_N
+    classes, class_indices_N = np.unique(labels_N.astype(str), return_inverse=True)
+    folds_N = split(
+        class_indices_N, np.frombuffer(b"".join(digests), ">u8").astype(np.uint64), list(classes), 0.0, 5
+    ).folds_N
     scores = []
     for fold in range(5):
         seen = folds_N != fold

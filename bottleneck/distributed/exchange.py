@@ -1,11 +1,27 @@
 """Requests and answers between the workers of a fit, through an actor beside their group."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate
 
 from bottleneck.child import raised
-from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.solver.protocol import Answer, P, Ts
+from bottleneck.heads.solver.worker import Worker
+
+
+@dataclass(frozen=True)
+class Request:
+    """A method of `Worker`, with the arguments of each worker by rank; those without any have nothing to do."""
+
+    method: Callable[..., Any]
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+    def answer(self, worker: Worker, rank: int) -> Any:
+        if rank >= len(self.arguments):
+            return None
+        arguments, options = self.arguments[rank]
+        return self.method(worker, *arguments, **options)
 
 
 class Failed:
@@ -15,26 +31,29 @@ class Failed:
         self.error = error
 
 
-class RayTeam:
-    """The members of a group, as its leader sees them; one of them is in the leader's own process."""
+class RayWorkers:
+    """The workers of a group, as its coordinator sees them; one of them is in the coordinator's own process."""
 
-    def __init__(self, exchange: Any, token: str, size: int, member: Member) -> None:
-        self.exchange, self.token, self.size, self.member = exchange, token, size, member
+    def __init__(self, exchange: Any, token: str, size: int, worker: Worker) -> None:
+        self.exchange, self.token, self.size, self.worker = exchange, token, size, worker
         self.number = 0
 
-    def ask(self, request: str, *arguments: Any) -> list[Any]:
-        return self._ask(request, arguments, arguments)
+    def ask(
+        self, method: Callable[Concatenate[Worker, P], Answer], *arguments: P.args, **options: P.kwargs
+    ) -> list[Answer]:
+        return self._ask(Request(method, [(arguments, options)] * self.size))
 
-    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return self._ask(request, arguments[0], dict(enumerate(arguments)))
+    def ask_each(self, method: Callable[[Worker, *Ts], Answer], arguments: Sequence[tuple[*Ts]]) -> list[Answer]:
+        return self._ask(Request(method, [(own, {}) for own in arguments]))[: len(arguments)]
 
-    def _ask(self, request: str, mine: tuple[Any, ...], all_of_them: Any) -> list[Any]:
+    def _ask(self, request: "Request") -> list[Any]:
+        """Post a request for the other workers, answer it here, and collect the answers in the order of the ranks."""
         import ray
 
         if self.size == 1:
-            return [getattr(self.member, request)(*mine)]
-        posted = self.exchange.post.remote(self.token, self.number, request, [ray.put(all_of_them)])
-        own = getattr(self.member, request)(*mine)
+            return [request.answer(self.worker, 0)]
+        posted = self.exchange.post.remote(self.token, self.number, [ray.put(request)])
+        own = request.answer(self.worker, 0)
         ray.get(posted)
         handles = ray.get(self.exchange.answers.remote(self.token, self.number, self.size - 1))
         self.number += 1
@@ -68,7 +87,7 @@ class Exchange:
     """An actor beside the group: requests, answers, and what must outlive a worker."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, int], tuple[str, Any]] = {}
+        self.requests: dict[tuple[str, int], list[Any]] = {}
         self.given: dict[tuple[str, int], dict[int, Any]] = {}
         self.memory: dict[str, Any] = {}
         self.told: list[dict[str, Any]] = []
@@ -76,14 +95,14 @@ class Exchange:
         self.met: list[Any] = []
         self.changed = asyncio.Condition()
 
-    async def post(self, token: str, number: int, request: str, handle: list[Any]) -> None:
+    async def post(self, token: str, number: int, handle: list[Any]) -> None:
         async with self.changed:
             # Older requests were answered by all, or are of a group that died.
-            self.requests = {(token, number): (request, handle[0])}
+            self.requests = {(token, number): handle}
             self.given = {key: value for key, value in self.given.items() if key == (token, number)}
             self.changed.notify_all()
 
-    async def next_request(self, token: str, number: int) -> tuple[str, Any] | None:
+    async def next_request(self, token: str, number: int) -> list[Any] | None:
         async with self.changed:
             await self.changed.wait_for(lambda: (token, number) in self.requests or self.outcome is not None)
             return self.requests.get((token, number))

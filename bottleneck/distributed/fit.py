@@ -8,8 +8,9 @@ from bottleneck.dataset.features import Features, open_features, rows_of
 from bottleneck.distributed.train import train_head
 from bottleneck.errors import UsageError
 from bottleneck.heads.fit import check_labels, fit_features
-from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, LocalTeam, Scale
-from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Scale
+from bottleneck.heads.solver.protocol import LocalWorkers
+from bottleneck.heads.solver.worker import Worker
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import
     from bottleneck.heads.head import Head
@@ -76,7 +77,7 @@ def fit_head(
     if num_workers:
         fitted = train_head(features, request, rows_of(features), num_workers=num_workers, use_gpu=use_gpu)
     else:
-        fitted = fit_features(LocalTeam(Member()), features, request, rows_of(features))
+        fitted = fit_features(LocalWorkers(Worker()), features, request, rows_of(features))
     if fitted.details["held_out"]:
         fitted.details["accuracy"] = fitted.evaluator.result().accuracy
     return fitted.head

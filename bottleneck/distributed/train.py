@@ -1,6 +1,6 @@
 """The fit on Ray Train: each worker owns a share of the features' files, rank 0 leads, the others answer it.
 
-Ray Train places the workers and starts the group again when one dies; what the leader found until then waits in an
+Ray Train places the workers and starts the group again when one dies; what the coordinator found until then waits in an
 actor beside the group. Requests and answers pass through that actor, arrays through Ray's object store.
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 
 from bottleneck.child import as_result, raised
 from bottleneck.dataset.features import Features
-from bottleneck.distributed.exchange import Exchange, Failed, RayTeam, fetch_object
+from bottleneck.distributed.exchange import Exchange, Failed, RayWorkers, Request, fetch_object
 from bottleneck.distributed.ray_resources import tell_waiting
 from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, start_ray, stop_ray
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.heads.fit import Fitted, fit_features
 from bottleneck.heads.request import HeadRequest
-from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.solver.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -184,36 +184,33 @@ def _work(given: dict[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     # Requests of a group that has died are told from this one's by the token.
     token = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex if rank == 0 else None)
-    member = Member(ray.put if size > 1 else lambda value: value, fetch_object)
+    worker = Worker(ray.put if size > 1 else lambda value: value, fetch_object)
     with _threads(given["threads"]):
         if rank == 0:
-            _lead(RayTeam(given["exchange"], token, size, member), given)
+            _lead(RayWorkers(given["exchange"], token, size, worker), given)
         else:
-            _follow(given["exchange"], token, rank, member)
+            _follow(given["exchange"], token, rank, worker)
 
 
-def _lead(team: "RayTeam", given: dict[str, Any]) -> None:
+def _lead(workers: "RayWorkers", given: dict[str, Any]) -> None:
     import ray
 
     try:
-        fitted = fit_features(team, given["features"], given["request"], given["rows_of"])
+        fitted = fit_features(workers, given["features"], given["request"], given["rows_of"])
         result: dict[str, Any] = {"fitted": fitted}
     except Exception as error:  # only a worker that died is worth another try
         result = as_result(error)
     ray.get(given["exchange"].end.remote(result))
 
 
-def _follow(exchange: Any, token: str, rank: int, member: Member) -> None:
+def _follow(exchange: Any, token: str, rank: int, worker: Worker) -> None:
     import ray
 
     number = 0
-    while (asked := ray.get(exchange.next_request.remote(token, number))) is not None:
-        name, handle = asked
-        arguments = ray.get(handle)
-        if isinstance(arguments, dict):  # of its own
-            arguments = arguments[rank]
+    while (handle := ray.get(exchange.next_request.remote(token, number))) is not None:
+        request: Request = ray.get(handle[0])
         try:
-            answer: Any = getattr(member, name)(*arguments)
+            answer = request.answer(worker, rank)
         except Exception as error:
             answer = Failed(as_result(error)["error"])
         ray.get(exchange.answer.remote(token, number, rank, [ray.put([answer])]))  # wrapped, as it may be a handle

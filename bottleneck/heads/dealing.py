@@ -12,7 +12,9 @@ HELD_OUT = -2
 class Units:
     """What is dealt, and where it lies."""
 
-    def __init__(self, units_N: np.ndarray, codes_N: np.ndarray, digests_N: np.ndarray, num_classes: int) -> None:
+    def __init__(
+        self, units_N: np.ndarray, class_indices_N: np.ndarray, digests_N: np.ndarray, num_classes: int
+    ) -> None:
         num_units = int(units_N.max()) + 1
         self.num_classes = num_classes
         self.folds_U = np.zeros(num_units, np.int64)
@@ -20,11 +22,11 @@ class Units:
         self.sizes_U = np.bincount(units_N, minlength=num_units)
         self.order_U = np.full(num_units, np.iinfo(np.uint64).max, np.uint64)
         np.minimum.at(self.order_U, units_N, digests_N)
-        pairs, self.images_P = np.unique(codes_N * num_units + units_N, return_counts=True)
+        pairs, self.images_P = np.unique(class_indices_N * num_units + units_N, return_counts=True)
         self.class_P, self.unit_P = np.divmod(pairs, num_units)
         self.starts = np.searchsorted(self.class_P, np.arange(num_classes + 1))
         # A unit of several classes is dealt with those of its rarest one, of which there are fewest to choose from.
-        self.by_rarity = np.lexsort((np.arange(num_classes), np.bincount(codes_N, minlength=num_classes)))
+        self.by_rarity = np.lexsort((np.arange(num_classes), np.bincount(class_indices_N, minlength=num_classes)))
         rank_K = np.argsort(self.by_rarity)
         rank_U = np.full(num_units, num_classes)
         np.minimum.at(rank_U, self.unit_P, rank_K[self.class_P])
@@ -61,7 +63,7 @@ class Units:
             units, images = self.of(code)
             own = (self.dealt_as_U[units] == code) & ~is_dealt_U[units]
             order = np.argsort(self.order_U[units[own]], kind="stable")
-            members, sizes = units[own][order], images[own][order]
+            workers, sizes = units[own][order], images[own][order]
             if test_fraction:
                 # Units of several classes may have been dealt with a rarer one.
                 out_before = int(images[is_dealt_U[units] & (self.folds_U[units] == HELD_OUT)].sum())
@@ -69,17 +71,17 @@ class Units:
                 # A large unit is held out only where that comes closer to the share.
                 num_out = int((np.cumsum(sizes) - sizes / 2 < wanted).sum())
                 num_fitted = int((is_dealt_U[units] & (self.folds_U[units] >= 0)).sum())
-                most = max(0, len(members) - max(least - num_fitted, 0))
+                most = max(0, len(workers) - max(least - num_fitted, 0))
                 num_out = min(max(num_out, 0 if out_before else 1), most)
-                self.folds_U[members[:num_out]] = HELD_OUT
-                members, sizes = members[num_out:], sizes[num_out:]
+                self.folds_U[workers[:num_out]] = HELD_OUT
+                workers, sizes = workers[num_out:], sizes[num_out:]
             is_dealt_U[units[own]] = True
-            if len(members):
-                mixed = np.argsort(_mixed(self.order_U[members]), kind="stable")
-                members, sizes = members[mixed], sizes[mixed]
+            if len(workers):
+                mixed = np.argsort(_mixed(self.order_U[workers]), kind="stable")
+                workers, sizes = workers[mixed], sizes[mixed]
                 # Classes start at different folds, so that small ones do not all fill the first.
                 starts = np.cumsum(sizes) - sizes
-                self.folds_U[members] = (starts * num_folds // int(sizes.sum()) + code) % num_folds
+                self.folds_U[workers] = (starts * num_folds // int(sizes.sum()) + code) % num_folds
         self._take_back(least)
 
     def _take_back(self, least: int) -> None:

@@ -1,4 +1,4 @@
-"""From a features dataset to a head: labels, split, fit, judgement of the held-out images; wherever the members run."""
+"""From a features dataset to a head: labels, split, fit, judgement of the held-out images; wherever the workers run."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.heads.evaluate import Evaluation
 from bottleneck.heads.evaluator import Evaluator
-from bottleneck.heads.request import HeadRequest, Team
-from bottleneck.heads.solver.coordinator import Leader
-from bottleneck.heads.solver.worker import encoded, labelled_rows
+from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.coordinator import Coordinator
+from bottleneck.heads.solver.protocol import Workers
+from bottleneck.heads.solver.worker import Worker, encoded, labelled_rows
 from bottleneck.heads.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
 from bottleneck.spec import canonical_layer
 
@@ -40,7 +41,7 @@ class Fitted:
         return self.head.origin.details
 
 
-def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: dict[str, int]) -> Fitted:
+def fit_features(workers: Workers, features: Features, request: HeadRequest, rows_of: dict[str, int]) -> Fitted:
     """Fit a head on the ok, labelled images of a features dataset.
 
     Args:
@@ -55,41 +56,42 @@ def fit_features(team: Team, features: Features, request: HeadRequest, rows_of: 
     started = time.monotonic()
     layer = chosen_layer(features, request)
     rule = request.split_rule
-    shares = _shares(features.files, rows_of, team.size)
+    shares = _shares(features.files, rows_of, workers.size)
     asked = [(features, layer, files, sum(rows_of[f] for f in files), rule) for files in shares]
-    names, codes, parts, unlabelled = zip(*team.ask_each("read", asked), strict=True)
-    classes, codes_N = _numbered(names, codes)
+    names, codes, parts, unlabelled = zip(*workers.ask_each(Worker.read, asked), strict=True)
+    classes, class_indices_N = _as_class_indices(names, codes)
     check_labels(dict.fromkeys(classes, 1), features.plan.output)
-    team.report({"read": len(codes_N), "classes": len(classes), "seconds": time.monotonic() - started})
+    workers.report({"read": len(class_indices_N), "classes": len(classes), "seconds": time.monotonic() - started})
     traits = all_traits(parts)
-    sides = rule.split(codes_N, traits, classes)
-    leader = Leader(team, [len(own) for own in codes], codes_N, sides.folds_N, len(classes), request, rule.num_folds)
-    arrays, grid = leader.fit(features.spec.dim_of(layer))
+    split = rule.split(class_indices_N, traits, classes)
+    counts = [len(own) for own in codes]
+    coordinator = Coordinator(workers, counts, class_indices_N, split.folds_N, len(classes), request, rule.num_folds)
+    arrays, grid = coordinator.fit(features.spec.dim_of(layer))
     head = Head.of(request, grid.best_c, classes, arrays)
     evaluator = Evaluator(classes)
-    for part in team.ask("judge", head, HELD_OUT):
+    for part in workers.ask(Worker.evaluate_head, head, HELD_OUT):
         evaluator.merge(part)
     details = {
         "request": {**request.to_json(), "layer": layer},
-        "images": len(codes_N),
-        "fitted_on": int((sides.folds_N >= 0).sum()),
-        "held_out": int((sides.folds_N == HELD_OUT).sum()),
+        "images": len(class_indices_N),
+        "fitted_on": int((split.folds_N >= 0).sum()),
+        "held_out": int((split.folds_N == HELD_OUT).sum()),
         "unlabelled": int(sum(unlabelled)),
-        "copies": sides.copies,
-        "conflicting_copies": sides.conflicts,
-        "groups": sides.num_groups,
+        "copies": split.copies,
+        "conflicting_copies": split.conflicts,
+        "groups": split.num_groups,
         "ungrouped": traits.num_ungrouped,
-        "held_out_with_test_keys": sides.num_moved,
+        "held_out_with_test_keys": split.num_moved,
         "split": {
             **rule.to_json(),
             "version": SPLIT_VERSION,
-            "held_out_sha256": held_out_sha256(traits.digests_N[sides.folds_N == HELD_OUT]),
+            "held_out_sha256": held_out_sha256(traits.digests_N[split.folds_N == HELD_OUT]),
         },
         "grid": grid.rows,
         "grid_end": grid.end,
         "c": None if request.kind == "mlp" else grid.best_c,
-        "way": leader.way,
-        "num_workers": team.size,
+        "way": coordinator.solver,
+        "num_workers": workers.size,
         "seconds": round(time.monotonic() - started, 2),
         "versions": versions(),
     }
@@ -148,8 +150,8 @@ def held_out_digests(head: "Head", features: Features) -> np.ndarray:
             codes.append(own)
             parts.append(rule.traits(labelled))
         traits = all_traits(parts)
-        classes, codes_N = _numbered(names, codes)
-        digests = traits.digests_N[rule.split(codes_N, traits, classes).folds_N == HELD_OUT]
+        classes, class_indices_N = _as_class_indices(names, codes)
+        digests = traits.digests_N[rule.split(class_indices_N, traits, classes).folds_N == HELD_OUT]
         if held_out_sha256(digests) == wanted:
             return np.unique(digests)
     raise FingerprintError(
@@ -158,7 +160,7 @@ def held_out_digests(head: "Head", features: Features) -> np.ndarray:
     )
 
 
-def _numbered(names: Sequence[list[str]], codes: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray]:
+def _as_class_indices(names: Sequence[list[str]], codes: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray]:
     """All labels, sorted, and every image's number among them.
 
     Args:

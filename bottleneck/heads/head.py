@@ -22,11 +22,12 @@ from bottleneck.dataset.plan import versions
 from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
-from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, LocalTeam, Scale
-from bottleneck.heads.solver.coordinator import Leader
+from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Scale
+from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.losses import probabilities
 from bottleneck.heads.solver.mlp import HIDDEN
-from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.solver.protocol import LocalWorkers
+from bottleneck.heads.solver.worker import Worker
 from bottleneck.spec import FeatureSpec, sha256_json
 from bottleneck.storage.store import ObjectError, Store, Wanted, open_store
 
@@ -101,7 +102,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         features_ND, labels_N = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(labels_N)
-        self.classes_, codes_N = np.unique(labels_N, return_inverse=True)
+        self.classes_, class_indices_N = np.unique(labels_N, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"Expected at least two classes. Received one class: {self.classes_[0]}.")
         weights_K = None
@@ -110,11 +111,20 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             weights_K = compute_class_weight(self.class_weight, classes=self.classes_, y=labels_N)
         c = 1.0 if self.kind == "mlp" else float(self.C)
         request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named)
-        member = Member()
-        member.hold(features_ND)
-        folds_N = np.zeros(len(codes_N), int)
-        leader = Leader(LocalTeam(member), [len(codes_N)], codes_N, folds_N, len(self.classes_), request, 1, weights_K)
-        self._take(leader.fit(features_ND.shape[1])[0])
+        worker = Worker()
+        worker.hold(features_ND)
+        folds_N = np.zeros(len(class_indices_N), int)
+        coordinator = Coordinator(
+            LocalWorkers(worker),
+            [len(class_indices_N)],
+            class_indices_N,
+            folds_N,
+            len(self.classes_),
+            request,
+            1,
+            weights_K,
+        )
+        self._take(coordinator.fit(features_ND.shape[1])[0])
         return self
 
     def _check_parameters(self) -> None:

@@ -1,16 +1,14 @@
-"""What a fit is asked for, and the members a leader asks: in this process, or on Ray Train."""
+"""What a fit is asked for, and the workers a coordinator asks: in this process, or on Ray Train."""
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
-from bottleneck.heads.solver.worker import Member
 from bottleneck.heads.splits import SplitRule
 
 Kind = Literal["logistic", "svm", "mlp"]
@@ -106,58 +104,3 @@ class Grid:
         if len({row["mean"] for row in self.rows}) < 2 or min(values) < self.best_c < max(values):
             return None
         return "smallest" if self.best_c == min(values) else "largest"
-
-
-class Team(Protocol):
-    """The members of a fit."""
-
-    size: int
-
-    def ask(self, request: str, *arguments: Any) -> list[Any]:
-        """Every member's answer to one request."""
-
-    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Every member's answer to a request of its own."""
-
-    def publish(self, value: Any) -> Any:
-        """A handle by which members read a value."""
-
-    def fetch(self, handle: Any) -> Any: ...
-
-    def recall(self, name: str) -> Any:
-        """What was remembered before a worker died, or None."""
-
-    def remember(self, name: str, value: Any) -> None: ...
-
-    def report(self, event: dict[str, Any]) -> None:
-        """Tell the person who waits."""
-
-
-class LocalTeam:
-    """One member, in this process."""
-
-    size = 1
-
-    def __init__(self, member: Member) -> None:
-        self.member = member
-
-    def ask(self, request: str, *arguments: Any) -> list[Any]:
-        return [getattr(self.member, request)(*arguments)]
-
-    def ask_each(self, request: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return self.ask(request, *arguments[0])
-
-    def publish(self, value: Any) -> Any:
-        return value
-
-    def fetch(self, handle: Any) -> Any:
-        return handle
-
-    def recall(self, name: str) -> Any:
-        return None
-
-    def remember(self, name: str, value: Any) -> None:
-        """Nothing is lost unless all is."""
-
-    def report(self, event: dict[str, Any]) -> None:
-        """Nobody waits."""

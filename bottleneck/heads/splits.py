@@ -111,12 +111,14 @@ class SplitRule:
                 "labelled images a group."
             )
 
-    def split(self, codes_N: np.ndarray, traits: Traits, classes: Sequence[str]) -> "Split":
+    def split(self, class_indices_N: np.ndarray, traits: Traits, classes: Sequence[str]) -> "Split":
         """The side of every image. Raises UsageError where images cannot be split so."""
         self.check(traits)
         fraction, tests_N = (0.0, traits.tests_N) if self.test_keys else (self.test_fraction, None)
         groups_N = None if self.group_by is None else traits.groups_N
-        return split(codes_N, traits.digests_N, classes, fraction, self.num_folds, groups_N=groups_N, tests_N=tests_N)
+        return split(
+            class_indices_N, traits.digests_N, classes, fraction, self.num_folds, groups_N=groups_N, tests_N=tests_N
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "test_keys": list(self.test_keys)}
@@ -164,7 +166,7 @@ def held_out_sha256(held_out: np.ndarray) -> str:
 
 
 def split(
-    codes_N: np.ndarray,
+    class_indices_N: np.ndarray,
     digests_N: np.ndarray,
     classes: Sequence[str],
     test_fraction: float,
@@ -176,7 +178,7 @@ def split(
     """Deal images to a held-out part and folds.
 
     Args:
-        codes_N: the class of every image as a number.
+        class_indices_N: the class of every image as a number.
         digests_N: uint64, the first eight bytes of every image's sha256.
         test_fraction: share of each class that is held out, from 0 (nothing is) to below 1.
         num_folds: 1 where there is no cross-validation.
@@ -188,7 +190,7 @@ def split(
     """
     _, copies_N = np.unique(digests_N, return_inverse=True)
     units_N = copies_N if groups_N is None else connected(copies_N, groups_N)
-    units = Units(units_N, codes_N, digests_N, len(classes))
+    units = Units(units_N, class_indices_N, digests_N, len(classes))
     what = "different images" if groups_N is None else "groups of images"
     if tests_N is not None:
         units.hold_out(units_N[tests_N])
@@ -201,8 +203,8 @@ def split(
         _check_folds(units, num_folds, classes, what)
     folds_N = units.folds_U[units_N]
     smallest, largest = np.full(copies_N.max() + 1, len(classes)), np.full(copies_N.max() + 1, -1)
-    np.minimum.at(smallest, copies_N, codes_N)
-    np.maximum.at(largest, copies_N, codes_N)
+    np.minimum.at(smallest, copies_N, class_indices_N)
+    np.maximum.at(largest, copies_N, class_indices_N)
     return Split(
         folds_N,
         copies=int((np.bincount(copies_N)[copies_N] > 1).sum()),

@@ -14,9 +14,10 @@ from typing import Any
 
 from bottleneck.dataset.features import open_features
 from bottleneck.heads.fit import chosen_layer
-from bottleneck.heads.request import HeadRequest, LocalTeam
-from bottleneck.heads.solver.coordinator import Leader
-from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.coordinator import Coordinator
+from bottleneck.heads.solver.protocol import LocalWorkers
+from bottleneck.heads.solver.worker import Worker
 from jobs.benchmark import Config
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched
 from jobs.benchmark.sklearn_side import REQUEST, THREADS, TOLERANCE, C, load, measure_converged, measure_grid_search
@@ -64,7 +65,7 @@ def measure_fit(source: str, layer: str, num_workers: int, c: tuple[float, ...] 
     return {**figures, "fit_seconds": summary["seconds"], **{name: summary[name] for name in names}}
 
 
-class TimedTeam(LocalTeam):
+class TimedWorkers(LocalWorkers):
     """Notes when the last value of C and fold was solved: what follows is the fit on all folds together."""
 
     solved = math.nan
@@ -81,17 +82,25 @@ def measure_solver(source: str, layer: str) -> Figures:
     data = load(source, layer)
     with threadpool_limits(THREADS):
         started = time.perf_counter()
-        member = Member()
-        member.hold(data.features_ND)
-        team = TimedTeam(member)
-        leader = Leader(team, [len(data.codes_N)], data.codes_N, data.folds_N, data.num_classes, REQUEST, REQUEST.folds)
-        _, grid = leader.fit(data.features_ND.shape[1])
+        worker = Worker()
+        worker.hold(data.features_ND)
+        workers = TimedWorkers(worker)
+        coordinator = Coordinator(
+            workers,
+            [len(data.class_indices_N)],
+            data.class_indices_N,
+            data.folds_N,
+            data.num_classes,
+            REQUEST,
+            REQUEST.folds,
+        )
+        _, grid = coordinator.fit(data.features_ND.shape[1])
         ended = time.perf_counter()
     names = ("c", "accuracies", "objectives", "gap")
     return {
-        "seconds": team.solved - started,
-        "final_fit_seconds": ended - team.solved,
-        "way": leader.way,
+        "seconds": workers.solved - started,
+        "final_fit_seconds": ended - workers.solved,
+        "way": coordinator.solver,
         "rows": [{name: row[name] for name in names} for row in grid.rows],
     }
 

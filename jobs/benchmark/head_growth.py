@@ -111,13 +111,13 @@ def made_up_rows(
 ) -> pa.Table:
     """Rows of a data file, the same ones for the same numbers."""
     [dim] = spec.dims
-    codes_N = numbers_N * num_classes // num_images
+    class_indices_N = numbers_N * num_classes // num_images
     # As far from one another as said, on average: the difference of two means has D values of twice the variance.
     means_KD = np.random.default_rng(0).standard_normal((num_classes, dim)) * DISTANCE / np.sqrt(2 * dim)
     rng = np.random.default_rng([1, int(numbers_N[0])])
-    features_ND = (means_KD[codes_N] + rng.standard_normal((len(numbers_N), dim))).astype(np.float16)
+    features_ND = (means_KD[class_indices_N] + rng.standard_normal((len(numbers_N), dim))).astype(np.float16)
     features_ND = np.abs(features_ND) if rectified else features_ND
-    images = [_image(number, code) for number, code in zip(numbers_N.tolist(), codes_N.tolist(), strict=True)]
+    images = [_image(number, code) for number, code in zip(numbers_N.tolist(), class_indices_N.tolist(), strict=True)]
     values = {
         "key": [image.key for image in images],
         "etag": [image.etag for image in images],

@@ -15,7 +15,7 @@ import numpy as np
 from bottleneck.dataset.features import open_features, rows_of
 from bottleneck.errors import BottleneckError
 from bottleneck.heads.request import HeadRequest
-from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.solver.worker import Worker
 from jobs.benchmark.process import Figures
 
 C = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -33,7 +33,7 @@ class Data:
     """The images that are fitted on."""
 
     features_ND: np.ndarray
-    codes_N: np.ndarray
+    class_indices_N: np.ndarray
     folds_N: np.ndarray
     num_classes: int
 
@@ -41,14 +41,14 @@ class Data:
 def load(source: str, layer: str) -> Data:
     """Read features and deal them to folds, as `bottleneck fit` does."""
     features = open_features(source)
-    member = Member()
+    worker = Worker()
     rule, num_rows = REQUEST.split_rule, sum(rows_of(features).values())
-    names, codes_N, traits, _ = member.read(features, layer, features.files, num_rows, rule)
+    names, class_indices_N, traits, _ = worker.read(features, layer, features.files, num_rows, rule)
     classes = sorted(names)
-    codes_N = np.array([classes.index(name) for name in names])[codes_N]
-    folds_N = rule.split(codes_N, traits, classes).folds_N
+    class_indices_N = np.array([classes.index(name) for name in names])[class_indices_N]
+    folds_N = rule.split(class_indices_N, traits, classes).folds_N
     fitted_N = folds_N >= 0
-    return Data(member.features_ND[fitted_N], codes_N[fitted_N], folds_N[fitted_N], len(classes))
+    return Data(worker.features_ND[fitted_N], class_indices_N[fitted_N], folds_N[fitted_N], len(classes))
 
 
 def measure_grid_search(source: str, layer: str) -> Figures:
@@ -61,9 +61,9 @@ def measure_grid_search(source: str, layer: str) -> Figures:
     data = load(source, layer)
     fitted: list[Any] = []
 
-    def score(estimator: Any, features_ND: np.ndarray, codes_N: np.ndarray) -> float:
+    def score(estimator: Any, features_ND: np.ndarray, class_indices_N: np.ndarray) -> float:
         fitted.append(estimator)  # which the search would forget
-        return float(estimator.score(features_ND, codes_N))
+        return float(estimator.score(features_ND, class_indices_N))
 
     search = GridSearchCV(
         LogisticRegression(), {"C": list(C)}, cv=PredefinedSplit(data.folds_N), scoring=score, refit=False
@@ -71,7 +71,7 @@ def measure_grid_search(source: str, layer: str) -> Figures:
     with threadpool_limits(THREADS), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # how far it came is told below
         started = time.perf_counter()
-        search.fit(data.features_ND, data.codes_N)
+        search.fit(data.features_ND, data.class_indices_N)
         seconds = time.perf_counter() - started
     rows = []
     for number, c in enumerate(C):
@@ -122,9 +122,9 @@ def _converge(connection: Any, source: str, layer: str, c: float) -> None:
         warnings.simplefilter("ignore")
         started = time.perf_counter()
         estimator = LogisticRegression(C=c, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
-        estimator.fit(seen_ND, data.codes_N[seen_N])
+        estimator.fit(seen_ND, data.class_indices_N[seen_N])
         seconds = time.perf_counter() - started
-    right = estimator.score(data.features_ND[~seen_N].astype(np.float64), data.codes_N[~seen_N])
+    right = estimator.score(data.features_ND[~seen_N].astype(np.float64), data.class_indices_N[~seen_N])
     connection.send({"seconds": seconds, "objective": objective(estimator, data, 0), "accuracy": float(right)})
 
 
@@ -135,7 +135,7 @@ def objective(estimator: Any, data: Data, left_out: int) -> float:
     scores_NK = data.features_ND[seen_N].astype(np.float64) @ coef_KD.T + estimator.intercept_.astype(np.float64)
     if scores_NK.shape[1] == 1:  # the log odds of the second of two classes
         scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
-    truth_N = np.searchsorted(estimator.classes_, data.codes_N[seen_N])
+    truth_N = np.searchsorted(estimator.classes_, data.class_indices_N[seen_N])
     return float(estimator.C * log_losses(scores_NK, truth_N).sum() + (coef_KD**2).sum() / 2)
 
 

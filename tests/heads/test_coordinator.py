@@ -1,4 +1,4 @@
-"""One optimum, scikit-learn's, by three ways and from any number of members."""
+"""One optimum, scikit-learn's, by three ways and from any number of workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sklearn.svm import LinearSVC
 
 from bottleneck.errors import UsageError
 from bottleneck.heads.request import HeadRequest
-from bottleneck.heads.solver import coordinator as leader
+from bottleneck.heads.solver import fit_data
 from bottleneck.heads.solver.losses import probabilities
 from bottleneck.heads.splits import HELD_OUT
 
@@ -31,12 +31,12 @@ C = (0.01, 1.0, 10.0)
 def data(num_images: int, dim: int, num_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Classes that overlap, on features that are far from centred, of very different sizes, one of them constant."""
     rng = np.random.default_rng(seed)
-    codes_N = np.arange(num_images) % num_classes
+    class_indices_N = np.arange(num_images) % num_classes
     means = rng.standard_normal((num_classes, dim))
-    features_ND = means[codes_N] + 2.5 * rng.standard_normal((num_images, dim))
+    features_ND = means[class_indices_N] + 2.5 * rng.standard_normal((num_images, dim))
     features_ND = features_ND * rng.uniform(0.2, 2, dim) + 3
     features_ND[:, 1] = 0.5
-    return features_ND.astype(np.float32), codes_N
+    return features_ND.astype(np.float32), class_indices_N
 
 
 def folds_of(num_images: int, num_folds: int, held_out: int = 0) -> np.ndarray:
@@ -74,7 +74,7 @@ WAYS = {"products": (60, 90), "images": (150, 20), "sums": (150, 20)}
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "sums":
-        monkeypatch.setattr(leader, "MAX_COMPACT_VALUES", 0)
+        monkeypatch.setattr(fit_data, "MAX_COMPACT_VALUES", 0)
     return str(request.param)
 
 
@@ -82,13 +82,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("class_weight", ["none", "balanced"])
 def test_the_optimum_is_scikit_learns(way: str, kind: Any, scale: Any, num_classes: int, class_weight: Any) -> None:
     num_images, dim = WAYS[way]
-    features_ND, codes_N = data(num_images, dim, num_classes)
-    codes_N[: num_images // 5] = 0  # so that balancing matters
+    features_ND, class_indices_N = data(num_images, dim, num_classes)
+    class_indices_N[: num_images // 5] = 0  # so that balancing matters
     request = HeadRequest(kind=kind, c=(0.5,), scale=scale, class_weight=class_weight, folds=3)
     folds_N = folds_of(num_images, 3 if request.cross_validated else 1)
-    arrays, _, led = crew.fit(features_ND, codes_N, folds_N, request)
-    assert led.way == way
-    found = peer(kind, scale, class_weight, 0.5).fit(features_ND.astype(np.float64), codes_N)
+    arrays, _, led = crew.fit(features_ND, class_indices_N, folds_N, request)
+    assert led.solver == way
+    found = peer(kind, scale, class_weight, 0.5).fit(features_ND.astype(np.float64), class_indices_N)
     if kind == "logistic" and num_classes > 2:  # what all intercepts have in common means nothing
         found[-1].intercept_ -= found[-1].intercept_.mean()
     expected = found.decision_function(features_ND.astype(np.float64)).reshape(num_images, -1)
@@ -102,16 +102,16 @@ def test_the_optimum_is_scikit_learns(way: str, kind: Any, scale: Any, num_class
 @pytest.mark.parametrize("c", [1e-4, 1.0, 1e4])
 def test_the_objective_is_at_its_optimum(way: str, c: float) -> None:
     num_images, dim = WAYS[way]
-    features_ND, codes_N = data(num_images, dim, 3)
+    features_ND, class_indices_N = data(num_images, dim, 3)
 
     def objective(coef: np.ndarray, intercept: np.ndarray) -> float:
         scores_NK = features_ND.astype(np.float64) @ coef.T + intercept
-        scores_NK = scores_NK - scores_NK[np.arange(num_images), codes_N][:, None]
+        scores_NK = scores_NK - scores_NK[np.arange(num_images), class_indices_N][:, None]
         return float(c * np.log(np.exp(scores_NK).sum(axis=1)).sum() + (coef**2).sum() / 2)
 
-    arrays, _, _ = crew.fit(features_ND, codes_N, np.zeros(num_images, int), HeadRequest(c=(c,)))
+    arrays, _, _ = crew.fit(features_ND, class_indices_N, np.zeros(num_images, int), HeadRequest(c=(c,)))
     found = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-13, max_iter=10_000).fit(
-        features_ND.astype(np.float64), codes_N
+        features_ND.astype(np.float64), class_indices_N
     )
     own = objective(arrays["coef"], arrays["intercept"])
     assert own <= objective(found.coef_, found.intercept_) * (1 + 1e-8)
@@ -121,14 +121,14 @@ def test_the_objective_is_at_its_optimum(way: str, c: float) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_grid_is_that_of_grid_search(way: str, kind: Any, scale: Any) -> None:
     num_images, dim = WAYS[way]
-    features_ND, codes_N = data(num_images, dim, 3)
+    features_ND, class_indices_N = data(num_images, dim, 3)
     folds_N = folds_of(num_images, 3, held_out=20)
     request = HeadRequest(kind=kind, c=C, scale=scale, folds=3)
-    arrays, grid, _ = crew.fit(features_ND, codes_N, folds_N, request, num_members=2)
+    arrays, grid, _ = crew.fit(features_ND, class_indices_N, folds_N, request, num_workers=2)
     seen = folds_N >= 0
     estimator = peer(kind, scale, "none", 1.0)
     search = GridSearchCV(estimator, {f"{estimator.steps[-1][0]}__C": C}, cv=PredefinedSplit(folds_N[seen]))
-    search.fit(features_ND[seen].astype(np.float64), codes_N[seen])
+    search.fit(features_ND[seen].astype(np.float64), class_indices_N[seen])
     expected = [search.cv_results_[f"split{fold}_test_score"] for fold in range(3)]
     np.testing.assert_allclose(np.array([row["accuracies"] for row in grid.rows]), np.transpose(expected), atol=1e-12)
     assert [grid.best_c] == list(search.best_params_.values())
@@ -143,10 +143,10 @@ def test_the_grid_is_that_of_grid_search(way: str, kind: Any, scale: Any) -> Non
 @pytest.mark.parametrize("scale", SCALES)
 def test_any_number_of_members_gives_the_same_head(way: str, kind: Any, scale: Any) -> None:
     num_images, dim = WAYS[way]
-    features_ND, codes_N = data(num_images, dim, 3)
+    features_ND, class_indices_N = data(num_images, dim, 3)
     folds_N = folds_of(num_images, 3, held_out=20)
     request = HeadRequest(kind=kind, c=C, scale=scale)
-    heads = [crew.fit(features_ND, codes_N, folds_N, request, members)[0] for members in (1, 2, 4)]
+    heads = [crew.fit(features_ND, class_indices_N, folds_N, request, workers)[0] for workers in (1, 2, 4)]
     for other in heads[1:]:
         for name, value in heads[0].items():
             np.testing.assert_allclose(other[name], value, atol=1e-8 * max(1, np.abs(value).max()), err_msg=name)
@@ -155,39 +155,41 @@ def test_any_number_of_members_gives_the_same_head(way: str, kind: Any, scale: A
 def test_an_mlp_is_the_same_from_any_number_of_members(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bottleneck.heads.solver.mlp.STEPS", 60)
     num_images, dim = WAYS[way]
-    features_ND, codes_N = data(num_images, dim, 3)
+    features_ND, class_indices_N = data(num_images, dim, 3)
     folds_N = np.zeros(num_images, int)
-    one, three = (crew.fit(features_ND, codes_N, folds_N, HeadRequest(kind="mlp"), members)[0] for members in (1, 3))
+    one, three = (
+        crew.fit(features_ND, class_indices_N, folds_N, HeadRequest(kind="mlp"), workers)[0] for workers in (1, 3)
+    )
     for name, value in one.items():
         np.testing.assert_allclose(three[name], value, atol=1e-6, err_msg=name)
     hidden_NH = np.maximum(features_ND @ one["hidden_coef"].T + one["hidden_intercept"], 0)
-    right = (hidden_NH @ one["coef"].T + one["intercept"]).argmax(axis=1) == codes_N
+    right = (hidden_NH @ one["coef"].T + one["intercept"]).argmax(axis=1) == class_indices_N
     assert right.mean() > 0.8
 
 
 def test_one_pass_serves_every_c_and_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve problems take about as many passes over the images as the hardest one alone."""
-    monkeypatch.setattr(leader, "MAX_COMPACT_VALUES", 0)
-    features_ND, codes_N = data(150, 20, 3)
+    monkeypatch.setattr(fit_data, "MAX_COMPACT_VALUES", 0)
+    features_ND, class_indices_N = data(150, 20, 3)
     passes = []
     for request in (HeadRequest(c=(100.0,)), HeadRequest(c=(0.1, 1.0, 10.0, 100.0))):
-        _, _, led = crew.fit(features_ND, codes_N, folds_of(150, 3), request)
-        passes.append(sum(name in ("evaluate", "product") for name in led.team.asked))  # type: ignore[attr-defined]
+        _, _, led = crew.fit(features_ND, class_indices_N, folds_of(150, 3), request)
+        passes.append(sum(name in ("evaluate", "product") for name in led.workers.asked))  # type: ignore[attr-defined]
     assert passes[1] < 2.5 * passes[0]
 
 
 def test_what_was_found_before_a_worker_died_is_not_done_again(way: str) -> None:
     num_images, dim = WAYS[way]
-    features_ND, codes_N = data(num_images, dim, 3)
+    features_ND, class_indices_N = data(num_images, dim, 3)
     folds_N = folds_of(num_images, 3)
     request = HeadRequest(c=C)
-    first, _, led = crew.fit(features_ND, codes_N, folds_N, request, 2)
-    again = crew.Crew([crew.Member(), crew.Member()])
-    again.memory = led.team.memory  # type: ignore[attr-defined]
-    second, _, _ = crew.fit(features_ND, codes_N, folds_N, request, 2, again)
+    first, _, led = crew.fit(features_ND, class_indices_N, folds_N, request, 2)
+    again = crew.Crew([crew.Worker(), crew.Worker()])
+    again.memory = led.workers.memory  # type: ignore[attr-defined]
+    second, _, _ = crew.fit(features_ND, class_indices_N, folds_N, request, 2, again)
     np.testing.assert_allclose(second["coef"], first["coef"], atol=1e-8)
     busy = ("solve", "product")
-    assert sum(name in busy for name in again.asked) <= sum(name in busy for name in led.team.asked) / 10  # type: ignore[attr-defined]
+    assert sum(name in busy for name in again.asked) <= sum(name in busy for name in led.workers.asked) / 10  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

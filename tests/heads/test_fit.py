@@ -102,8 +102,8 @@ def test_a_fit_gives_head_grid_and_report(fitted: tuple[Path, dict[str, Any], st
     features_ND, labels_N = forest.arrays(LAYER)
     tables = [table.column("sha256").to_pylist() for table in forest.tables(["sha256"])]
     digests_N = np.array([int.from_bytes(value[:8], "big") for part in tables for value in part], np.uint64)
-    codes_N = np.unique(labels_N.astype(str), return_inverse=True)[1]
-    out_N = split(codes_N, digests_N, ["ash", "beech", "cedar"], 0.25, 3).folds_N == HELD_OUT
+    class_indices_N = np.unique(labels_N.astype(str), return_inverse=True)[1]
+    out_N = split(class_indices_N, digests_N, ["ash", "beech", "cedar"], 0.25, 3).folds_N == HELD_OUT
     peer = LogisticRegression(C=result["c"], tol=1e-10, max_iter=10_000).fit(
         features_ND[~out_N].astype(float), labels_N[~out_N].astype(str)
     )
@@ -239,7 +239,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The job fits in this process."""
 
     def fit_here(features: Features, request: HeadRequest, rows_of: dict[str, int], **_: Any) -> Any:
-        return fit_features(crew.Crew([crew.Member(), crew.Member()]), features, request, rows_of)
+        return fit_features(crew.Crew([crew.Worker(), crew.Worker()]), features, request, rows_of)
 
     monkeypatch.setattr("jobs.fit.train_head", fit_here)
 
@@ -393,7 +393,7 @@ def test_a_place_that_takes_no_head_is_told_before_the_fit(
 
 
 def fit_in_process(features: Features, **request: Any) -> Any:
-    return fit_features(crew.Crew([crew.Member(), crew.Member()]), features, HeadRequest(**request), rows_of(features))
+    return fit_features(crew.Crew([crew.Worker(), crew.Worker()]), features, HeadRequest(**request), rows_of(features))
 
 
 def test_a_class_of_one_image_is_told_by_its_name(tmp_path: Path) -> None:

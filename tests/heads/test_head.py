@@ -314,17 +314,17 @@ def test_no_head_and_another_format_are_told(tmp_path: Path) -> None:
 
 def test_the_temperature_of_an_svm_has_the_least_log_loss() -> None:
     rng = np.random.default_rng(0)
-    codes_N = rng.integers(0, 3, 500)
-    scores_NK = rng.standard_normal((500, 3)) + 2 * np.eye(3)[codes_N]
-    best = svm_temperature(scores_NK, codes_N)
+    class_indices_N = rng.integers(0, 3, 500)
+    scores_NK = rng.standard_normal((500, 3)) + 2 * np.eye(3)[class_indices_N]
+    best = svm_temperature(scores_NK, class_indices_N)
     assert 0.5 < best < 4
-    at = [log_loss(scores_NK * factor, codes_N) for factor in (best, best * 1.05, best / 1.05)]
+    at = [log_loss(scores_NK * factor, class_indices_N) for factor in (best, best * 1.05, best / 1.05)]
     assert at[0] == min(at)
 
 
 def test_the_log_loss_is_scikit_learns() -> None:
     features_ND, labels_N = data(2)
-    codes_N = np.unique(labels_N, return_inverse=True)[1]
-    peer = LogisticRegression().fit(features_ND, codes_N)
-    expected = -np.log(peer.predict_proba(features_ND)[np.arange(60), codes_N]).sum()
-    assert log_loss(peer.decision_function(features_ND)[:, None], codes_N) == pytest.approx(expected)
+    class_indices_N = np.unique(labels_N, return_inverse=True)[1]
+    peer = LogisticRegression().fit(features_ND, class_indices_N)
+    expected = -np.log(peer.predict_proba(features_ND)[np.arange(60), class_indices_N]).sum()
+    assert log_loss(peer.decision_function(features_ND)[:, None], class_indices_N) == pytest.approx(expected)

@@ -25,18 +25,20 @@ def classes(count: int) -> list[str]:
 
 
 def test_every_class_has_its_share_everywhere() -> None:
-    codes_N = np.repeat(np.arange(17), 80)
-    sides = split(codes_N, digests(len(codes_N)), classes(17), 0.25, 3)
+    class_indices_N = np.repeat(np.arange(17), 80)
+    sides = split(class_indices_N, digests(len(class_indices_N)), classes(17), 0.25, 3)
     for code in range(17):
-        counts = {side: int((sides.folds_N[codes_N == code] == side).sum()) for side in (HELD_OUT, 0, 1, 2)}
+        counts = {side: int((sides.folds_N[class_indices_N == code] == side).sum()) for side in (HELD_OUT, 0, 1, 2)}
         assert counts == {HELD_OUT: 20, 0: 20, 1: 20, 2: 20}
 
 
 def test_the_order_of_images_does_not_matter() -> None:
-    codes_N, digests_N = np.arange(400) % 5, digests(400)
-    sides = split(codes_N, digests_N, classes(5), 0.25, 4).folds_N
+    class_indices_N, digests_N = np.arange(400) % 5, digests(400)
+    sides = split(class_indices_N, digests_N, classes(5), 0.25, 4).folds_N
     order = np.random.default_rng(1).permutation(400)
-    np.testing.assert_array_equal(split(codes_N[order], digests_N[order], classes(5), 0.25, 4).folds_N, sides[order])
+    np.testing.assert_array_equal(
+        split(class_indices_N[order], digests_N[order], classes(5), 0.25, 4).folds_N, sides[order]
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -49,10 +51,10 @@ def test_copies_are_on_one_side_whatever_their_labels(
     images: list[tuple[int, int]], fraction: float, num_folds: int
 ) -> None:
     """Many copies among few digests, labels in conflict."""
-    codes_N = np.array([code for code, _ in images])
+    class_indices_N = np.array([code for code, _ in images])
     digests_N = digests(41)[[number for _, number in images]]
     try:
-        sides = split(codes_N, digests_N, classes(4), fraction, num_folds)
+        sides = split(class_indices_N, digests_N, classes(4), fraction, num_folds)
     except UsageError:
         return
     for digest in np.unique(digests_N):
@@ -72,12 +74,12 @@ def test_copies_and_conflicts_are_counted() -> None:
 
 
 def test_every_fold_leaves_every_class_something_to_be_fitted_on() -> None:
-    codes_N = np.concatenate([np.zeros(50, int), [1, 1], [2, 2, 2]])
-    sides = split(codes_N, digests(len(codes_N)), classes(3), 0.25, 3)
+    class_indices_N = np.concatenate([np.zeros(50, int), [1, 1], [2, 2, 2]])
+    sides = split(class_indices_N, digests(len(class_indices_N)), classes(3), 0.25, 3)
     for fold in range(3):
         seen = (sides.folds_N >= 0) & (sides.folds_N != fold)
-        assert set(codes_N[seen]) == {0, 1, 2}
-    assert (sides.folds_N[codes_N == 2] == HELD_OUT).sum() == 1
+        assert set(class_indices_N[seen]) == {0, 1, 2}
+    assert (sides.folds_N[class_indices_N == 2] == HELD_OUT).sum() == 1
 
 
 @settings(max_examples=80, deadline=None)
@@ -91,68 +93,68 @@ def test_whatever_is_split_can_be_fitted_fold_by_fold(
     images: list[tuple[int, int, int]], fraction: float, num_folds: int, grouped: bool
 ) -> None:
     """No fold is empty, none has all images of a class, and copies and groups stay whole."""
-    codes_N, numbers_N, groups_N = (np.array(values) for values in zip(*images, strict=True))
-    codes_N = np.unique(codes_N, return_inverse=True)[1]
-    digests_N, num_classes = digests(31)[numbers_N], int(codes_N.max()) + 1
+    class_indices_N, numbers_N, groups_N = (np.array(values) for values in zip(*images, strict=True))
+    class_indices_N = np.unique(class_indices_N, return_inverse=True)[1]
+    digests_N, num_classes = digests(31)[numbers_N], int(class_indices_N.max()) + 1
     groups_N = groups_N if grouped else None  # type: ignore[assignment]
     try:
-        sides = split(codes_N, digests_N, classes(num_classes), fraction, num_folds, groups_N=groups_N)
+        sides = split(class_indices_N, digests_N, classes(num_classes), fraction, num_folds, groups_N=groups_N)
     except UsageError as error:
         assert "too few" in str(error) or num_folds > 1  # noqa: PT017
         return
     fitted_N = sides.folds_N >= 0
     assert set(sides.folds_N[fitted_N]) == set(range(num_folds))
     for code in range(num_classes):
-        assert len(set(sides.folds_N[fitted_N & (codes_N == code)])) >= min(num_folds, 2)
+        assert len(set(sides.folds_N[fitted_N & (class_indices_N == code)])) >= min(num_folds, 2)
     for same_N in (digests_N, *([groups_N] if grouped else [])):
         for value in np.unique(same_N):
             assert len(set(sides.folds_N[same_N == value])) == 1
 
 
 def test_more_folds_than_images_are_told() -> None:
-    codes_N = np.array([0, 0, 1, 1])
+    class_indices_N = np.array([0, 0, 1, 1])
     with pytest.raises(UsageError, match=r"`folds` 5 needs as many different images .* There are 4"):
-        split(codes_N, digests(4), classes(2), 0.0, 5)
-    assert set(split(codes_N, digests(4), classes(2), 0.0, 4).folds_N) == {0, 1, 2, 3}
+        split(class_indices_N, digests(4), classes(2), 0.0, 5)
+    assert set(split(class_indices_N, digests(4), classes(2), 0.0, 4).folds_N) == {0, 1, 2, 3}
 
 
 def test_a_class_does_not_lie_wholly_in_one_fold() -> None:
     """Of its two images one has 99 copies, which would leave both in the first fold."""
-    codes_N = np.repeat([0, 1], [60, 100])
+    class_indices_N = np.repeat([0, 1], [60, 100])
     digests_N = np.concatenate([digests(60), np.repeat(digests(2, seed=1), [99, 1])])
-    folds_N = split(codes_N, digests_N, classes(2), 0.0, 3).folds_N
-    assert len(set(folds_N[codes_N == 1])) == 2
+    folds_N = split(class_indices_N, digests_N, classes(2), 0.0, 3).folds_N
+    assert len(set(folds_N[class_indices_N == 1])) == 2
 
 
 def test_groups_of_all_classes_are_dealt_in_shares() -> None:
     rng = np.random.default_rng(0)
-    codes_N, groups_N = rng.integers(0, 7, 4000), rng.integers(0, 100, 4000)
-    sides = split(codes_N, digests(4000), classes(7), 0.25, 3, groups_N=groups_N)
+    class_indices_N, groups_N = rng.integers(0, 7, 4000), rng.integers(0, 100, 4000)
+    sides = split(class_indices_N, digests(4000), classes(7), 0.25, 3, groups_N=groups_N)
     shares = [(sides.folds_N == side).mean() for side in (HELD_OUT, 0, 1, 2)]
     np.testing.assert_allclose(shares, 0.25, atol=0.05)
     assert sides.num_groups == 100
     order = rng.permutation(4000)
-    again = split(codes_N[order], digests(4000)[order], classes(7), 0.25, 3, groups_N=groups_N[order])
+    again = split(class_indices_N[order], digests(4000)[order], classes(7), 0.25, 3, groups_N=groups_N[order])
     np.testing.assert_array_equal(again.folds_N, sides.folds_N[order])
 
 
 def test_groups_that_make_a_fold_impossible_are_told() -> None:
-    codes_N = np.arange(60) % 2
+    class_indices_N = np.arange(60) % 2
     with pytest.raises(UsageError, match=r"Expected at least 2 groups of images of each class"):
-        split(codes_N, digests(60), classes(2), 0.0, 3, groups_N=codes_N)
+        split(class_indices_N, digests(60), classes(2), 0.0, 3, groups_N=class_indices_N)
     with pytest.raises(UsageError, match=r"`folds` 3 needs as many groups of images .* There are 2"):
-        split(codes_N, digests(60), classes(2), 0.0, 3, groups_N=codes_N // 2 + np.arange(60) // 30)
+        split(class_indices_N, digests(60), classes(2), 0.0, 3, groups_N=class_indices_N // 2 + np.arange(60) // 30)
 
 
 def test_named_tests_are_held_out_with_their_copies() -> None:
-    codes_N, digests_N = np.arange(60) % 3, digests(60)
+    class_indices_N, digests_N = np.arange(60) % 3, digests(60)
     digests_N[3] = digests_N[57]
     tests_N = np.arange(60) >= 50
-    sides = split(codes_N, digests_N, classes(3), 0.0, 3, tests_N=tests_N)
+    sides = split(class_indices_N, digests_N, classes(3), 0.0, 3, tests_N=tests_N)
     np.testing.assert_array_equal(sides.folds_N == HELD_OUT, tests_N | (np.arange(60) == 3))
     assert sides.num_moved == 1
     with pytest.raises(UsageError, match=r"class 2 \(1\).* of each class outside `test_keys`"):
-        split(codes_N, digests(60), classes(3), 0.0, 3, tests_N=(codes_N == 2) & (np.arange(60) > 2))
+        split(class_indices_N, digests(60), classes(3), 0.0, 3, tests_N=(class_indices_N == 2) & (np.arange(60) > 2))
 
 
 def rows(keys: list[str], **columns: list[Any]) -> pa.Table:
@@ -195,11 +197,11 @@ def test_rules_that_fit_no_or_all_images_are_told(fields: dict[str, Any], words:
 
 
 def test_a_class_of_one_image_is_named() -> None:
-    codes_N = np.concatenate([np.zeros(10, int), [1]])
+    class_indices_N = np.concatenate([np.zeros(10, int), [1]])
     with pytest.raises(UsageError, match=r"1 class .* class 1 \(1\)"):
-        split(codes_N, digests(11), classes(2), 0.25, 3)
+        split(class_indices_N, digests(11), classes(2), 0.25, 3)
     digests_N = digests(12)
     digests_N[11] = digests_N[10]  # two copies are one image
     with pytest.raises(UsageError, match=r"class 1 \(1\)"):
-        split(np.append(codes_N, 1), digests_N, classes(2), 0.25, 1)
-    assert split(codes_N, digests(11), classes(2), 0.0, 1).folds_N.max() == 0
+        split(np.append(class_indices_N, 1), digests_N, classes(2), 0.25, 1)
+    assert split(class_indices_N, digests(11), classes(2), 0.0, 1).folds_N.max() == 0

@@ -143,11 +143,11 @@ def test_scikit_learn_is_given_up_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_the_objective_is_the_one_scikit_learn_minimises(num_classes: int) -> None:
     rng = np.random.default_rng(0)
-    features_ND, codes_N = rng.standard_normal((60, 3)), np.arange(60) % num_classes
-    data = benchmark_sklearn.Data(features_ND, codes_N, np.arange(60) % 3, num_classes)
+    features_ND, class_indices_N = rng.standard_normal((60, 3)), np.arange(60) % num_classes
+    data = benchmark_sklearn.Data(features_ND, class_indices_N, np.arange(60) % 3, num_classes)
     seen_N = data.folds_N != 1
-    fitted = LogisticRegression(C=2.0).fit(features_ND[seen_N], codes_N[seen_N])
-    truth = np.eye(num_classes, dtype=bool)[codes_N[seen_N]]
+    fitted = LogisticRegression(C=2.0).fit(features_ND[seen_N], class_indices_N[seen_N])
+    truth = np.eye(num_classes, dtype=bool)[class_indices_N[seen_N]]
     losses = -np.log(fitted.predict_proba(features_ND[seen_N])[truth])
     expected = 2 * losses.sum() + (fitted.coef_**2).sum() / 2
     assert benchmark_sklearn.objective(fitted, data, 1) == pytest.approx(expected, rel=1e-12)

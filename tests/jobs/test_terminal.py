@@ -19,7 +19,7 @@ from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard
 from bottleneck.errors import UsageError
 from bottleneck.heads.fit import fit_features
-from bottleneck.heads.solver.worker import Member
+from bottleneck.heads.solver.worker import Worker
 from bottleneck.storage.store import open_store
 from jobs import classify, doctor, extract, results
 from jobs.__main__ import main
@@ -56,7 +56,7 @@ def test_no_job_lets_a_name_reach_the_terminal(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     def fit_here(features: Any, request: Any, rows_of: Any, **_: Any) -> Any:
-        return fit_features(Crew([Member()]), features, request, rows_of)
+        return fit_features(Crew([Worker()]), features, request, rows_of)
 
     monkeypatch.setattr("jobs.fit.train_head", fit_here)
     caplog.set_level("INFO")

@@ -81,7 +81,7 @@ def basis_of_rows(features_ND: np.ndarray, seen_N: np.ndarray, *, centred: bool)
 
 def solve_path(
     basis: Basis,
-    codes_N: np.ndarray,
+    class_indices_N: np.ndarray,
     folds_N: np.ndarray,
     left_out: int,
     kind: str,
@@ -96,7 +96,7 @@ def solve_path(
         left_out: the fold whose images are not seen but scored.
         tolerance: of the objective, relative, above its optimum.
     """
-    rows = Rows(basis.rows_NR[basis.seen_N], codes_N[basis.seen_N], np.zeros(int(basis.seen_N.sum()), int))
+    rows = Rows(basis.rows_NR[basis.seen_N], class_indices_N[basis.seen_N], np.zeros(int(basis.seen_N.sum()), int))
     num_classes, R = len(class_weights_K), rows.features_ND.shape[1]
     P, K = problem_shape(kind, num_classes)
     coordinates = Coordinates(np.zeros((P, R)), np.ones((P, R)), None, basis.variances_R, 1.0 if kind == "svm" else 0.0)
@@ -130,7 +130,7 @@ def solve_path(
         path.gaps.append(float((optimum.gaps_P * optimum.values_P).sum() / optimum.values_P.sum()))
         path.scores.append(out_nR @ theta_JK[:-1] + theta_JK[-1])
         if len(out_nR):
-            path.accuracies.append(accuracy(path.scores[-1], codes_N[folds_N == left_out]))
+            path.accuracies.append(accuracy(path.scores[-1], class_indices_N[folds_N == left_out]))
         path.seconds.append(time.monotonic() - started)
     return path
 
@@ -206,7 +206,7 @@ def _support_vector_solver(rows: Rows, products_MM: np.ndarray, problems: Proble
         direction = np.zeros_like(gradient)
         scores_MP = features_MJ @ theta_JPK[:, :, 0]
         for p in active:
-            sign_M = np.where(rows.codes_N == problems.positive_P[p], 1.0, -1.0)
+            sign_M = np.where(rows.class_indices_N == problems.positive_P[p], 1.0, -1.0)
             inside = np.flatnonzero((sign_M * scores_MP[:, p] < 1) & (weights_MP[:, p] > 0))
             twice, slope = 2 * weights_MP[inside, p], gradient[:, p, 0]
             near = features_MJ[inside]

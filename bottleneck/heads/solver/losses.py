@@ -47,7 +47,7 @@ class Rows:
 
     features_ND: np.ndarray
     """float32 or float64, as stored; never changed."""
-    codes_N: np.ndarray
+    class_indices_N: np.ndarray
     """Classes, as numbers."""
     folds_N: np.ndarray
     """The fold of a row; -2 for rows that no problem sees."""
@@ -66,9 +66,9 @@ class Rows:
 
     def weights(self, problems: Problems, part: slice) -> np.ndarray:
         """s [n, P] of a block of rows."""
-        codes_N, folds_N = self.codes_N[part], self.folds_N[part]
+        class_indices_N, folds_N = self.class_indices_N[part], self.folds_N[part]
         seen_NP = (folds_N[:, None] != problems.left_out_P) & (folds_N[:, None] != -2)
-        weights_NP: np.ndarray = seen_NP * problems.c_P * problems.class_weights_PK.T[codes_N]
+        weights_NP: np.ndarray = seen_NP * problems.c_P * problems.class_weights_PK.T[class_indices_N]
         return weights_NP
 
 
@@ -107,7 +107,7 @@ class LocalObjective:
         for part in rows.parts(P * K):
             block_ND = rows.block(part, np.float64)
             scores_NPK = (block_ND @ W.reshape(D, -1)).reshape(-1, P, K) + b
-            loss_NP, slope_NPK, curvature_NPK = _losses(scores_NPK, rows.codes_N[part], problems)
+            loss_NP, slope_NPK, curvature_NPK = _losses(scores_NPK, rows.class_indices_N[part], problems)
             weights_NP = rows.weights(problems, part)
             value_P += (weights_NP * loss_NP).sum(axis=0)
             slope_NPK *= weights_NP[:, :, None]
@@ -132,7 +132,7 @@ class LocalObjective:
             along_NPK = (block_ND @ V).reshape(-1, P, K) + v
             if K > 1:
                 # The Hessian does not see a shift of all classes; without it a sure row loses no digits.
-                along_NPK -= along_NPK[np.arange(len(along_NPK)), :, rows.codes_N[part]][:, :, None]
+                along_NPK -= along_NPK[np.arange(len(along_NPK)), :, rows.class_indices_N[part]][:, :, None]
                 along_NPK *= curvature_NPK
                 along_NPK -= curvature_NPK * along_NPK.sum(axis=2, keepdims=True)
             else:
@@ -149,32 +149,32 @@ class LocalObjective:
             return self._curvatures[part.start]
         W, b, problems = self._at
         scores_NPK = (block_ND @ W.reshape(len(W), -1)).reshape(-1, *b.shape) + b
-        found_NPK = _curvatures(scores_NPK, self.rows.codes_N[part], problems)
-        if b.size * len(self.rows.codes_N) <= KEPT_VALUES:
+        found_NPK = _curvatures(scores_NPK, self.rows.class_indices_N[part], problems)
+        if b.size * len(self.rows.class_indices_N) <= KEPT_VALUES:
             self._curvatures[part.start] = found_NPK
         return found_NPK
 
 
 def _losses(
-    scores_NPK: np.ndarray, codes_N: np.ndarray, problems: Problems
+    scores_NPK: np.ndarray, class_indices_N: np.ndarray, problems: Problems
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Loss [N, P], slope and curvature [N, P, K] at scores (which may be overwritten)."""
     if problems.kind == "softmax":
-        rows_N = np.arange(len(codes_N))
+        rows_N = np.arange(len(class_indices_N))
         # Relative to the true class, so that tiny losses keep their digits: they are the ones a large C multiplies.
-        scores_NPK -= scores_NPK[rows_N, :, codes_N][:, :, None]
+        scores_NPK -= scores_NPK[rows_N, :, class_indices_N][:, :, None]
         top_NP = scores_NPK.max(axis=2)
         powers_NPK = np.exp(scores_NPK - top_NP[:, :, None])
-        powers_NPK[rows_N, :, codes_N] = 0
+        powers_NPK[rows_N, :, class_indices_N] = 0
         others_NP, own_NP = powers_NPK.sum(axis=2), np.exp(-top_NP)
         total_NP = others_NP + own_NP
         loss_NP = top_NP + np.where(top_NP > 0, np.log(total_NP), np.log1p(others_NP))
         slope_NPK = powers_NPK / total_NP[:, :, None]
         curvature_NPK = slope_NPK * (1 - slope_NPK)
-        curvature_NPK[rows_N, :, codes_N] = own_NP * others_NP / total_NP**2
-        slope_NPK[rows_N, :, codes_N] = -others_NP / total_NP
+        curvature_NPK[rows_N, :, class_indices_N] = own_NP * others_NP / total_NP**2
+        slope_NPK[rows_N, :, class_indices_N] = -others_NP / total_NP
         return loss_NP, slope_NPK, curvature_NPK
-    sign_NP = np.where(codes_N[:, None] == problems.positive_P, 1.0, -1.0)
+    sign_NP = np.where(class_indices_N[:, None] == problems.positive_P, 1.0, -1.0)
     margin_NP = sign_NP * scores_NPK[:, :, 0]
     if problems.kind == "logistic":
         wrong_NP = 1 / (1 + np.exp(np.minimum(margin_NP, 700)))
@@ -185,14 +185,14 @@ def _losses(
     return lack_NP**2, (-2 * sign_NP * lack_NP)[:, :, None], (2.0 * (lack_NP > 0))[:, :, None]
 
 
-def _curvatures(scores_NPK: np.ndarray, codes_N: np.ndarray, problems: Problems) -> np.ndarray:
+def _curvatures(scores_NPK: np.ndarray, class_indices_N: np.ndarray, problems: Problems) -> np.ndarray:
     """Probabilities of a softmax, else the loss' second derivative, at scores (which are overwritten)."""
     if problems.kind == "softmax":
         scores_NPK -= scores_NPK.max(axis=2, keepdims=True)
         np.exp(scores_NPK, out=scores_NPK)
         scores_NPK /= scores_NPK.sum(axis=2, keepdims=True)
         return scores_NPK
-    sign_NP = np.where(codes_N[:, None] == problems.positive_P, 1, -1).astype(scores_NPK.dtype)
+    sign_NP = np.where(class_indices_N[:, None] == problems.positive_P, 1, -1).astype(scores_NPK.dtype)
     margin_NP = sign_NP * scores_NPK[:, :, 0]
     if problems.kind == "logistic":
         wrong_NP = 1 / (1 + np.exp(np.minimum(margin_NP, 80)))
@@ -211,18 +211,20 @@ def probabilities(scores_NK: np.ndarray) -> np.ndarray:
     return result_NK
 
 
-def svm_temperature(scores_NK: np.ndarray, codes_N: np.ndarray) -> float:
+def svm_temperature(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float:
     """The factor of an svm's margins with the least log loss (Guo et al. 2017), on images not fitted on."""
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(lambda power: log_loss(scores_NK * 10**power, codes_N), bounds=(-4, 4), method="bounded")
+    found = minimize_scalar(
+        lambda power: log_loss(scores_NK * 10**power, class_indices_N), bounds=(-4, 4), method="bounded"
+    )
     return float(10**found.x)
 
 
-def log_loss(scores_NK: np.ndarray, codes_N: np.ndarray) -> float:
+def log_loss(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float:
     """Sum of minus the log probability of every image's class."""
     if scores_NK.shape[1] == 1:
         scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
     top_N = scores_NK.max(axis=1)
-    own_N = scores_NK[np.arange(len(codes_N)), codes_N]
+    own_N = scores_NK[np.arange(len(class_indices_N)), class_indices_N]
     return float((np.log(np.exp(scores_NK - top_N[:, None]).sum(axis=1)) + top_N - own_N).sum())

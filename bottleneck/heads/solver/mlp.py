@@ -1,7 +1,7 @@
 """The tutorials' small network as a head: one hidden layer of 256, relu, softmax; Adam on minibatches.
 
 Inputs are centred and divided by one number, so that rates suit features of any size. Where images are fewer than
-dimensions they come rotated into their own span, which costs as much as N. The order of images is drawn by the leader
+dimensions they come rotated into their own span, which costs as much as N. The coordinator draws the order of images
 from a fixed seed, so any number of workers gives the same head, up to rounding.
 
 Legend: N images of a minibatch, D features, H hidden units, K classes.
@@ -36,12 +36,14 @@ def start(dim: int, num_classes: int, rng: np.random.Generator) -> Parameters:
     ]
 
 
-def gradient(parameters: Parameters, inputs_ND: np.ndarray, codes_N: np.ndarray, weights_N: np.ndarray) -> Parameters:
+def gradient(
+    parameters: Parameters, inputs_ND: np.ndarray, class_indices_N: np.ndarray, weights_N: np.ndarray
+) -> Parameters:
     """Sum over images of the gradient of weighted cross-entropy."""
     hidden, hidden_b, out, out_b = parameters
     active_NH = np.maximum(inputs_ND @ hidden + hidden_b, 0)
     slope_NK = probabilities(active_NH @ out + out_b)
-    slope_NK[np.arange(len(codes_N)), codes_N] -= 1
+    slope_NK[np.arange(len(class_indices_N)), class_indices_N] -= 1
     slope_NK *= weights_N[:, None]
     back_NH = (slope_NK @ out.T) * (active_NH > 0)
     return [inputs_ND.T @ back_NH, back_NH.sum(axis=0), active_NH.T @ slope_NK, slope_NK.sum(axis=0)]

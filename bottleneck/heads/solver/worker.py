@@ -26,14 +26,14 @@ PRODUCT_VALUES = 8_000_000
 """Of one block while products are summed: 64 MB of float64."""
 
 
-class Member:
-    """One worker's images. Every public method is a request of the leader's."""
+class Worker:
+    """One worker's images. Every public method is a request of the coordinator's."""
 
     def __init__(self, publish: Callable[[Any], Any] = lambda value: value, fetch: Callable[[Any], Any] = lambda h: h):
         """Args: publish, fetch: make an array readable by other workers, and read it there."""
         self.publish, self.fetch = publish, fetch
         self.features_ND = np.empty((0, 0), np.float32)
-        self.codes_N = np.empty(0, np.int64)
+        self.class_indices_N = np.empty(0, np.int64)
         self.folds_N = np.empty(0, np.int64)
         self.keys_N = np.empty(0, object)
 
@@ -84,9 +84,9 @@ class Member:
         self.features_ND = features_ND
         self.keys_N = np.array([str(number) for number in range(len(features_ND))], dtype=object)
 
-    def place(self, codes_N: np.ndarray, folds_N: np.ndarray, scale: str) -> None:
+    def place(self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str) -> None:
         """Learn the images' classes and sides, and how they are scaled."""
-        self.codes_N, self.folds_N = codes_N, folds_N
+        self.class_indices_N, self.folds_N = class_indices_N, folds_N
         self.factors_N = None
         if scale == "l2":
             norms_N = np.concatenate(
@@ -157,20 +157,28 @@ class Member:
             result_DK += ((self._block(part) - center_D) / scale_D).T @ weights_NK[part]
         return result_DK
 
-    def solve(self, handle: Any = None, way: str = "", *work: Any) -> Path | None:
-        """The path of one fold, on all images; nothing to do where there is no handle."""
-        if handle is None:
-            return None
+    def solve(
+        self,
+        handle: Any,
+        solver: str,
+        class_indices_N: np.ndarray,
+        folds_N: np.ndarray,
+        left_out: int,
+        kind: str,
+        c_values: list[float],
+        class_weights_K: np.ndarray,
+        tolerance: float,
+    ) -> Path:
+        """The path of one fold along growing C, on the matrix of all images behind a handle."""
         matrix = self.fetch(handle)
-        codes_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance = work
-        make = basis_of_products if way == "products" else basis_of_rows
+        make = basis_of_products if solver == "products" else basis_of_rows
         basis = make(matrix, folds_N != left_out, centred=kind != "svm")
-        return solve_path(basis, codes_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance)
+        return solve_path(basis, class_indices_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance)
 
     # The objective, for images that stay where they are
 
     def objective(self, product_dtype: str) -> None:
-        rows = Rows(self.features_ND, self.codes_N, self.folds_N, self.factors_N)
+        rows = Rows(self.features_ND, self.class_indices_N, self.folds_N, self.factors_N)
         self._objective = LocalObjective(rows, np.dtype(product_dtype))
 
     def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
@@ -185,23 +193,23 @@ class Member:
     def right_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> tuple[int, int]:
         """How many images of a fold these weights get right, and how many there are."""
         right = count = 0
-        for scores_NK, codes_N in self._scores(W, b, left_out):
-            right += round(accuracy(scores_NK, codes_N) * len(codes_N))
-            count += len(codes_N)
+        for scores_NK, class_indices_N in self._scores(W, b, left_out):
+            right += round(accuracy(scores_NK, class_indices_N) * len(class_indices_N))
+            count += len(class_indices_N)
         return right, count
 
     def log_losses(self, W: np.ndarray, b: np.ndarray, left_out: int, temperatures: np.ndarray) -> np.ndarray:
         """Summed log loss of the images of a fold, at every temperature."""
         result = np.zeros(len(temperatures))
-        for scores_NK, codes_N in self._scores(W, b, left_out):
-            result += [log_loss(scores_NK * factor, codes_N) for factor in temperatures]
+        for scores_NK, class_indices_N in self._scores(W, b, left_out):
+            result += [log_loss(scores_NK * factor, class_indices_N) for factor in temperatures]
         return result
 
     def _scores(self, W: np.ndarray, b: np.ndarray, left_out: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         left_N = np.flatnonzero(self.folds_N == left_out)
         for start in range(0, len(left_N), 8192):
             part = left_N[start : start + 8192]
-            yield self._block(part) @ W + b, self.codes_N[part]
+            yield self._block(part) @ W + b, self.class_indices_N[part]
 
     def mlp_gradient(
         self,
@@ -213,19 +221,19 @@ class Member:
     ) -> list[np.ndarray]:
         """Gradient of an mlp over some of this worker's images."""
         inputs_ND = (self._block(chosen_N) - center_D) / scale
-        codes_N = self.codes_N[chosen_N]
-        return mlp.gradient(parameters, inputs_ND, codes_N, weights_K[codes_N])
+        class_indices_N = self.class_indices_N[chosen_N]
+        return mlp.gradient(parameters, inputs_ND, class_indices_N, weights_K[class_indices_N])
 
     # The held-out images
 
-    def judge(self, head: Any, fold: int) -> Evaluator:
-        """What a `Head` says of this worker's images of a fold, counted."""
+    def evaluate_head(self, head: Any, fold: int) -> Evaluator:
+        """Count what a `Head` predicts for this worker's images of a fold."""
         evaluator = Evaluator([str(label) for label in head.classes_])
         chosen_N = np.flatnonzero(self.folds_N == fold)
         for start in range(0, len(chosen_N), 4096):
             part = chosen_N[start : start + 4096]
             said = head.predictions(self.features_ND[part])
-            evaluator.add(self.keys_N[part].tolist(), head.classes_[self.codes_N[part]].tolist(), said)
+            evaluator.add(self.keys_N[part].tolist(), head.classes_[self.class_indices_N[part]].tolist(), said)
         return evaluator
 
     def _block(self, part: Any) -> np.ndarray:

@@ -1,0 +1,138 @@
+"""What a fit is about: the workers, the images' classes and folds, and the figures all solvers need.
+
+Legend: N images, D features, K classes, F folds, P problems.
+"""
+
+import numpy as np
+
+from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.protocol import Workers, total
+from bottleneck.heads.solver.worker import Worker
+
+MAX_GRAM_IMAGES = 8192
+"""More images than this are not rotated: their eigenvectors would take minutes."""
+MAX_COMPACT_VALUES = 32_000_000
+"""Images times dimensions that one worker solves by itself: 256 MB in float64."""
+
+
+class FitData:
+    """One fit, once everybody knows the classes and folds of the images."""
+
+    solver = "sums"
+    """`products` of images, `images`, or `sums` over images: what the optimum is found from."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        counts: list[int],
+        class_indices_N: np.ndarray,
+        folds_N: np.ndarray,
+        num_classes: int,
+        request: HeadRequest,
+        num_folds: int,
+        weights_K: np.ndarray | None = None,
+    ) -> None:
+        """Take the images' classes and folds, in the order of the workers, of whom each has so many.
+
+        Args:
+            num_folds: 1 where there is no cross-validation.
+            weights_K: of the classes, in place of those of the request.
+        """
+        self.weights_K = weights_K
+        self.workers, self.request, self.num_classes = workers, request, num_classes
+        self.class_indices_N, self.folds_N = class_indices_N, folds_N
+        self.bounds = np.cumsum([0, *counts])
+        self.num_folds = num_folds
+        self.kind = request.kind if request.kind != "logistic" else ("logistic" if num_classes == 2 else "softmax")
+        self.columns = 1 if num_classes == 2 else num_classes
+        self.workers.ask_each(
+            Worker.place, [(codes, folds, request.scale) for codes, folds in self.by_worker(class_indices_N, folds_N)]
+        )
+
+    def begin(self, dim: int) -> None:
+        """Choose the solver by size, and compute the scaling.
+
+        Args:
+            dim: D of the features.
+        """
+        fitted_N = self.folds_N >= 0
+        self.class_indices_fit, self.folds_fit = self.class_indices_N[fitted_N], self.folds_N[fitted_N]
+        num_images = len(self.class_indices_fit)
+        if num_images < dim and num_images <= MAX_GRAM_IMAGES:
+            self.solver = "products"
+        elif num_images * dim <= MAX_COMPACT_VALUES:
+            self.solver = "images"
+        self.dim = dim
+        self.moments = self._moments() if self.request.scale == "standard" else {}
+
+    def matrix(self, scaling: int) -> np.ndarray:
+        """All fitted images, or their inner products, scaled as a fold has it."""
+        center_D, scale_D = self.scaling(scaling)
+        handles = self.workers.ask(Worker.share)
+        if self.solver == "images":
+            parts = [(rows.astype(np.float64), by) for rows, by in map(self.workers.fetch, handles)]
+            return np.concatenate([((r if f is None else r * f[:, None]) - center_D) / scale_D for r, f in parts])
+        size = self.workers.size
+        pairs = [(i, j) for i in range(size) for j in range(i + 1)]
+        # Of equal work: diagonal pairs and others go round separately.
+        pairs = [pair for pair in pairs if pair[0] == pair[1]] + [pair for pair in pairs if pair[0] != pair[1]]
+        turns = [pairs[rank::size] for rank in range(size)]
+        asked = [([(handles[i], handles[j]) for i, j in turn], center_D, scale_D) for turn in turns]
+        bounds = np.cumsum([0, *(int((part >= 0).sum()) for (part,) in self.by_worker(self.folds_N))])
+        products_NN = np.empty((bounds[-1], bounds[-1]))
+        for turn, answers in zip(turns, self.workers.ask_each(Worker.products, asked), strict=True):
+            for (i, j), product in zip(turn, answers, strict=True):
+                rows, columns = slice(bounds[i], bounds[i + 1]), slice(bounds[j], bounds[j + 1])
+                products_NN[rows, columns], products_NN[columns, rows] = product, product.T
+        return products_NN
+
+    def expanded(self, weights: np.ndarray) -> np.ndarray:
+        """Weights of images, where the way was products, as weights of features [D, K]; others as they are."""
+        if self.solver != "products":
+            return weights
+        weights_NK = np.zeros((len(self.class_indices_N), weights.shape[1]))
+        weights_NK[self.folds_N >= 0] = weights
+        center_D, scale_D = self.scaling(-1)
+        asked = [(own, center_D, scale_D) for (own,) in self.by_worker(weights_NK)]
+        return total(self.workers.ask_each(Worker.expand, asked))
+
+    def class_weights(self, left_out: int) -> np.ndarray:
+        """Of the images a fold leaves, as scikit-learn's `balanced` has them. [K]"""
+        if self.weights_K is not None:
+            return self.weights_K
+        if self.request.class_weight == "none":
+            return np.ones(self.num_classes)
+        counts_K = np.bincount(self.class_indices_fit[self.folds_fit != left_out], minlength=self.num_classes)
+        weights_K: np.ndarray = counts_K.sum() / (self.num_classes * np.maximum(counts_K, 1))
+        return weights_K
+
+    def scaling(self, left_out: int) -> tuple[np.ndarray, np.ndarray]:
+        """Center and scale of the features, [D] each."""
+        return self.moments.get(left_out, (np.zeros(self.dim), np.ones(self.dim)))
+
+    def sums(self) -> np.ndarray:
+        return total(self.workers.ask(Worker.sums, self.num_folds))
+
+    def _moments(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Mean and standard deviation of the images each fold leaves, as scikit-learn's StandardScaler has them."""
+        sums_FD = self.sums()
+        seen = [[f for f in range(self.num_folds) if f != left_out] for left_out in (*range(self.num_folds), -1)]
+        counts_F = np.bincount(self.folds_fit, minlength=self.num_folds)
+        numbers = [counts_F[folds].sum() for folds in seen]
+        if self.num_folds == 1:  # nothing is left out
+            seen, numbers = seen[1:], numbers[1:]
+        means = np.stack([sums_FD[folds].sum(axis=0) / count for folds, count in zip(seen, numbers, strict=True)])
+        squares = total(self.workers.ask(Worker.squares, self.num_folds, means))
+        found = {}
+        left_outs = [*range(self.num_folds), -1] if self.num_folds > 1 else [-1]
+        for left_out, folds, count, mean_D, square_FD in zip(left_outs, seen, numbers, means, squares, strict=True):
+            variance_D = square_FD[folds].sum(axis=0) / count
+            eps = np.finfo(np.float64).eps
+            constant_D = variance_D <= count * eps * variance_D + (count * mean_D * eps) ** 2
+            found[left_out] = (mean_D, np.where(constant_D, 1.0, np.sqrt(variance_D)))
+        return found
+
+    def by_worker(self, *arrays: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        """Every worker's part of arrays over all images."""
+        parts = zip(self.bounds, self.bounds[1:], strict=False)
+        return [tuple(array[start:end] for array in arrays) for start, end in parts]
