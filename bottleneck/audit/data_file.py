@@ -16,8 +16,6 @@ _FOOTER: Fields = {
     str: "fingerprint run_id written device sha256",
     dict: "spec statuses versions",
 }
-
-
 _OF_BYTES = "but that of its bytes (with zeros for these digits) is"
 
 

@@ -13,8 +13,6 @@ from typing import Any
 from bottleneck.errors import StoreError
 
 FORMAT = 3
-
-
 REASONS = frozenset(
     (
         "empty",
@@ -31,15 +29,9 @@ REASONS = frozenset(
     )
 )
 """Why an image may be rejected."""
-
-
 Fields = dict[type, str]
 """The fields of a JSON object by type; it may have more."""
-
-
 SUCCESS: Fields = {int: "format images ok", str: "fingerprint plan_sha256 finished", dict: "rejected", list: "shards"}
-
-
 SUCCESS_SHARD: Fields = {int: "shard images ok bytes", dict: "rejected"}
 
 

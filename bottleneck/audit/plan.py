@@ -20,23 +20,11 @@ _PLANNING: Fields = {
     dict: "versions label_counts skipped",
     list: "parts",
 }
-
-
 _REVISION: Fields = {int: "replaced_bytes", dict: "limits replaced_label_counts", list: "revised"}
-
-
 _SHARDS: Fields = {int: "shard_size"}
-
-
 _PLAN: Fields = {int: "shard_size", str: "source", dict: "spec limits reading"}
-
-
 _PREDICTIONS: Fields = {int: "top", str: "head head_sha256 made_of"}
-
-
 _PART: Fields = {int: "first_shard shards images", str: "name sha256"}
-
-
 _PART_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),

@@ -19,16 +19,12 @@ _IMAGE_FIELDS = [
     pa.field("mode", pa.string()),
     pa.field("sha256", pa.binary(32)),
 ]
-
-
 _PREDICTION_FIELDS = [
     pa.field("predicted", pa.string()),
     pa.field("probability", pa.float32()),
     pa.field("top_labels", pa.list_(pa.string())),
     pa.field("top_probabilities", pa.list_(pa.float32())),
 ]
-
-
 _TAIL_BYTES = 65_536
 """Fetched of every data file for its footer; a footer of ours takes some 5 KB, so one request is enough."""
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,80 +16,17 @@ import pyarrow as pa
 from bottleneck.audit.data_file import check_footer
 from bottleneck.audit.objects import FORMAT, SUCCESS, SUCCESS_SHARD, Objects, Wrong, check_counts, check_fields, expect
 from bottleneck.audit.plan import Plan
+from bottleneck.audit.report import Report
 from bottleneck.audit.revisions import Before
 from bottleneck.audit.rows import check_data
 from bottleneck.errors import StoreError, UsageError
 
 _EXTENSION = re.compile(r"plan/extension-[0-9]{5}\.json")
-
-
 _PART = re.compile(r"plan/[0-9a-f]{8}-[0-9]{8}-[0-9a-f]{8}\.parquet")
-
-
 _LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}", re.DOTALL)
-
-
 _SUCCESS = "_SUCCESS.json"
-
-
 _NUM_THREADS = 16
-
-
-_NUM_NAMES = 20
-"""Missing files that the JSON line lists; all of them may be missing, and the report itself names them all."""
-
-
 OnShard = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What was found. Where nothing is corrupt, planned = ok + the sum of rejected + missing."""
-
-    level: str
-    """`footers`, or `full`: every value of every row was read."""
-    planned: int
-    ok: int
-    rejected: dict[str, int]
-    """Images by reason."""
-    skipped: dict[str, int]
-    """What the plan counts beside images, by suffix; `(cut)` are tars that were cut off, and what they lost with it is
-    not in the plan."""
-    missing: int
-    """Images of the shards that have no file; running the extraction again makes them. A shard that is to be done again
-    counts as its file has it."""
-    missing_files: tuple[str, ...]
-    foreign: tuple[str, ...]
-    """Objects under the output that belong to nothing in the plan."""
-    corrupt: tuple[tuple[str, str], ...]
-    """(name, problem) of the objects that are not what they should be. Files with a wrong footer are not counted."""
-    unused_parts: int
-    """Harmless leftovers of a planning that was killed."""
-    leftovers: int
-    """Files under a temporary name, of writers that were killed: harmless, and removed by a run that finds them old."""
-    unfinished: str
-    """Why `finished` is false, in words; else empty."""
-
-    @property
-    def finished(self) -> bool:
-        """There is a `_SUCCESS.json`, it is of the whole plan with its revisions, and it agrees with the files."""
-        return not self.unfinished
-
-    @property
-    def exit_code(self) -> int:
-        """0 good, 1 corrupt or foreign, 3 incomplete."""
-        if self.corrupt or self.foreign:
-            return 1
-        return 0 if self.finished else 3
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the JSON line, with the first of the missing files."""
-        return {
-            **asdict(self),
-            "missing_files": self.missing_files[:_NUM_NAMES],
-            "corrupt": [{"name": name, "problem": problem} for name, problem in self.corrupt],
-            "finished": self.finished,
-        }
 
 
 def list_objects(output: str) -> Objects:

@@ -4,7 +4,8 @@ What one object must be is in `audit` and `audit_rows`; here they are listed, co
 ones named.
 """
 
-from bottleneck.audit.verification import OnShard, Report, Verification, list_objects
+from bottleneck.audit.report import Report
+from bottleneck.audit.verification import OnShard, Verification, list_objects
 
 
 def verify(output: str, full: bool = False, on_shard: OnShard | None = None) -> Report:

@@ -15,8 +15,6 @@ from bottleneck.errors import CorruptError
 from bottleneck.sources.labels import are_numbers, numbered
 
 Order = Literal["shuffled", "plan"]
-
-
 UNLABELLED = -1
 """The number of no label."""
 

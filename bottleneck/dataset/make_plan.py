@@ -31,23 +31,13 @@ log = logging.getLogger(__name__)
 
 SHARD_SIZE = 512
 """Images of a shard, at most by default: about 77 MB of pixels, some seconds of work, one Parquet file."""
-
-
 LEAST_SHARD_SIZE = 16
 """... and at least; networks on CPUs are as fast in batches of 16 as in larger ones."""
-
-
 NUM_SHARDS = 20
 """Of small sources, so that a run that is killed has lost little, and others find work beside it."""
-
-
 MAX_REJECTED = 0.05
 """Share of the planned images that may be rejected, unless another is asked for."""
-
-
 LINKS_HINT = "where they are meant, give `roots` with the folder they lead to, or `follow_links`"
-
-
 _KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet")
 
 

@@ -22,8 +22,6 @@ from bottleneck.storage.store import Entry, ObjectGoneError, Store, open_store
 from bottleneck.text import counted, shown
 
 FORMAT = 3
-
-
 NUM_FOOTERS_READ = 16
 """At once; a footer is one small request."""
 

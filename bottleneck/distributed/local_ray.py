@@ -14,33 +14,17 @@ from bottleneck.cores import count_cores
 
 LEAST_STORE_BYTES = 1_000_000_000
 """Ray's shared memory on one machine, of which Ray Data takes half: room for about six prepared shards."""
-
-
 STORE_BYTES_PER_CORE = 250_000_000
 """As each core may prepare a shard of its own."""
-
-
 STORE_SHARE = 0.3
 """Of the memory, at most; as Ray has it too."""
-
-
 NUM_STARTS = 3
-
-
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # looked at, Ray writes there
-
-
 FOLDER_PREFIX = "bn-ray-"
 """Of a local Ray's folder. Short, as the sockets in it have names of at most 107 bytes."""
-
-
 MAX_FOLDER = 41
 """Characters that the rest of these names leave for the folder's own."""
-
-
 LOCK = "lock"
-
-
 UNLOCKED_SECONDS = 3600.0
 """Such a folder without a lock is of a process that was killed, unless it is younger."""
 

@@ -18,16 +18,10 @@ log = logging.getLogger(__name__)
 
 RUN = "bottleneck"
 """Set in the context of a run's datasets, which tells them from those of whoever called the library."""
-
-
 RESULTS_THREAD = "results"
 """Name of a thread that iterates over a dataset."""
-
-
 THREAD_SECONDS = 10.0
 """To wait for a thread that still speaks with Ray; two are the most that Ray Data itself waits for."""
-
-
 _ours: str | None = None
 """The worker id, new for every `ray.init`, under which `start_ray` last started or joined a Ray."""
 

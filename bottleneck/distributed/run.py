@@ -36,15 +36,9 @@ log = logging.getLogger(__name__)
 
 EMIT_RETRIES = 5
 """How often the task that hands out shards may be lost."""
-
-
 POLL_SECONDS = 0.5
-
-
 LOOK_SECONDS = 5.0
 """Between two looks at what the cluster has free, while no network has a place."""
-
-
 DETAILS_SECONDS = 10.0
 """At most, for the counter's last answer on a busy machine."""
 

@@ -30,11 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES = 30
 """Of the group, before the fit is given up; a spot market may take many workers during a long one."""
-
-
 POLL_SECONDS = 0.2
-
-
 TRAIN_SETTINGS = {
     # Two seconds by default, of which a short fit waits for several.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

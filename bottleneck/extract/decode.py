@@ -32,8 +32,6 @@ from bottleneck.spec import FeatureSpec
 
 BYTES_A_PIXEL = 20
 """At the peak, of the hungriest decoder."""
-
-
 MIN_DECODE_BYTES = 50_000_000
 """Left where the smallest image can be decoded, or one whose size is not known."""
 

@@ -66,11 +66,7 @@ def _has_all_scans(data: bytes) -> bool:
 
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-
-
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT")
-
-
 _PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
 

@@ -13,25 +13,13 @@ from bottleneck.heads.evaluate import ConfusedPair, Evaluation, Mistake
 
 NUM_BINS = 15
 """Of equal width for the calibration error: Guo et al., On Calibration of Modern Neural Networks, ICML 2017."""
-
-
 NUM_MISTAKES = 24
-
-
 NUM_CONFUSED = 10
-
-
 NUM_EXAMPLES = 3
-
-
 MAX_PAIRS = 4_000
 """Confused pairs whose example keys are kept at once; beyond it the rarest ones lose theirs, never their counts."""
-
-
 MAX_UNKNOWN = 1_000
 """Labels unknown to the head that are counted one by one; the rest are counted together, as OTHER_LABELS."""
-
-
 OTHER_LABELS = "(other labels)"
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:  # scikit-learn takes a second to import, which workers that o
 
 MOST_COUNTED = 20_000
 """Shards that are read again to count predictions: ten million rows of a hundred bytes, a few minutes from S3."""
-
-
 NUM_READERS = 16
 
 

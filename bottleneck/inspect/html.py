@@ -163,8 +163,6 @@ POLICY = (
     f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_SCRIPT_SHA256}'; "
     "base-uri 'none'; form-action 'none'"
 )
-
-
 _PARTS = re.compile(r"[^-_./\\]*[-_./\\]+|[^-_./\\]+")
 """`lily_valley/0001.jpg` -> `lily_`, `valley/`, `0001.`, `jpg`."""
 

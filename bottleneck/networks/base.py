@@ -18,11 +18,7 @@ from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 
 CPU_BATCH_SIZE = 32
 """VGG16's largest activations are 0.4 GB (bfloat16: 0.2 GB) at 32; larger batches are no faster on a CPU."""
-
-
 GPU_BATCH_SIZE = 256
-
-
 NUM_BATCHES = 8
 """Of a shard, from where on the padding of its last one is little."""
 

@@ -34,12 +34,8 @@ log = logging.getLogger(__name__)
 
 
 SUFFIXES = (".parquet", ".pq")
-
-
 BUFFER_BYTES = 8_000_000
 """Read at once of a column; a row group of images may be larger than the memory."""
-
-
 MAX_TEXT = 10_000
 """Characters of a label or path: a dictionary of one long text and a million places where it stands is a small file."""
 

@@ -12,11 +12,7 @@ from bottleneck.storage.parquet import is_plain, is_text
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What damaged files make pyarrow raise; texts that are not UTF-8 are a ValueError."""
-
-
 ROWS_AT_ONCE = 32
-
-
 LEAST_IMAGE_BYTES = 16
 """Of a file for each of its rows: the smallest GIF has 26. A file can say that it has more rows than memory holds."""
 

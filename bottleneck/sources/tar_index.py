@@ -10,8 +10,6 @@ from bottleneck.text import counted
 
 HEADER_BYTES = 10_000_000
 """Read at once of a tar's headers, which may say that a name takes terabytes."""
-
-
 PADDING_BYTES = 65_536
 """Looked at behind the end mark, where writers fill up their last block."""
 

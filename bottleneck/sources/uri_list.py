@@ -31,8 +31,6 @@ from bottleneck.storage.store import Entry, ObjectError, Store, normal_uri
 
 NUM_LOOKED_AT = 1024
 """Objects asked for ahead of what is planned, 32 at a time."""
-
-
 NUM_FOLDERS_HELD = 16
 """Whose names are in memory, where a list leaves out suffixes."""
 

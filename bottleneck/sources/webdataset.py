@@ -25,24 +25,14 @@ log = logging.getLogger(__name__)
 
 
 SUFFIXES = (".tar",)
-
-
 CUT = "(cut)"
 """What tars that end before their end mark are counted under, beside the suffixes of members that are no images."""
-
-
 RANGE_BYTES = 16_000_000
 """Of one read: long enough to be as fast as a store gives, short enough that decoding need not wait for it."""
-
-
 GAP_BYTES = 100_000
 """Read and thrown away rather than asked for around: what lies between images, captions for the most part."""
-
-
 WINDOW = 128
 """Images whose ranges are made together: where a tar is not in the order of its names, so many wait for their turn."""
-
-
 LABEL_BYTES = 1_000_000
 """Larger files beside an image are no label."""
 

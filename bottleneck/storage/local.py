@@ -18,27 +18,15 @@ from bottleneck.storage.store import Entry, ObjectChangedError, ObjectError, Obj
 LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}", re.DOTALL)
 """Keys of what a killed writer may leave: files under a temporary name beside the one they were to have. They are not
 listed."""
-
-
 LEFTOVER_SECONDS = 3600.0
 """A file of such a name that is older has no writer any more: the largest objects take seconds to write."""
-
-
 _TEMPORARY_NAME_BYTES = 200
 """How much of an object's name its temporary name repeats; file systems take 255 in all."""
 
 LINK_OUT = "(link out of the source)"
-
-
 LINK_UP = "(link to a folder above)"
-
-
 LINK_TO_NOTHING = "(link to nothing)"
-
-
 SPECIAL_FILE = "(special file)"
-
-
 MOST_LINKS = 1000
 """To one folder in one walk: folders full of links to each other have more paths than anybody could list."""
 

@@ -22,7 +22,7 @@ import s3fs
 import servers
 
 from bottleneck.audit.objects import REASONS
-from bottleneck.audit.verification import Report
+from bottleneck.audit.report import Report
 from bottleneck.audit.verify import verify
 from bottleneck.dataset import schema as rows
 from bottleneck.errors import StoreError, UsageError
