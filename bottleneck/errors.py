@@ -36,7 +36,7 @@ class StoreError(BottleneckError):
 
 
 class WeightsError(BottleneckError):
-    """The weights cannot be had, do not fit the network or are not the ones planned."""
+    """The weights are not available, do not fit the network, or are not the planned ones."""
 
 
 class OutOfMemoryError(BottleneckError):
@@ -44,7 +44,7 @@ class OutOfMemoryError(BottleneckError):
 
 
 class FeaturesError(BottleneckError):
-    """The network gave values that are no features (NaN or infinity)."""
+    """The network produced NaN or infinity."""
 
 
 class ClusterError(BottleneckError):

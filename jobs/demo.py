@@ -47,7 +47,7 @@ def main(config: Config) -> int:
     report = verify(summary.output, full=True)
     good = "good" if report.exit_code == 0 else "BAD"
     show(f"3/4 verify: {counted(report.planned, 'image')}, {report.ok:,} ok, {good}")
-    log.info("4/4 fit: logistic regression on 3/4 of them, judged on the other 1/4")
+    log.info("4/4 fit: logistic regression on 3/4 of them, evaluated on the other 1/4")
     head = head_of(summary.output)
     fitted = fit.fit(fit.Config(features=summary.output, head=head, request=HeadRequest(c=(0.01, 0.1, 1.0))))
     show(f"open {head}/report.html; features are in {summary.output}")

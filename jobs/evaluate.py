@@ -26,10 +26,10 @@ from jobs.results import answer, show
 log = logging.getLogger(__name__)
 
 FITTED_ON_THESE = (
-    "The head was fitted on images of these features: expect less on new ones. `--held-out` judges only those that it "
-    "was not fitted on."
+    "The head was fitted on images of these features, so expect less on new ones. `--held-out` evaluates only on "
+    "images that it was not fitted on."
 )
-HELD_OUT = "Judged on the images that the fit of the head held out."
+HELD_OUT = "Evaluated on the images that the fit held out."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def tell(requeued: Requeued, again: str | None) -> None:
     if again is None:
         show("nothing to requeue")
         return
-    show(f"to be done again: {counted(requeued.images, 'image')} in {counted(requeued.shards, 'shard')}")
+    show(f"to be reprocessed: {counted(requeued.images, 'image')} in {counted(requeued.shards, 'shard')}")
     for reason, count in sorted(requeued.rejected.items(), key=lambda pair: -pair[1]):
         show(f"  rejected: {count:,} x {reason}")
     if requeued.changed:

@@ -31,7 +31,7 @@ class Features:
         self.spec = plan.spec
         self.files = files
         """Names of the data files below the output, in shard order."""
-        self.entries = entries or {}
+        self.entries = plan.data_files() if entries is None else entries
         """The data files as they were listed when this was opened, by shard."""
         self.success = success
         """The content of `_SUCCESS.json`; None if the output was not finished."""

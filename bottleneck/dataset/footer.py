@@ -64,5 +64,5 @@ def _parse(store: Store, entry: Entry, tail: bytes) -> dict[str, Any]:
     except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise CorruptError(
             f"{store.uri}/{entry.key} is no data file of bottleneck: {error}. Look at it with `bottleneck verify`; "
-            "delete it to have it done again."
+            "delete it to have it extracted again."
         ) from error

@@ -1,4 +1,4 @@
-"""Have images done again: the shards that hold them are planned anew, as a revision; extracting replaces them whole.
+"""Reprocess images: their shards are planned again as a revision, and extracting replaces the files whole.
 
 Planned and found images stream past each other in key order, which within a listing is the order of its shards too. So
 memory holds one shard of every listing, the shards of one part, and the keys of the rejected images that were named.
@@ -44,7 +44,7 @@ from bottleneck.text import shown
 
 REASON_OF_LIMIT = {"max_bytes": "too_many_bytes", "max_pixels": "too_many_pixels", "formats": "unsupported_format"}
 NUM_READ = 8
-"""Data files whose rows are looked at, at once."""
+"""Data files read concurrently."""
 
 Named = dict[int, dict[str, str]]
 """Images to do again because of how they were rejected: reason by key, by shard."""
@@ -166,7 +166,7 @@ def _rejected_rows(store: Store, entry: Entry, reasons: frozenset[str]) -> dict[
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptError(
                 f"{store.uri}/{entry.key} is damaged: {error}. Look at it with `bottleneck verify`; delete it to have "
-                "it done again."
+                "it extracted again."
             ) from error
     table = table.filter(pc.is_in(table.column("reason"), pa.array(sorted(reasons))))
     return dict(zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True))

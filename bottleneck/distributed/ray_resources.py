@@ -11,7 +11,7 @@ WAITING_SECONDS = 60.0
 
 
 def check_use_gpu(use_gpu: bool) -> None:
-    """Refuse GPUs that are asked for and cannot be had, before anything is started. Raises UsageError."""
+    """Refuse `use_gpu` on a single machine without a GPU, before anything starts. Raises UsageError."""
     from bottleneck.distributed.placement import check_gpus, check_runtime
 
     check_runtime(use_gpu)

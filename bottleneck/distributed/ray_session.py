@@ -93,7 +93,7 @@ def start_ray() -> None:
     except Exception as error:  # also of no other class, see start_here
         if address and _is_about_token(error):
             message = (
-                f"The Ray cluster at RAY_ADDRESS={address} does not let us in: the token is missing or not its own. "
+                f"The Ray cluster at RAY_ADDRESS={address} rejected the token: it is missing or not the cluster's. "
                 "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token."
             )
         elif address:

@@ -60,7 +60,7 @@ def try_source(uri: str) -> Iterator[Finding]:
         return
     decoded = decode(data, _SPEC, Limits())
     if isinstance(decoded, Rejected):
-        told = f"{image.key!r} would be rejected as {decoded.reason}; images that are rejected cost no run, many do"
+        told = f"{image.key!r} would be rejected as {decoded.reason}; one rejected image does not stop a run, many do"
         yield Finding("image", "warning", told)
     else:
         told = f"{image.key!r} was read and decoded: {decoded.width} x {decoded.height}, {len(data):,} bytes"

@@ -201,7 +201,7 @@ def _rows_before(work: Work, shard: Shard, images: list[Image]) -> pa.Table | No
     if before.column("key").to_pylist() != [image.key for image in images]:
         raise CorruptError(
             f"{store.uri}/{name} does not have the images of the plan. Look at it with `bottleneck verify`; delete it "
-            "to have it done again."
+            "to have it extracted again."
         )
     return before
 

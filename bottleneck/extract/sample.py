@@ -55,7 +55,7 @@ def measure_sample(plan: Plan, num_images: int = NUM_SAMPLED) -> Estimate | None
     if len(done) == plan.num_shards:
         return None
     if not done.keys() >= plan.revised.keys():
-        raise FeaturesError("Of shards that were requeued only some images are done again, which is not estimated.")
+        raise FeaturesError("Only some images of requeued shards are reprocessed, which is not estimated.")
     try:
         return Estimate.from_json(ask(_answer, {"output": plan.output, "images": num_images}))
     except ChildDiedError:

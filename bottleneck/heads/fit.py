@@ -1,4 +1,4 @@
-"""From a features dataset to a head: labels, split, fit, judgement of the held-out images; wherever the workers run."""
+"""From a features dataset to a head: read labels, split, fit, evaluate on the held-out images."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ SPLIT_VERSION = 1
 
 @dataclass
 class Fitted:
-    """A head and how it was come by."""
+    """A head, and how it was obtained."""
 
     head: "Head"
     evaluator: Evaluator
@@ -100,10 +100,10 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
 
 
 def evaluate_head(head: "Head", features: Features, *, held_out: bool = False) -> Evaluation:
-    """Judge a head on the labelled ok images of a dataset, a data file at a time.
+    """Evaluate a head on the labelled ok images of a dataset, one data file at a time.
 
     Args:
-        held_out: judge only on the images that its fit held out, which are in these features.
+        held_out: evaluate only on the images that its fit held out, which are in these features.
 
     Raises:
         UsageError: if no image has a label, or the fit held none out.

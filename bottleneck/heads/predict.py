@@ -155,7 +155,7 @@ def _predict_shard(plan: Plan, features: Features, predictor: Predictor, run_id:
     if not same or not np.array_equal(is_ok, has_values):
         raise CorruptError(
             f"{source_name} of {features.plan.output} does not have the rows that its plan says. Look at it with "
-            "`bottleneck verify`; delete it to have it done again."
+            "`bottleneck verify`; delete it to have it extracted again."
         )
     features_ND = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, values.type.list_size)
     columns = predictor.columns(features_ND, is_ok)

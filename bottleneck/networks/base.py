@@ -53,7 +53,7 @@ class Base:
 
         Raises:
             FingerprintError: if the weights are not the planned ones.
-            WeightsError: if they cannot be had.
+            WeightsError: if the weights are not available.
         """
         self._build(spec.request, spec.precision, batch_size, num_threads)
         self.check(spec)

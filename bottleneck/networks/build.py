@@ -79,7 +79,7 @@ def build_network(base: str, with_top: bool) -> Any:
 
 
 def build_trained(base: str, with_top: bool) -> Any:
-    """The network as Keras builds it for ImageNet's weights, with these, downloaded if Keras' cache has them not."""
+    """The network as Keras builds it for ImageNet's weights, with these, downloaded if they are not in Keras' cache."""
     return _construct(base, "imagenet", with_top)
 
 

@@ -28,7 +28,7 @@ def resolve(request: FeatureRequest, precision: Precision) -> FeatureSpec:
 
     Raises:
         UsageError: for an unknown base or layer, or a pooling that does not fit the layer.
-        WeightsError: for weights that cannot be had or do not fit.
+        WeightsError: for weights that are not available or do not fit.
     """
     return load_model(request, precision)[2]
 

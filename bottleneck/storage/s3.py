@@ -218,7 +218,7 @@ class BucketStore:
             return await self._patience.call_async(call)
         except GaveUpError as error:
             raise StoreError(
-                f"No luck for {error.seconds:.0f} s with {doing}: {error.words}. Look at the network and at "
+                f"Gave up after {error.seconds:.0f} s of {doing}: {error.words}. Look at the network and at "
                 f"AWS_ENDPOINT_URL ({os.environ.get('AWS_ENDPOINT_URL', 'not set: Amazon S3')}), then run "
                 "the same command again; nothing is lost."
             ) from error.__cause__

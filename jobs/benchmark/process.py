@@ -162,7 +162,7 @@ def _median(rounds: list[Figures], part: str, name: str) -> Any:
 
 
 def tell(result: Figures, rounds: list[Figures], hardware: Figures, table: Callable[[Figures], list[str]]) -> None:
-    """Add to a result how it was come by, show it, and warn where other programs had a part in it."""
+    """Add to a result how it was obtained, show it, and warn if other programs used the machine."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     result.update(rounds=rounds, hardware=hardware, versions=versions(), date=date)
     for line in table(result):

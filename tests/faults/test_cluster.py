@@ -125,7 +125,7 @@ def test_a_driver_without_the_clusters_token_is_told_so(photos: Photos, output: 
         cluster.environment["RAY_AUTH_TOKEN"] = "another"
         code, result, stderr = job_of(cluster, "extract", photos.folder, output, *SHARDS)
     assert code == 5, stderr
-    assert "does not let us in" in result["message"]
+    assert "rejected the token" in result["message"]
     told = stderr.splitlines()[1:]  # after the warning of the weights
     assert told[0].startswith("joining the Ray cluster at ")
     assert told[1:] == [f"error: {result['message']}"]
