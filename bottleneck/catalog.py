@@ -10,7 +10,7 @@ from bottleneck.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Network:
+class CatalogEntry:
     """A row of the table of bases."""
 
     constructor: str
@@ -38,60 +38,64 @@ class Network:
     """Values of `alpha`, for families that come in widths: those Keras has ImageNet weights of."""
 
 
-def _convnext(size: str, constructor: str) -> Network:
+def _convnext(size: str, constructor: str) -> CatalogEntry:
     # Keras' own body normalises the map, or with pooling="avg" the averaged map, as the whole network does.
     prefix = f"convnext_{size}_head"
-    return Network(
+    return CatalogEntry(
         constructor, "inside", 224, f"{prefix}_layernorm:none", top=f"{prefix}_dense", classifier=f"{prefix}_dense"
     )
 
 
 NETWORKS = {
-    "vgg16": Network("VGG16", "caffe", 224, "block5_pool:avg", top="fc1", heavy_top=True, bfloat16_is_safe=True),
-    "vgg19": Network("VGG19", "caffe", 224, "block5_pool:avg", top="fc1", heavy_top=True, bfloat16_is_safe=True),
-    "inception_v3": Network("InceptionV3", "tf", 299, "avg_pool:none"),
-    "inception_resnet_v2": Network("InceptionResNetV2", "tf", 299, "conv_7b_ac:avg"),
-    "xception": Network("Xception", "tf", 299, "block14_sepconv2_act:avg"),
-    "resnet50": Network("ResNet50", "caffe", 224, "conv5_block3_out:avg"),
-    "resnet101": Network("ResNet101", "caffe", 224, "conv5_block3_out:avg"),
-    "resnet152": Network("ResNet152", "caffe", 224, "conv5_block3_out:avg"),
-    "resnet50_v2": Network("ResNet50V2", "tf", 224, "post_relu:avg"),
-    "resnet101_v2": Network("ResNet101V2", "tf", 224, "post_relu:avg"),
-    "resnet152_v2": Network("ResNet152V2", "tf", 224, "post_relu:avg"),
-    "densenet121": Network("DenseNet121", "torch", 224, "relu:avg"),
-    "densenet169": Network("DenseNet169", "torch", 224, "relu:avg"),
-    "densenet201": Network("DenseNet201", "torch", 224, "relu:avg"),
-    "mobilenet": Network(
+    "vgg16": CatalogEntry("VGG16", "caffe", 224, "block5_pool:avg", top="fc1", heavy_top=True, bfloat16_is_safe=True),
+    "vgg19": CatalogEntry("VGG19", "caffe", 224, "block5_pool:avg", top="fc1", heavy_top=True, bfloat16_is_safe=True),
+    "inception_v3": CatalogEntry("InceptionV3", "tf", 299, "avg_pool:none"),
+    "inception_resnet_v2": CatalogEntry("InceptionResNetV2", "tf", 299, "conv_7b_ac:avg"),
+    "xception": CatalogEntry("Xception", "tf", 299, "block14_sepconv2_act:avg"),
+    "resnet50": CatalogEntry("ResNet50", "caffe", 224, "conv5_block3_out:avg"),
+    "resnet101": CatalogEntry("ResNet101", "caffe", 224, "conv5_block3_out:avg"),
+    "resnet152": CatalogEntry("ResNet152", "caffe", 224, "conv5_block3_out:avg"),
+    "resnet50_v2": CatalogEntry("ResNet50V2", "tf", 224, "post_relu:avg"),
+    "resnet101_v2": CatalogEntry("ResNet101V2", "tf", 224, "post_relu:avg"),
+    "resnet152_v2": CatalogEntry("ResNet152V2", "tf", 224, "post_relu:avg"),
+    "densenet121": CatalogEntry("DenseNet121", "torch", 224, "relu:avg"),
+    "densenet169": CatalogEntry("DenseNet169", "torch", 224, "relu:avg"),
+    "densenet201": CatalogEntry("DenseNet201", "torch", 224, "relu:avg"),
+    "mobilenet": CatalogEntry(
         "MobileNet", "tf", 224, "conv_pw_13_relu:avg", top="conv_preds", widths=(0.25, 0.5, 0.75, 1.0)
     ),
-    "mobilenet_v2": Network("MobileNetV2", "tf", 224, "out_relu:avg", widths=(0.35, 0.5, 0.75, 1.0, 1.3, 1.4)),
-    "mobilenet_v3_small": Network("MobileNetV3Small", "inside", 224, "activation_17:avg", "conv_2", widths=(0.75, 1.0)),
-    "mobilenet_v3_large": Network("MobileNetV3Large", "inside", 224, "activation_19:avg", "conv_2", widths=(0.75, 1.0)),
-    "efficientnet_b0": Network("EfficientNetB0", "inside", 224, "top_activation:avg"),
-    "efficientnet_b1": Network("EfficientNetB1", "inside", 240, "top_activation:avg"),
-    "efficientnet_b2": Network("EfficientNetB2", "inside", 260, "top_activation:avg"),
-    "efficientnet_b3": Network("EfficientNetB3", "inside", 300, "top_activation:avg"),
-    "efficientnet_b4": Network("EfficientNetB4", "inside", 380, "top_activation:avg"),
-    "efficientnet_b5": Network("EfficientNetB5", "inside", 456, "top_activation:avg"),
-    "efficientnet_b6": Network("EfficientNetB6", "inside", 528, "top_activation:avg"),
-    "efficientnet_b7": Network("EfficientNetB7", "inside", 600, "top_activation:avg"),
-    "efficientnet_v2_b0": Network("EfficientNetV2B0", "inside", 224, "top_activation:avg"),
-    "efficientnet_v2_b1": Network("EfficientNetV2B1", "inside", 240, "top_activation:avg"),
-    "efficientnet_v2_b2": Network("EfficientNetV2B2", "inside", 260, "top_activation:avg"),
-    "efficientnet_v2_b3": Network("EfficientNetV2B3", "inside", 300, "top_activation:avg"),
-    "efficientnet_v2_s": Network("EfficientNetV2S", "inside", 384, "top_activation:avg"),
-    "efficientnet_v2_m": Network("EfficientNetV2M", "inside", 480, "top_activation:avg"),
-    "efficientnet_v2_l": Network("EfficientNetV2L", "inside", 480, "top_activation:avg"),
+    "mobilenet_v2": CatalogEntry("MobileNetV2", "tf", 224, "out_relu:avg", widths=(0.35, 0.5, 0.75, 1.0, 1.3, 1.4)),
+    "mobilenet_v3_small": CatalogEntry(
+        "MobileNetV3Small", "inside", 224, "activation_17:avg", "conv_2", widths=(0.75, 1.0)
+    ),
+    "mobilenet_v3_large": CatalogEntry(
+        "MobileNetV3Large", "inside", 224, "activation_19:avg", "conv_2", widths=(0.75, 1.0)
+    ),
+    "efficientnet_b0": CatalogEntry("EfficientNetB0", "inside", 224, "top_activation:avg"),
+    "efficientnet_b1": CatalogEntry("EfficientNetB1", "inside", 240, "top_activation:avg"),
+    "efficientnet_b2": CatalogEntry("EfficientNetB2", "inside", 260, "top_activation:avg"),
+    "efficientnet_b3": CatalogEntry("EfficientNetB3", "inside", 300, "top_activation:avg"),
+    "efficientnet_b4": CatalogEntry("EfficientNetB4", "inside", 380, "top_activation:avg"),
+    "efficientnet_b5": CatalogEntry("EfficientNetB5", "inside", 456, "top_activation:avg"),
+    "efficientnet_b6": CatalogEntry("EfficientNetB6", "inside", 528, "top_activation:avg"),
+    "efficientnet_b7": CatalogEntry("EfficientNetB7", "inside", 600, "top_activation:avg"),
+    "efficientnet_v2_b0": CatalogEntry("EfficientNetV2B0", "inside", 224, "top_activation:avg"),
+    "efficientnet_v2_b1": CatalogEntry("EfficientNetV2B1", "inside", 240, "top_activation:avg"),
+    "efficientnet_v2_b2": CatalogEntry("EfficientNetV2B2", "inside", 260, "top_activation:avg"),
+    "efficientnet_v2_b3": CatalogEntry("EfficientNetV2B3", "inside", 300, "top_activation:avg"),
+    "efficientnet_v2_s": CatalogEntry("EfficientNetV2S", "inside", 384, "top_activation:avg"),
+    "efficientnet_v2_m": CatalogEntry("EfficientNetV2M", "inside", 480, "top_activation:avg"),
+    "efficientnet_v2_l": CatalogEntry("EfficientNetV2L", "inside", 480, "top_activation:avg"),
     "convnext_tiny": _convnext("tiny", "ConvNeXtTiny"),
     "convnext_small": _convnext("small", "ConvNeXtSmall"),
     "convnext_base": _convnext("base", "ConvNeXtBase"),
     "convnext_large": _convnext("large", "ConvNeXtLarge"),
     "convnext_xlarge": _convnext("xlarge", "ConvNeXtXLarge"),
-    "nasnet_mobile": Network("NASNetMobile", "tf", 224, "activation_187:avg"),
-    "nasnet_large": Network("NASNetLarge", "tf", 331, "activation_259:avg"),
+    "nasnet_mobile": CatalogEntry("NASNetMobile", "tf", 224, "activation_187:avg"),
+    "nasnet_large": CatalogEntry("NASNetLarge", "tf", 331, "activation_259:avg"),
 }
 
-STUB = Network("Stub", "inside", 32, "mean:none", heavy_top=True)
+STUB = CatalogEntry("Stub", "inside", 32, "mean:none", heavy_top=True)
 """The base `stub`, for benchmarks of everything but the network: the mean colour of 32 x 32 pixels, without weights."""
 
 
@@ -124,7 +128,7 @@ def _squeezed(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower())
 
 
-def find_network(base: str) -> tuple[Network, float | None]:
+def find_network(base: str) -> tuple[CatalogEntry, float | None]:
     """`mobilenet_0.75` -> (its row, 0.75); `stub` is known too. Raises UsageError as `base_named` does."""
     base = base_named(base)
     if base == "stub":

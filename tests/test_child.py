@@ -18,14 +18,14 @@ from bottleneck.errors import BottleneckError, WeightsError
 
 SCRIPT = """
 import sys
-from bottleneck.extract.sandbox import GuardedByProcess
+from bottleneck.extract.sandbox import SandboxedDecoder
 from bottleneck.sources.reading import Limits
 from bottleneck.spec import FeatureSpec
 import json
 
 print("started")
 spec = FeatureSpec.from_json(json.loads(sys.argv[1]))
-guarded = GuardedByProcess()
+guarded = SandboxedDecoder()
 print(guarded(open(sys.argv[2], "rb").read(), spec, Limits()).pixels_HWC.shape)
 guarded.close()
 """

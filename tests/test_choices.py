@@ -17,7 +17,7 @@ from bottleneck.errors import UsageError
 from bottleneck.sources.reading import Reading
 from bottleneck.spec import FeatureRequest
 
-MADE_BY_US = {"Finding", "Status", "Prediction", "Network", "Rejected"}
+MADE_BY_US = {"Finding", "Status", "RunForecast", "CatalogEntry", "Rejected"}
 """Results and tables of the library, which nobody gives it."""
 # `head` pulls in nothing heavy; jobs' modules import tyro alone.
 CHOOSING = [

@@ -11,8 +11,9 @@ from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.success import finish
 from bottleneck.extract.decode import Decoded, Rejected, decode
-from bottleneck.extract.prepare import Work, prepare_shard
+from bottleneck.extract.prepare import prepare_shard
 from bottleneck.extract.shard import extract_prepared
+from bottleneck.extract.work import Work
 from bottleneck.networks.base import Base
 from bottleneck.networks.resolve import resolve
 from bottleneck.storage.store import Wanted, open_store

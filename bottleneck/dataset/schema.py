@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -61,9 +62,14 @@ def check_schema(schema: pa.Schema, wanted: Collection[str] = ()) -> None:
         raise pa.ArrowInvalid(f"it has no column {missing[0]}")
 
 
+def ok_mask(table: pa.Table) -> np.ndarray:
+    """Return which rows have the status ok, as bool [N]; the table needs the column `status`."""
+    return np.asarray(pc.equal(table.column("status").cast(pa.string()), "ok"))
+
+
 def ok_rows(table: pa.Table) -> pa.Table:
     """Keep the rows whose images are ok; the table needs the column `status`."""
-    return table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
+    return table.filter(pa.array(ok_mask(table)))
 
 
 def data_schema(spec: OutputSpec) -> pa.Schema:

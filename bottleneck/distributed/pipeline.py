@@ -17,8 +17,8 @@ from bottleneck.distributed.placement import Placement
 from bottleneck.distributed.ray_session import RUN
 from bottleneck.distributed.stages import WARM_UP, ExtractFeatures, prepare_stage
 from bottleneck.errors import BottleneckError
-from bottleneck.extract.prepare import Work
 from bottleneck.extract.summary import pending_shards
+from bottleneck.extract.work import Work
 
 MAX_PREPARING = 1000
 """Shards that are being prepared or wait for a core: more than clusters have cores, and all the driver has to hold of a

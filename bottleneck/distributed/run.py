@@ -23,9 +23,9 @@ from bottleneck.distributed.ray_session import RESULTS_THREAD, cluster_address, 
 from bottleneck.distributed.run_options import RunOptions
 from bottleneck.distributed.stages import WARM_UP
 from bottleneck.errors import FingerprintError, IncompleteError, StoreError
-from bottleneck.extract.estimate import Prediction, predict_run
-from bottleneck.extract.prepare import Work
+from bottleneck.extract.estimate import RunForecast, forecast_run
 from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
+from bottleneck.extract.work import Work
 from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE, fitting_batch_size
 from bottleneck.networks.weights import is_file
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
@@ -71,7 +71,7 @@ class Run:
         self.forget: list[int] = []
         self.images_done = 0
         self.last_receipt_at = 0.0
-        self.prediction: Prediction | None = None
+        self.prediction: RunForecast | None = None
         self.live: Any = None
         self.waiting_for, self.looked_at = "", self.started
         start_ray()
@@ -174,7 +174,7 @@ class Run:
             under_way = sum(images for shard, images in live.get("images", {}).items() if shard not in tally.receipts)
             images = images_before + self.images_done + under_way
             if self.prediction is None and "spent" in live:
-                self.prediction = predict_run(
+                self.prediction = forecast_run(
                     live["spent"],
                     done=images - images_before,
                     planned=plan.num_images - images_before,

@@ -16,9 +16,10 @@ import pyarrow as pa
 from bottleneck.child import as_result
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.write import Receipt
-from bottleneck.extract.prepare import Prepared, Taken, Work, prepare_shard
-from bottleneck.extract.sandbox import GuardedByProcess, guarded_by_exit
+from bottleneck.extract.prepare import KeptRows, Prepared, prepare_shard
+from bottleneck.extract.sandbox import SandboxedDecoder, decode_or_exit
 from bottleneck.extract.shard import Columns, extract_prepared
+from bottleneck.extract.work import Work
 from bottleneck.heads.predict import Predictor
 from bottleneck.networks.base import Base
 from bottleneck.spec import FeatureRequest, Precision
@@ -37,11 +38,11 @@ def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
     text = table.column("work")[0].as_py()
     work = Work.from_text(text)
     shard = Shard(**row)
-    decoder = GuardedByProcess() if guarded else None
+    decoder = SandboxedDecoder() if guarded else None
     try:
         if work.is_committed(shard):
             return _message(note={"receipt": asdict(Receipt(shard.number, {}, 0, created=False))})
-        prepared = prepare_shard(work, shard, decoder or guarded_by_exit)
+        prepared = prepare_shard(work, shard, decoder or decode_or_exit)
     except Exception as error:
         return _message(note=as_result(error))
     finally:
@@ -137,8 +138,8 @@ def _message(prepared: Prepared | None = None, note: dict[str, Any] | None = Non
     buffer = pa.py_buffer(b"")
     if prepared is not None:
         tables[0], of_row = prepared.rows, {"pixels": prepared.pixels_of_row}
-        if prepared.taken is not None:
-            tables[2], of_row["taken"] = prepared.taken.columns, prepared.taken.of_row
+        if prepared.kept_rows is not None:
+            tables[2], of_row["taken"] = prepared.kept_rows.columns, prepared.kept_rows.index_of_row
         tables[1] = pa.table(of_row)
         buffer = pa.py_buffer(prepared.pixels_NHWC)
     offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
@@ -151,7 +152,7 @@ def _unpacked(message: pa.Table, shard: Shard, size_px: int) -> Prepared:
     rows, of_row, *taken = [_table(packed) for name in TABLES if (packed := message.column(name)[0].as_buffer()).size]
     pixels = message.column("pixels").chunk(0)
     pixels_NHWC = np.frombuffer(pixels[0].as_buffer(), np.uint8).reshape(-1, size_px, size_px, 3)
-    again = Taken(taken[0], of_row.column("taken").to_numpy()) if taken else None
+    again = KeptRows(taken[0], of_row.column("taken").to_numpy()) if taken else None
     return Prepared(shard, rows, pixels_NHWC, of_row.column("pixels").to_numpy(), again)
 
 

@@ -100,7 +100,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class RunForecast:
     """What a run expects, after its first batches, of the images still to come."""
 
     at: float
@@ -140,7 +140,7 @@ class Prediction:
         }
 
 
-def predict_run(spent: dict[str, float], *, done: int, planned: int, cores: int, networks: int) -> Prediction | None:
+def forecast_run(spent: dict[str, float], *, done: int, planned: int, cores: int, networks: int) -> RunForecast | None:
     """A run's prediction for the rest of itself, by the formula of `Costs`; None while, or if, there is none to make.
 
     Decoding runs ahead of the network, so what is decoded already costs the rest nothing.
@@ -166,6 +166,6 @@ def predict_run(spent: dict[str, float], *, done: int, planned: int, cores: int,
         cores=cores,
         networks=networks,
     )
-    return Prediction(
+    return RunForecast(
         at=time.time(), done=done, left=left, images_per_second=costs.images_per_second, limiting=costs.limiting
     )

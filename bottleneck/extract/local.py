@@ -8,9 +8,9 @@ from typing import Any
 from bottleneck.dataset.make_plan import MAX_REJECTED
 from bottleneck.dataset.success import finished
 from bottleneck.extract.open_plan import open_or_make_plan
-from bottleneck.extract.prepare import Work
 from bottleneck.extract.shard import extract_shard
 from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
+from bottleneck.extract.work import Work
 from bottleneck.networks.base import Base, fitting_batch_size
 from bottleneck.sources.reading import Limits, Reading
 from bottleneck.spec import FeatureRequest

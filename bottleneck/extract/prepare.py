@@ -4,95 +4,36 @@ Legend: N images, H x W pixels, C channels.
 """
 
 import hashlib
-import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from bottleneck.dataset.features import read_table
-from bottleneck.dataset.footer import revision_in
-from bottleneck.dataset.plan import Plan, data_name
+from bottleneck.dataset.plan import data_name
 from bottleneck.dataset.plan_parts import Shard, read_images
 from bottleneck.dataset.schema import IMAGE_FIELDS
 from bottleneck.errors import CorruptError, OutOfMemoryError
 from bottleneck.extract.decode import Decoded, Rejected, decode
+from bottleneck.extract.work import Work
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source
-from bottleneck.sources.reading import Limits, Reading
-from bottleneck.spec import FeatureSpec, OutputSpec, PredictionSpec
+from bottleneck.sources.reading import Limits
+from bottleneck.spec import FeatureSpec
 from bottleneck.storage.store import ObjectError, open_store
 
 
 @dataclass(frozen=True)
-class Work:
-    """What every worker needs to know beside the shard: small, and without secrets."""
-
-    source: str
-    output: str
-    spec: FeatureSpec
-    limits: Limits
-    reading: Reading
-    run_id: str
-    predictions: PredictionSpec | None = None
-
-    @classmethod
-    def of(cls, plan: Plan, run_id: str = "") -> "Work":
-        run_id = run_id or uuid.uuid4().hex[:12]
-        return cls(plan.source, plan.output, plan.spec, plan.limits, plan.reading, run_id, plan.predictions)
-
-    @property
-    def holds(self) -> OutputSpec:
-        """What the rows of the output hold."""
-        return self.predictions or self.spec
-
-    def to_text(self) -> str:
-        """Encode as text, which is how it travels: once for a run, unchanged from hop to hop."""
-        return json.dumps(self.to_json())
-
-    @staticmethod
-    @lru_cache(maxsize=4)
-    def from_text(text: str) -> "Work":
-        """Decode what `to_text` made; once a process for all the shards of a run."""
-        return Work.from_json(json.loads(text))
-
-    def to_json(self) -> dict[str, Any]:
-        predictions = self.predictions.to_json() if self.predictions else None
-        return {
-            **vars(self),
-            "spec": self.spec.to_json(),
-            "limits": self.limits.to_json(),
-            "reading": self.reading.to_json(),
-            "predictions": predictions,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Work":
-        spec, limits = FeatureSpec.from_json(value["spec"]), Limits.from_json(value["limits"])
-        predictions = PredictionSpec(features=spec, **value["predictions"]) if value["predictions"] else None
-        reading = Reading.from_json(value["reading"])
-        return cls(**{**value, "spec": spec, "limits": limits, "reading": reading, "predictions": predictions})
-
-    def is_committed(self, shard: Shard) -> bool:
-        store, name = open_store(self.output), data_name(self.holds, shard.number)
-        if not shard.revision:
-            return store.exists(name)
-        entry = store.stat(name)
-        return entry is not None and revision_in(store, entry) >= shard.revision
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What the file that is replaced holds beside `IMAGE_FIELDS` for the rows that stay as they are."""
+class KeptRows:
+    """The features (or predictions) of rows that are kept when the file of a shard is replaced."""
 
     columns: pa.Table
-    of_row: np.ndarray
-    """Of each row of the shard the index in `columns`, or -1."""
+    """The columns that follow `IMAGE_FIELDS`, a row for each kept one."""
+    index_of_row: np.ndarray
+    """int32 [N]: for each row of the shard its index in `columns`, or -1."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +47,7 @@ class Prepared:
     """uint8 RGB, once where the bytes of several images are the same."""
     pixels_of_row: np.ndarray
     """Of each row the index of its pixels; -1 of those that are rejected or taken over."""
-    taken: Taken | None = None
+    kept_rows: KeptRows | None = None
     """Of a shard that is done again."""
     read_bytes: int = 0
     """Of the images, as the source has them."""
@@ -143,7 +84,7 @@ def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepar
     index = np.where(stays, len(fresh.rows) + of_row, np.cumsum(~stays) - 1)
     names = [one.name for one in IMAGE_FIELDS]
     table = _concatenated(fresh.rows, kept.select(names)).take(index)
-    return replace(fresh, rows=table, pixels_of_row=pixels_of_row, taken=Taken(kept.drop_columns(names), of_row))
+    return replace(fresh, rows=table, pixels_of_row=pixels_of_row, kept_rows=KeptRows(kept.drop_columns(names), of_row))
 
 
 def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decoder = decode) -> Prepared:

@@ -19,12 +19,13 @@ from bottleneck.dataset.schema import data_schema
 from bottleneck.dataset.write import encode, outcomes
 from bottleneck.errors import BottleneckError, FeaturesError
 from bottleneck.extract.estimate import Costs, Estimate
-from bottleneck.extract.prepare import Work, prepare_images
-from bottleneck.extract.sandbox import guarded_by_exit
+from bottleneck.extract.prepare import prepare_images
+from bottleneck.extract.sandbox import decode_or_exit
 from bottleneck.extract.shard import feature_columns
+from bottleneck.extract.work import Work
 from bottleneck.networks.base import GPU_BATCH_SIZE, Base
-from bottleneck.networks.build import import_keras
 from bottleneck.networks.device import CORES_PER_ACTOR, count_gpus
+from bottleneck.networks.keras_import import import_keras
 from bottleneck.sources.image import Image
 from bottleneck.spec import FeatureSpec
 from bottleneck.storage.store import open_store
@@ -85,7 +86,7 @@ def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
     shards = [shard for shard in plan.shards() if shard.number not in done]
     chosen = shards[:: max(1, len(shards) // NUM_SHARDS_SAMPLED)][:NUM_SHARDS_SAMPLED]
     prepared = [
-        prepare_images(work, shard, _spread(work, shard, -(-num_images // len(chosen))), guarded_by_exit)
+        prepare_images(work, shard, _spread(work, shard, -(-num_images // len(chosen))), decode_or_exit)
         for shard in chosen
     ]
     rows = pa.concat_tables([one.rows for one in prepared]).unify_dictionaries().combine_chunks()

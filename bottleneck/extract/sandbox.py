@@ -26,7 +26,7 @@ EXIT_SECONDS = 5.0
 """Until a process whose pipe has closed has ended; one that dumps its memory takes a while."""
 
 
-def guarded_by_exit(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
+def decode_or_exit(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
     """Decode, ending this process if the decoder hangs, or the memory is too small for it.
 
     For worker processes, whose tasks are then run again apart.
@@ -41,7 +41,7 @@ def guarded_by_exit(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded |
         faulthandler.cancel_dump_traceback_later()
 
 
-class GuardedByProcess:
+class SandboxedDecoder:
     """Decode in a child process: an image that kills or hangs it is rejected as `decoder_crash` or `decode_timeout`.
 
     One for which the memory is too small is tried again in a new process; then MemoryError is raised, as that is no

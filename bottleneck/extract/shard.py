@@ -13,7 +13,8 @@ from bottleneck.dataset.plan import data_name
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.schema import data_schema
 from bottleneck.dataset.write import Receipt, write_shard
-from bottleneck.extract.prepare import Prepared, Taken, Work, prepare_shard
+from bottleneck.extract.prepare import KeptRows, Prepared, prepare_shard
+from bottleneck.extract.work import Work
 from bottleneck.networks.base import Base
 from bottleneck.storage.store import open_store
 
@@ -47,8 +48,8 @@ def extract_prepared(
     has_pixels = prepared.pixels_of_row >= 0
     repeated = [np.concatenate(parts)[prepared.pixels_of_row[has_pixels]] for parts in features]
     made = (columns or feature_columns)(repeated, has_pixels)
-    if prepared.taken is not None:
-        made = _with_taken(made, prepared.taken)
+    if prepared.kept_rows is not None:
+        made = _with_kept_rows(made, prepared.kept_rows)
     table = pa.table([*prepared.rows.columns, *made], schema=data_schema(work.holds))
     shard = prepared.shard
     return write_shard(
@@ -63,11 +64,11 @@ def extract_prepared(
     )
 
 
-def _with_taken(made: list[pa.Array], taken: Taken) -> list[pa.Array]:
+def _with_kept_rows(made: list[pa.Array], kept_rows: KeptRows) -> list[pa.Array]:
     """Columns with the values of the rows that were taken over, bit by bit, in their places."""
-    rows_N = np.arange(len(taken.of_row))
-    index = pa.array(np.where(taken.of_row >= 0, len(rows_N) + taken.of_row, rows_N))
-    old = [column.combine_chunks() for column in taken.columns.columns]
+    rows_N = np.arange(len(kept_rows.index_of_row))
+    index = pa.array(np.where(kept_rows.index_of_row >= 0, len(rows_N) + kept_rows.index_of_row, rows_N))
+    old = [column.combine_chunks() for column in kept_rows.columns.columns]
     return [pa.concat_arrays([new, before]).take(index) for new, before in zip(made, old, strict=True)]
 
 
@@ -80,11 +81,6 @@ def feature_columns(features: list[np.ndarray], is_ok: np.ndarray) -> list[pa.Ar
         flat = pa.array(values_ND.reshape(-1))
         columns.append(pa.FixedSizeListArray.from_arrays(flat, features_ND.shape[1], mask=pa.array(~is_ok)))
     return columns
-
-
-def ok_mask(rows: pa.Table) -> np.ndarray:
-    """Which rows are ok, as a mask [N]."""
-    return np.array([reason is None for reason in rows.column("reason").to_pylist()], bool)
 
 
 def extract_shard(work: Work, base: Base, shard: Shard) -> Receipt:

@@ -20,7 +20,8 @@ from bottleneck.choices import check_choice
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError
 from bottleneck.heads.head import Head
 from bottleneck.networks.base import Base
-from bottleneck.networks.build import import_keras, preprocess
+from bottleneck.networks.build import preprocess
+from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.weights import load_network, sha256_weights
 from bottleneck.spec import FeatureRequest, FeatureSpec, split_layer
 from bottleneck.storage.store import ObjectChangedError, ObjectGoneError, Store, Wanted

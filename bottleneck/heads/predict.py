@@ -20,12 +20,11 @@ from bottleneck.dataset.features import Features
 from bottleneck.dataset.footer import revision_in
 from bottleneck.dataset.plan import Plan
 from bottleneck.dataset.plan_parts import Shard, read_images
-from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
+from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema, ok_mask
 from bottleneck.dataset.write import Receipt, write_shard
 from bottleneck.errors import CorruptError, FingerprintError, IncompleteError
-from bottleneck.extract.prepare import Work
-from bottleneck.extract.shard import ok_mask
 from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
+from bottleneck.extract.work import Work
 from bottleneck.spec import PredictionSpec
 from bottleneck.storage.store import open_store
 from bottleneck.text import counted

@@ -8,9 +8,10 @@ Keras is imported inside the functions, on the backend KERAS_BACKEND names (tens
 import numpy as np
 
 from bottleneck.errors import FeaturesError, FingerprintError
-from bottleneck.networks.build import import_keras, to_bfloat16
-from bottleneck.networks.compiled import _compile, feature_model
+from bottleneck.networks.build import to_bfloat16
+from bottleneck.networks.compiled import compile_model, feature_model
 from bottleneck.networks.device import count_gpus, device_name
+from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.layers import check_layers
 from bottleneck.networks.resolve import load_model
 from bottleneck.networks.weights import check_weights
@@ -89,7 +90,7 @@ class Base:
         if precision == "bfloat16" and keras.backend.backend() != "openvino":  # which lowers the precision itself
             model = feature_model(to_bfloat16(network), request.base, self.spec.layers)
         self.batch_size = batch_size
-        self._forward = _compile(model, batch_size, precision, num_threads)
+        self._forward = compile_model(model, batch_size, precision, num_threads)
         self.device = device_name(keras)
 
     def __call__(self, pixels_NHWC: np.ndarray) -> list[np.ndarray]:

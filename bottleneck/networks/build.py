@@ -1,69 +1,15 @@
 """The networks the table of bases names, built in code. Keras is imported inside the functions."""
 
-import contextlib
-import gc
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bottleneck.catalog import STUB, find_network
-from bottleneck.console import quiet_start
 from bottleneck.errors import UsageError
+from bottleneck.networks.keras_import import import_keras
 
 PREPROCESSING = ("Rescaling", "Normalization")
 """Layers by which a network prepares its pixels itself, where the table says `inside`."""
-
-
-def import_keras(num_threads: int | None = None) -> Any:
-    """Import Keras, quietly, and set its backend's threads; later calls find both done."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    backend = os.environ["KERAS_BACKEND"]
-    try:
-        with quiet_start(), _light_imports():
-            import keras
-    except ImportError as error:
-        raise UsageError(
-            f"Keras' backend {backend} is not installed ({error}). Expected tensorflow, torch, jax or openvino in "
-            "KERAS_BACKEND."
-        ) from error
-    if num_threads and backend == "tensorflow":
-        import tensorflow as tf
-
-        if tf.config.threading.get_intra_op_parallelism_threads() != num_threads:
-            tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-    elif num_threads and backend == "torch":
-        import torch
-
-        torch.set_num_threads(num_threads)
-    return keras
-
-
-@contextlib.contextmanager
-def _light_imports() -> Iterator[None]:
-    """Import without what Keras loads only because it is there, and without looking for garbage among what stays.
-
-    Keras and TensorFlow take 4.3 s of one core to import, 0.75 s of it for its wrappers for scikit-learn, 0.6 s for its
-    plots of pictures, and about 1 s for garbage collections that find nothing.
-    """
-    if "keras" in sys.modules:
-        yield
-        return
-    hidden = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
-    was_enabled = gc.isenabled()
-    gc.disable()
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # which counts as not installed
-    try:
-        yield
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
-        if was_enabled:
-            gc.enable()
 
 
 def build_network(base: str, with_top: bool) -> Any:

@@ -8,7 +8,8 @@ import numpy as np
 
 from bottleneck.catalog import find_network
 from bottleneck.errors import UsageError
-from bottleneck.networks.build import import_keras, preprocess
+from bottleneck.networks.build import preprocess
+from bottleneck.networks.keras_import import import_keras
 from bottleneck.spec import Precision, split_layer
 
 
@@ -36,7 +37,7 @@ def _pool(output: Any, layer: str) -> Any:
     return ops.mean(output, axis=(1, 2)) if pooling == "avg" else ops.max(output, axis=(1, 2))
 
 
-def _compile(model: Any, batch_size: int, precision: Precision, num_threads: int | None) -> Any:
+def compile_model(model: Any, batch_size: int, precision: Precision, num_threads: int | None) -> Any:
     """One compiled function of a fixed batch shape, from a NumPy array to a list of NumPy arrays."""
     import keras
 
@@ -52,16 +53,16 @@ def _compile(model: Any, batch_size: int, precision: Precision, num_threads: int
             autograph=False,
         )
         compiled = function.get_concrete_function()
-        return lambda pixels_NHWC: [output.numpy() for output in as_list(compiled(tf.constant(pixels_NHWC)))]
+        return lambda pixels_NHWC: [output.numpy() for output in _as_list(compiled(tf.constant(pixels_NHWC)))]
     if backend == "openvino":
-        return compile_openvino(model, shape, precision, num_threads)
+        return _compile_openvino(model, shape, precision, num_threads)
     if backend == "jax":
         import jax
 
         trainable = [variable.value for variable in model.trainable_variables]
         frozen = [variable.value for variable in model.non_trainable_variables]
         function = jax.jit(lambda t, f, pixels: model.stateless_call(t, f, pixels, training=False)[0])
-        return lambda pixels_NHWC: [np.asarray(output) for output in as_list(function(trainable, frozen, pixels_NHWC))]
+        return lambda pixels_NHWC: [np.asarray(output) for output in _as_list(function(trainable, frozen, pixels_NHWC))]
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,12 +70,12 @@ def _compile(model: Any, batch_size: int, precision: Precision, num_threads: int
     def forward(pixels_NHWC: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():
             outputs = model(torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).to(device), training=False)
-            return [output.cpu().numpy() for output in as_list(outputs)]
+            return [output.cpu().numpy() for output in _as_list(outputs)]
 
     return forward
 
 
-def compile_openvino(model: Any, shape: tuple[int, ...], precision: Precision, num_threads: int | None) -> Any:
+def _compile_openvino(model: Any, shape: tuple[int, ...], precision: Precision, num_threads: int | None) -> Any:
     import keras
     import openvino
 
@@ -92,5 +93,5 @@ def compile_openvino(model: Any, shape: tuple[int, ...], precision: Precision, n
     return lambda pixels_NHWC: [np.array(output) for output in compiled(pixels_NHWC).to_tuple()]
 
 
-def as_list(outputs: Any) -> list[Any]:
+def _as_list(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]

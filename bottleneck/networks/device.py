@@ -3,7 +3,7 @@
 import subprocess
 from typing import Any
 
-from bottleneck.networks.build import import_keras
+from bottleneck.networks.keras_import import import_keras
 
 CORES_PER_ACTOR = 8
 """A network on a CPU scales to about this many cores; more cores get more networks."""

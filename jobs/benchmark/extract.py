@@ -13,8 +13,9 @@ from dataclasses import fields, replace
 from bottleneck.errors import UsageError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from bottleneck.networks.build import import_keras, preprocess
+from bottleneck.networks.build import preprocess
 from bottleneck.networks.device import CORES_PER_ACTOR, has_bfloat16
+from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.resolve import choose_precision, resolve_apart
 from bottleneck.networks.weights import load_network
 from bottleneck.sources.open import open_source, resolve_reading

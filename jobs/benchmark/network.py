@@ -4,7 +4,7 @@ import math
 import time
 
 from bottleneck.networks.base import Base
-from bottleneck.networks.build import import_keras
+from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.weights import load_network
 from bottleneck.spec import FeatureSpec, split_layer
 from jobs.benchmark.process import Figures

@@ -36,9 +36,10 @@ from bottleneck.dataset.success import finish, finished
 from bottleneck.dataset.write import write_shard
 from bottleneck.distributed.stages import _message, _unpacked
 from bottleneck.errors import IncompleteError, UsageError
-from bottleneck.extract.prepare import Prepared, Work, prepare_shard
+from bottleneck.extract.prepare import Prepared, prepare_shard
 from bottleneck.extract.shard import extract_prepared
 from bottleneck.extract.summary import pending_shards
+from bottleneck.extract.work import Work
 from bottleneck.inspect.diff import diff_features
 from bottleneck.sources.reading import Limits
 from bottleneck.spec import FeatureSpec
@@ -465,12 +466,15 @@ def test_a_shard_prepared_again_travels_between_the_stages(world: World) -> None
     plan = world.plan
     shard = plan.revised[0]
     prepared = prepare_shard(Work.of(plan), shard)
-    assert prepared.taken is not None
-    assert (prepared.pixels_of_row.tolist(), prepared.taken.of_row.tolist()) == ([-1, -1, 0, -1], [0, -1, -1, 1])
+    assert prepared.kept_rows is not None
+    assert (prepared.pixels_of_row.tolist(), prepared.kept_rows.index_of_row.tolist()) == (
+        [-1, -1, 0, -1],
+        [0, -1, -1, 1],
+    )
     same = _unpacked(_message(prepared), shard, SPEC.image_size_px)
     assert_equal(same, prepared)
     fresh = prepare_shard(Work.of(plan), list(plan.shards())[1])
-    assert fresh.taken is None
+    assert fresh.kept_rows is None
     assert_equal(_unpacked(_message(fresh), fresh.shard, SPEC.image_size_px), fresh)
 
 
@@ -478,10 +482,10 @@ def assert_equal(one: Prepared, other: Prepared) -> None:
     assert (one.shard, one.rows) == (other.shard, other.rows)
     np.testing.assert_array_equal(one.pixels_NHWC, other.pixels_NHWC)
     np.testing.assert_array_equal(one.pixels_of_row, other.pixels_of_row)
-    assert (one.taken is None) == (other.taken is None)
-    if one.taken and other.taken:
-        assert one.taken.columns == other.taken.columns
-        np.testing.assert_array_equal(one.taken.of_row, other.taken.of_row)
+    assert (one.kept_rows is None) == (other.kept_rows is None)
+    if one.kept_rows and other.kept_rows:
+        assert one.kept_rows.columns == other.kept_rows.columns
+        np.testing.assert_array_equal(one.kept_rows.index_of_row, other.kept_rows.index_of_row)
 
 
 # Byte-identical images

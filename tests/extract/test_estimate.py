@@ -18,11 +18,11 @@ from bottleneck.dataset.plan import Plan
 from bottleneck.distributed.monitor import Live
 from bottleneck.distributed.stages import ExtractFeatures, prepare_stage
 from bottleneck.errors import FeaturesError
-from bottleneck.extract.estimate import STARTUP_SECONDS, Costs, Estimate, Prediction, predict_run
+from bottleneck.extract.estimate import STARTUP_SECONDS, Costs, Estimate, RunForecast, forecast_run
 from bottleneck.extract.local import extract_images
-from bottleneck.extract.prepare import Work
 from bottleneck.extract.sample import measure_sample
 from bottleneck.extract.summary import Summary
+from bottleneck.extract.work import Work
 from jobs.extract import report
 from jobs.plan import estimated
 
@@ -121,8 +121,8 @@ SPENT = {
 """What `costs` would have taken, of half a run of 512 images."""
 
 
-def predicted(done: int = 96, planned: int = 512, **changes: float) -> Prediction | None:
-    return predict_run({**SPENT, **changes}, done=done, planned=planned, cores=2, networks=1)
+def predicted(done: int = 96, planned: int = 512, **changes: float) -> RunForecast | None:
+    return forecast_run({**SPENT, **changes}, done=done, planned=planned, cores=2, networks=1)
 
 
 def test_a_run_predicts_what_is_left_of_it() -> None:
@@ -152,7 +152,7 @@ def test_a_run_with_too_little_behind_or_before_it_predicts_nothing(done: int, c
 
 
 def test_a_prediction_is_compared_with_what_came() -> None:
-    made = Prediction(at=1000.0, done=100, left=400, images_per_second=10.0, limiting="network")
+    made = RunForecast(at=1000.0, done=100, left=400, images_per_second=10.0, limiting="network")
     details = made.compared(500, 1050.0)
     assert details == {
         "predicted_after_images": 100,
@@ -166,7 +166,7 @@ def test_a_prediction_is_compared_with_what_came() -> None:
 
 @pytest.mark.parametrize("is_predicted", [True, False])
 def test_the_comparison_is_told_at_the_end(is_predicted: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Prediction(at=1000.0, done=1100, left=400, images_per_second=10.0, limiting="network")
+    made = RunForecast(at=1000.0, done=1100, left=400, images_per_second=10.0, limiting="network")
     details = made.compared(1500, 1050.0) if is_predicted else {}
     report(Summary("out", 1500, 1500, {}, 3, 0, 3, 60.0, "f" * 64, details=details))
     line = "predicted after 1,100 images: 10.0 images/s, was 8.0 (0.80); 40 s for the rest, took 50 s"
@@ -232,6 +232,6 @@ def test_the_stages_count_what_images_cost(tmp_path: Path) -> None:
     assert (spent["batches"], spent["images"], spent["prepared"], spent["accepted"]) == (5, 19, 24, 23)
     assert min(spent.values()) > 0
     assert spent["commit"] < spent["network"] < sum(live.batch_seconds) * 4 + spent["commit"]
-    made = predict_run(spent, done=12, planned=100, cores=2, networks=1)
+    made = forecast_run(spent, done=12, planned=100, cores=2, networks=1)
     assert made is not None
     assert made.images_per_second > 0

@@ -16,8 +16,9 @@ from bottleneck.dataset.make_plan import make_plan
 from bottleneck.errors import OutOfMemoryError
 from bottleneck.extract import sandbox as guard
 from bottleneck.extract.decode import Decoded, Rejected
-from bottleneck.extract.prepare import Work, prepare_shard
-from bottleneck.extract.sandbox import GuardedByProcess
+from bottleneck.extract.prepare import prepare_shard
+from bottleneck.extract.sandbox import SandboxedDecoder
+from bottleneck.extract.work import Work
 from bottleneck.sources.reading import Limits
 
 CRASH, HANG, NO_MEMORY = b"this picture kills", b"this picture hangs", b"this picture is huge"
@@ -55,13 +56,13 @@ def sabotaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def guarded() -> Iterator[GuardedByProcess]:
-    guarded = GuardedByProcess()
+def guarded() -> Iterator[SandboxedDecoder]:
+    guarded = SandboxedDecoder()
     yield guarded
     guarded.close()
 
 
-def test_an_image_that_kills_its_decoder_is_rejected_and_the_next_is_decoded(guarded: GuardedByProcess) -> None:
+def test_an_image_that_kills_its_decoder_is_rejected_and_the_next_is_decoded(guarded: SandboxedDecoder) -> None:
     for data in (tiny.jpeg(0), tiny.jpeg(1) + CRASH, tiny.jpeg(2), tiny.jpeg(3) + CRASH, tiny.jpeg(4) + CRASH, b""):
         outcome = guarded(data, tiny.spec(), Limits())
         if data.endswith(CRASH):
@@ -74,7 +75,7 @@ def test_an_image_that_kills_its_decoder_is_rejected_and_the_next_is_decoded(gua
 
 
 def test_an_image_that_hangs_its_decoder_is_rejected_in_time(
-    guarded: GuardedByProcess, monkeypatch: pytest.MonkeyPatch
+    guarded: SandboxedDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "DECODE_SECONDS", 1)
     assert isinstance(guarded(tiny.jpeg(0), tiny.spec(), Limits()), Decoded)
@@ -85,13 +86,13 @@ def test_an_image_that_hangs_its_decoder_is_rejected_in_time(
 
 
 @pytest.mark.parametrize("fault", [NO_MEMORY, KILLED])
-def test_an_image_is_not_rejected_for_a_lack_of_memory(guarded: GuardedByProcess, fault: bytes) -> None:
+def test_an_image_is_not_rejected_for_a_lack_of_memory(guarded: SandboxedDecoder, fault: bytes) -> None:
     with pytest.raises(MemoryError):
         guarded(tiny.jpeg(1) + fault, tiny.spec(), Limits())
     assert isinstance(guarded(tiny.jpeg(2), tiny.spec(), Limits()), Decoded)
 
 
-def test_an_image_whose_decoder_was_killed_for_memory_is_tried_again(guarded: GuardedByProcess, tmp_path: Path) -> None:
+def test_an_image_whose_decoder_was_killed_for_memory_is_tried_again(guarded: SandboxedDecoder, tmp_path: Path) -> None:
     assert isinstance(guarded(tiny.jpeg(1) + KILLED_ONCE, tiny.spec(), Limits()), Decoded)
     assert (tmp_path / "killed").exists()
 
@@ -108,14 +109,14 @@ def test_a_run_that_lacks_memory_stops_and_names_the_image(tmp_path: Path) -> No
     assert raised.value.exit_code == 5
 
 
-def test_a_guard_that_was_closed_starts_again(guarded: GuardedByProcess) -> None:
+def test_a_guard_that_was_closed_starts_again(guarded: SandboxedDecoder) -> None:
     guarded.close()
     assert isinstance(guarded(tiny.jpeg(0), tiny.spec(), Limits()), Decoded)
     guarded.close()
     guarded.close()
 
 
-def test_a_shard_is_prepared_past_its_deadly_images(tmp_path: Path, guarded: GuardedByProcess) -> None:
+def test_a_shard_is_prepared_past_its_deadly_images(tmp_path: Path, guarded: SandboxedDecoder) -> None:
     files = {"1.jpg": tiny.jpeg(1), "2.jpg": tiny.jpeg(2) + CRASH, "3.jpg": tiny.jpeg(3)}
     source = tiny.write_files(tmp_path / "photos", files)
     plan = make_plan(str(source), str(tmp_path / "features"), tiny.spec())
@@ -130,12 +131,13 @@ import sys
 
 import tiny
 from bottleneck.extract import sandbox as guard
-from bottleneck.extract.prepare import Work, prepare_shard
+from bottleneck.extract.prepare import prepare_shard
+from bottleneck.extract.work import Work
 from bottleneck.sources.reading import Limits
 
 guard.DECODE_SECONDS = 1
 for data in (tiny.jpeg(0), tiny.jpeg(1) + sys.argv[1].encode(), tiny.jpeg(2)):
-    print(type(guard.guarded_by_exit(data, tiny.spec(), Limits())).__name__, flush=True)
+    print(type(guard.decode_or_exit(data, tiny.spec(), Limits())).__name__, flush=True)
 """
 
 

@@ -28,9 +28,10 @@ from bottleneck.errors import FingerprintError, TooManyRejectedError, UsageError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.extract.local import extract_images
 from bottleneck.extract.open_plan import check_request
-from bottleneck.extract.prepare import Work, prepare_shard
+from bottleneck.extract.prepare import prepare_shard
 from bottleneck.extract.shard import extract_prepared, extract_shard
 from bottleneck.extract.summary import Summary, Tally, pending_shards
+from bottleneck.extract.work import Work
 from bottleneck.networks.base import Base
 from bottleneck.networks.weights import load_network
 from bottleneck.sources.reading import Limits, Reading

@@ -30,9 +30,10 @@ from bottleneck.dataset.schema import PREDICTION_FIELDS
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard
 from bottleneck.errors import FingerprintError, UsageError
-from bottleneck.extract.prepare import Work, prepare_shard
+from bottleneck.extract.prepare import prepare_shard
 from bottleneck.extract.shard import extract_prepared, extract_shard
 from bottleneck.extract.summary import pending_shards
+from bottleneck.extract.work import Work
 from bottleneck.heads.head import Head
 from bottleneck.heads.predict import Predictor
 from bottleneck.heads.prediction_plan import prediction_spec

@@ -21,7 +21,8 @@ from bottleneck.catalog import NETWORKS, base_named
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError, WeightsError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.networks.base import Base, fitting_batch_size
-from bottleneck.networks.build import build_network, import_keras, to_bfloat16
+from bottleneck.networks.build import build_network, to_bfloat16
+from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.resolve import choose_precision, requested_layers, resolve
 from bottleneck.networks.weights import load_network, sha256_weights
 from bottleneck.sources.reading import Limits

@@ -19,8 +19,9 @@ from bottleneck.catalog import NETWORKS, base_names, find_network
 from bottleneck.errors import WeightsError
 from bottleneck.heads.export import _preprocessing
 from bottleneck.networks.base import Base
-from bottleneck.networks.build import build_network, import_keras
+from bottleneck.networks.build import build_network
 from bottleneck.networks.describe import describe, draw_network, table, table_of_bases
+from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.layers import check_layers
 from bottleneck.networks.resolve import resolve
 from bottleneck.networks.weights import load_network, sha256_weights
