@@ -13,7 +13,7 @@ from bottleneck.networks.compiled import compile_model, feature_model
 from bottleneck.networks.device import count_gpus, device_name
 from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.layers import check_layers
-from bottleneck.networks.resolve import load_model
+from bottleneck.networks.resolve import load_feature_model
 from bottleneck.networks.weights import check_weights
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
 
@@ -86,7 +86,7 @@ class Base:
         check_weights(request.weights)  # before the seconds that Keras takes to start
         check_layers(request.base, request.layers)
         keras = import_keras(num_threads)
-        network, model, self.spec = load_model(request, precision)
+        network, model, self.spec = load_feature_model(request, precision)
         if precision == "bfloat16" and keras.backend.backend() != "openvino":  # which lowers the precision itself
             model = feature_model(to_bfloat16(network), request.base, self.spec.layers)
         self.batch_size = batch_size

@@ -30,7 +30,7 @@ def resolve(request: FeatureRequest, precision: Precision) -> FeatureSpec:
         UsageError: for an unknown base or layer, or a pooling that does not fit the layer.
         WeightsError: for weights that are not available or do not fit.
     """
-    return load_model(request, precision)[2]
+    return load_feature_model(request, precision)[2]
 
 
 def resolve_apart(request: FeatureRequest, precision: Precision) -> FeatureSpec:
@@ -64,7 +64,7 @@ def choose_precision(request: FeatureRequest, has_bfloat16: Callable[[], bool]) 
     return "bfloat16" if find_network(request.base)[0].bfloat16_is_safe and has_bfloat16() else "float32"
 
 
-def load_model(request: FeatureRequest, precision: Precision) -> tuple[Any, Any, FeatureSpec]:
+def load_feature_model(request: FeatureRequest, precision: Precision) -> tuple[Any, Any, FeatureSpec]:
     """The network with its weights, the model that takes its features (both float32), and what they are."""
     layers = requested_layers(request)
     network = load_network(request.base, request.weights, layers)
