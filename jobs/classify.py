@@ -73,7 +73,7 @@ class HeadClassifier:
     def __init__(self, config: Config) -> None:
         if config.base or config.names:
             raise UsageError("A head brings its base and its classes: leave --base and --names out.")
-        from bottleneck.heads.head import Head  # scikit-learn takes seconds to import, which --help can do without
+        from bottleneck.heads.head import Head
 
         self.head = Head.load(str(config.head))
         spec = self.head.origin.spec

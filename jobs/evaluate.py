@@ -47,7 +47,7 @@ class Config:
 
 
 def main(config: Config) -> int:
-    from bottleneck.heads.head import Head  # scikit-learn takes seconds to import, which --help can do without
+    from bottleneck.heads.head import Head
 
     head = Head.load(config.head)
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)

@@ -3,10 +3,6 @@
 Legend: N images, D features, K classes (one column of scores where there are two), H hidden units of an mlp.
 """
 
-import hashlib
-import json
-import math
-import numbers
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,26 +13,25 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bottleneck.choices import check_choice
 from bottleneck.dataset.plan import versions
 from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.heads.head_file import (
+    check_tensors,
+    class_array,
+    plain_classes,
+    plain_weights,
+    read_head,
+    read_tensors,
+    write_head,
+)
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
-from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Scale
+from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Scale, check_parameters
 from bottleneck.heads.solver.coordinator import Coordinator
-from bottleneck.heads.solver.losses import probabilities
-from bottleneck.heads.solver.mlp import HIDDEN
+from bottleneck.heads.solver.losses import l2_scaled, probabilities
 from bottleneck.heads.solver.protocol import LocalWorkers
 from bottleneck.heads.solver.worker import Worker
-from bottleneck.spec import FeatureSpec, sha256_json
-from bottleneck.storage.store import ObjectError, Store, Wanted, open_store
-
-FORMAT = 1
-HEAD_TENSORS = "head.safetensors"
-MAX_JSON_BYTES = 64_000_000
-"""A head of 1,000 classes has some 100 kB."""
-MAX_HEADER_BYTES = 100_000
-"""Of the tensors' file, before its values; ours take some 500."""
+from bottleneck.spec import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             UsageError: for a parameter that is none of its valid values.
             ValueError: for features or labels that cannot be fitted on, as scikit-learn's classifiers do.
         """
-        self._check_parameters()
+        check_parameters(self.kind, self.C, self.scale, self.class_weight)
         features_ND, labels_N = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(labels_N)
         self.classes_, class_indices_N = np.unique(labels_N, return_inverse=True)
@@ -126,20 +121,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         self._take(coordinator.fit(features_ND.shape[1])[0])
         return self
-
-    def _check_parameters(self) -> None:
-        check_choice("kind", self.kind, Kind)
-        check_choice("scale", self.scale, Scale)
-        if isinstance(self.class_weight, dict):
-            for label, weight in self.class_weight.items():
-                if not _is_number(weight) or weight < 0:
-                    raise UsageError(f"class_weight takes numbers from 0 up. Received: {weight!r} for {label!r}.")
-        elif self.class_weight is not None:
-            check_choice("class_weight", self.class_weight, ClassWeight)
-        if not _is_number(self.C) or self.C <= 0:
-            raise UsageError(f"C takes a number above 0. Received: {self.C!r}.")
-        if self.kind == "mlp" and self.C != 1.0:
-            raise UsageError(f"An mlp has no penalty, so it takes no C. Received: {self.C!r}. Leave it out.")
 
     # Predicting
 
@@ -243,21 +224,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             UsageError: if there is a head already, or the classes are neither strings nor integers nor booleans.
         """
-        from safetensors.numpy import save
-
         check_is_fitted(self)
         origin = origin or getattr(self, "origin_", None)
-        store = open_store(uri)
-        if store.exists(HEAD_JSON):
-            raise UsageError(f"{store.uri} holds a head already. Give a new place.")
-        data = save({name: np.ascontiguousarray(value) for name, value in self._tensors().items()})
         document = {
-            "format": FORMAT,
             "kind": self.kind,
             "C": self.C,
             "scale": self.scale,
-            "class_weight": _plain_weights(self.class_weight),
-            "classes": _plain_classes(self.classes_),
+            "class_weight": plain_weights(self.class_weight),
+            "classes": plain_classes(self.classes_),
             "dim": self.n_features_in_,
             "layer": origin and origin.layer,
             "fingerprint": origin and origin.spec.fingerprint,
@@ -265,12 +239,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "features": origin and origin.features,
             "plan_sha256": origin and origin.plan_sha256,
             "details": origin.details if origin else {"versions": versions()},
-            "tensors_sha256": hashlib.sha256(data).hexdigest(),
         }
-        store.replace(HEAD_TENSORS, data)
-        text = json.dumps({**document, "sha256": sha256_json(document)}, indent=1, ensure_ascii=False)
-        if not store.create(HEAD_JSON, text.encode() + b"\n"):
-            raise UsageError(f"Another job wrote a head to {store.uri} at the same time. Fit again, to a new place.")
+        write_head(uri, document, self._tensors())
         if origin:
             self.origin_ = origin
 
@@ -282,21 +252,25 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             UsageError: if there is none, or of a format this version does not know.
             CorruptError: if a file is truncated, changed or not what it should be; it says which.
         """
-        document, data = _read(uri)
+        document, data = read_head(uri)
         try:
             head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
-            head.classes_ = _class_array(document["classes"])
+            head.classes_ = class_array(document["classes"])
             if isinstance(head.class_weight, dict):
                 label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
                 head.class_weight = {label_of.get(name, name): value for name, value in head.class_weight.items()}
-            head._check_parameters()
+            check_parameters(head.kind, head.C, head.scale, head.class_weight)
             head.n_features_in_ = document["dim"]
             if document["spec"] is not None:
                 spec = FeatureSpec.from_json(document["spec"])
                 names = ("layer", "features", "plan_sha256", "details")
                 head.origin_ = Origin(spec=spec, **{name: document[name] for name in names})
             head.sha256_ = str(document["sha256"])
-            head._take_tensors(_tensors(data, uri))
+            tensors = read_tensors(data, uri)
+            check_tensors(
+                tensors, kind=head.kind, scale=head.scale, dim=head.n_features_in_, num_classes=len(head.classes_)
+            )
+            head._take(tensors)
         except (UsageError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CorruptError(f"{uri} is no readable head: {error!r}. Restore it, or fit it again.") from error
         return head
@@ -326,150 +300,3 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.kind == "mlp":
             tensors |= {"hidden_coef": self.hidden_coef_, "hidden_intercept": self.hidden_intercept_}
         return tensors
-
-    def _take_tensors(self, tensors: dict[str, np.ndarray]) -> None:
-        """Check every array against what the kind, the classes and the dimensions ask for, and keep it."""
-        dim, num_classes = self.n_features_in_, len(self.classes_)
-        rows = 1 if num_classes == 2 else num_classes
-        width = dim
-        expected: dict[str, tuple[int, ...]] = {}
-        if self.kind == "mlp":
-            width = len(tensors["hidden_intercept"])
-            expected |= {"hidden_coef": (width, dim), "hidden_intercept": (width,)}
-        if self.scale == "standard":
-            expected |= {"mean": (dim,), "scale": (dim,)}
-        if self.kind == "svm":
-            expected["temperature"] = (1,)
-        expected |= {"coef": (rows, width), "intercept": (rows,)}
-        found = {name: value.shape for name, value in tensors.items()}
-        if found != expected:
-            raise ValueError(f"expected arrays {expected}, found {found}")
-        for name, value in tensors.items():
-            if value.dtype != np.float64 or not np.isfinite(value).all():
-                raise ValueError(f"{name} is not all finite float64")
-            if name in ("scale", "temperature") and not (value > 0).all():
-                raise ValueError(f"{name} is not all above 0")
-        self._take(tensors)
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-def l2_scaled(features_ND: np.ndarray) -> np.ndarray:
-    """Rows of length 1; rows of zeros stay."""
-    norms_N = np.linalg.norm(features_ND, axis=1, keepdims=True)
-    result_ND: np.ndarray = features_ND / np.where(norms_N == 0, 1, norms_N)
-    return result_ND
-
-
-def _read(uri: str) -> tuple[dict[str, Any], bytes]:
-    """The two files of a head, checked against each other and themselves."""
-    store = open_store(uri)
-    text = _read_up_to(store, HEAD_JSON, MAX_JSON_BYTES)
-    if text is None:
-        raise UsageError(f"{store.uri} holds no head: it has no {HEAD_JSON}. Fit one with `bottleneck fit`.")
-    mend = "Restore it, or fit the head again."
-    try:
-        document = json.loads(text)
-        digest = document.pop("sha256")
-        unchanged = digest == sha256_json(document)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptError(f"{store.uri}/{HEAD_JSON} is truncated or no head: {error!r}. {mend}") from error
-    if document.get("format") != FORMAT:
-        raise UsageError(f"{store.uri} has format {document.get('format')}; this version reads format {FORMAT}.")
-    if not unchanged:
-        raise CorruptError(f"{store.uri}/{HEAD_JSON} was changed after it was written: its sha256 differs. {mend}")
-    try:
-        _check_types(document)
-        most_bytes = _most_bytes(document)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"{store.uri} is no readable head: {error!r}. {mend}") from error
-    data = _read_up_to(store, HEAD_TENSORS, most_bytes)
-    if data is None:
-        raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is gone. {mend}")
-    if hashlib.sha256(data).hexdigest() != document.get("tensors_sha256"):
-        raise CorruptError(f"{store.uri}/{HEAD_TENSORS} is not the file {HEAD_JSON} speaks of: damaged. {mend}")
-    return {**document, "sha256": digest}, data
-
-
-def _read_up_to(store: Store, name: str, most_bytes: int) -> bytes | None:
-    """A file of a head, unless it is larger than it can be; None where there is none."""
-    entry = store.stat(name)
-    if entry is None:
-        return None
-    if entry.size > most_bytes:
-        raise CorruptError(
-            f"{store.uri}/{name} has {entry.size:,} bytes, expected at most {most_bytes:,}. Restore it, or fit the "
-            "head again."
-        )
-    try:
-        return store.get(Wanted(name, entry.size, entry.etag))
-    except ObjectError:
-        raise CorruptError(f"{store.uri}/{name} changed while it was read. Try again.") from None
-
-
-def _most_bytes(document: dict[str, Any]) -> int:
-    """How large the tensors of a head can be by what its JSON says of it: float64 values behind a header."""
-    dim: int = document["dim"]
-    num_classes = len(document["classes"])
-    num_values = (dim + 1) * (num_classes + HIDDEN) + HIDDEN * num_classes + 2 * dim + 1
-    return 8 * num_values + MAX_HEADER_BYTES
-
-
-def _check_types(document: dict[str, Any]) -> None:
-    """Raise ValueError where a field of a head's JSON is of another kind than those that are written."""
-    kinds: dict[str, type] = {"details": dict, "dim": int, "classes": list}
-    of_origin = {"layer": str, "features": str, "plan_sha256": str, "spec": dict}
-    if any(document[name] is not None for name in of_origin):  # all of them are null for a head fitted on arrays
-        kinds |= of_origin
-    for name, kind in kinds.items():
-        if type(document[name]) is not kind:
-            raise ValueError(f"{name} is {type(document[name]).__name__}, expected {kind.__name__}")
-    classes = document["classes"]
-    if len(_class_array(classes)) < 2 or len(set(classes)) < len(classes):
-        raise ValueError("classes are not two or more different ones")
-
-
-def _plain_classes(classes_K: np.ndarray) -> list[str] | list[int] | list[bool]:
-    """Classes as JSON keeps them. Raises UsageError for those that it does not."""
-    plain: list[Any] = [label.item() if isinstance(label, np.generic) else label for label in classes_K.tolist()]
-    try:
-        _class_array(plain)
-    except ValueError as error:
-        raise UsageError(
-            f"A head is saved with classes that are all strings, all integers or all booleans. Received: {error}. "
-            "Convert the labels before the fit, for example with y.astype(int) or y.astype(str)."
-        ) from None
-    return plain
-
-
-def _class_array(classes: list[Any]) -> np.ndarray:
-    """Classes [K] such that they equal the labels of the fit. Raises ValueError for those that JSON does not keep."""
-    types = {type(label) for label in classes}
-    odd = [label for label in classes if type(label) not in (str, int, bool)]
-    if odd or len(types) > 1:
-        shown = odd[0] if odd else classes
-        raise ValueError(f"{shown!r} ({', '.join(sorted(kind.__name__ for kind in types))})")
-    classes_K = np.array(classes, dtype=object if types == {str} else None)
-    if types == {int} and classes_K.dtype.kind not in "iu":
-        raise ValueError("integers beyond 64 bits")
-    return classes_K
-
-
-def _plain_weights(class_weight: Any) -> Any:
-    """A class weight as JSON keeps it."""
-    if not isinstance(class_weight, dict):
-        return class_weight
-    return {str(label): float(weight) for label, weight in class_weight.items()}
-
-
-def _tensors(data: bytes, uri: str) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        tensors: dict[str, np.ndarray] = load(data)
-    except SafetensorError as error:
-        raise CorruptError(f"{uri}/{HEAD_TENSORS} is no safetensors file: {error}. Fit the head again.") from error
-    return tensors

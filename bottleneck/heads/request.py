@@ -1,13 +1,14 @@
 """What a fit is asked for, and the workers a coordinator asks: in this process, or on Ray Train."""
 
 import math
+import numbers
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from bottleneck.choices import check_choices
+from bottleneck.choices import check_choice, check_choices
 from bottleneck.errors import UsageError
 from bottleneck.heads.splits import SplitRule
 
@@ -104,3 +105,23 @@ class Grid:
         if len({row["mean"] for row in self.rows}) < 2 or min(values) < self.best_c < max(values):
             return None
         return "smallest" if self.best_c == min(values) else "largest"
+
+
+def check_parameters(kind: Any, C: Any, scale: Any, class_weight: Any) -> None:
+    """Raise UsageError for a parameter of a `Head` that is none of its valid values."""
+    check_choice("kind", kind, Kind)
+    check_choice("scale", scale, Scale)
+    if isinstance(class_weight, dict):
+        for label, weight in class_weight.items():
+            if not _is_number(weight) or weight < 0:
+                raise UsageError(f"class_weight takes numbers from 0 up. Received: {weight!r} for {label!r}.")
+    elif class_weight is not None:
+        check_choice("class_weight", class_weight, ClassWeight)
+    if not _is_number(C) or C <= 0:
+        raise UsageError(f"C takes a number above 0. Received: {C!r}.")
+    if kind == "mlp" and C != 1.0:
+        raise UsageError(f"An mlp has no penalty, so it takes no C. Received: {C!r}. Leave it out.")
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)

@@ -16,7 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
-from bottleneck.heads.head import HEAD_JSON, HEAD_TENSORS, Head, Origin
+from bottleneck.heads.head import HEAD_JSON, Head, Origin
+from bottleneck.heads.head_file import HEAD_TENSORS
 from bottleneck.heads.solver.losses import log_loss, svm_temperature
 from bottleneck.spec import sha256_json
 

@@ -228,3 +228,10 @@ def log_loss(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float:
     top_N = scores_NK.max(axis=1)
     own_N = scores_NK[np.arange(len(class_indices_N)), class_indices_N]
     return float((np.log(np.exp(scores_NK - top_N[:, None]).sum(axis=1)) + top_N - own_N).sum())
+
+
+def l2_scaled(features_ND: np.ndarray) -> np.ndarray:
+    """Rows of length 1; rows of zeros stay."""
+    norms_N = np.linalg.norm(features_ND, axis=1, keepdims=True)
+    result_ND: np.ndarray = features_ND / np.where(norms_N == 0, 1, norms_N)
+    return result_ND
