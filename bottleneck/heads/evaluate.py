@@ -4,7 +4,6 @@ Legend: N images of a batch, K classes of the head. Memory depends on K, never o
 """
 
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -194,16 +193,11 @@ class Evaluation:
 
 
 def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a share, right also near 0 and 1: Wilson, JASA 22 (1927) 209-212."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, weight = num_correct / num_images, z * z / num_images
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * float(np.sqrt(share * (1 - share) / num_images + weight / num_images / 4))
-    # At either end the bound is exact, where rounding gives 3e-18.
-    return (
-        max(0.0, centre - half) if num_correct else 0.0,
-        min(1.0, centre + half) if num_correct < num_images else 1.0,
-    )
+    """Confidence interval of a share, correct also near 0 and 1: Wilson, JASA 22 (1927) 209-212."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(num_correct, num_images).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def classification_report(evaluation: Evaluation) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from bottleneck.errors import UsageError
-from bottleneck.heads import evaluate
+from bottleneck.heads import evaluator as evaluator_module
 from bottleneck.heads.evaluate import Evaluation, classification_report, wilson_interval
 from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.head import Head, probabilities
@@ -107,13 +107,13 @@ def test_labels_the_head_does_not_know_are_its_errors() -> None:
 
 
 def test_very_many_unknown_labels_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "MAX_UNKNOWN", 5)
+    monkeypatch.setattr(evaluator_module, "MAX_UNKNOWN", 5)
     head = head_of(3)
     keys, labels_N, scores_NK = photos(20, 3)
     labels_N[:] = [f"unknown {n:02d}" for n in range(20)]
     found = evaluated(head, keys, labels_N, scores_NK).result()
     assert len(found.unknown_labels) == 6
-    assert found.unknown_labels[evaluate.OTHER_LABELS] == 15
+    assert found.unknown_labels[evaluator_module.OTHER_LABELS] == 15
     assert found.num_images == 20
     assert found.accuracy == 0
 
@@ -142,8 +142,8 @@ def test_the_worst_mistakes_are_the_surest_wrong_answers() -> None:
         if label != predicted
     ]
     wrong.sort(key=lambda one: (-one[3], one[0]))
-    assert len(wrong) > evaluate.NUM_MISTAKES
-    assert [tuple(mistake) for mistake in found.mistakes] == wrong[: evaluate.NUM_MISTAKES]
+    assert len(wrong) > evaluator_module.NUM_MISTAKES
+    assert [tuple(mistake) for mistake in found.mistakes] == wrong[: evaluator_module.NUM_MISTAKES]
 
 
 def test_the_most_confused_pairs_come_with_examples() -> None:
@@ -153,12 +153,12 @@ def test_the_most_confused_pairs_come_with_examples() -> None:
     predicted = dict(zip(keys, answers(head, scores_NK), strict=True))
     labels = dict(zip(keys, labels_N, strict=True))
     counts = [pair.images for pair in found.confused]
-    assert len(counts) == evaluate.NUM_CONFUSED
+    assert len(counts) == evaluator_module.NUM_CONFUSED
     assert counts == sorted(counts, reverse=True)
     errors_KK = found.confusion_KK - np.diag(np.diag(found.confusion_KK))
     assert counts[0] == errors_KK.max()
     for pair in found.confused:
-        assert len(pair.keys) == min(pair.images, evaluate.NUM_EXAMPLES)
+        assert len(pair.keys) == min(pair.images, evaluator_module.NUM_EXAMPLES)
         assert all((labels[key], predicted[key]) == (pair.label, pair.predicted) for key in pair.keys)
         for label in (pair.label, pair.predicted):
             assert labels[found.examples[label]] == predicted[found.examples[label]] == label
@@ -183,12 +183,12 @@ def test_batches_and_workers_change_nothing(batch: int, cut: int) -> None:
 
 
 def test_memory_is_bounded_by_classes_not_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "MAX_PAIRS", 50)
+    monkeypatch.setattr(evaluator_module, "MAX_PAIRS", 50)
     head = head_of(30)
     keys, labels_N, scores_NK = photos(3000, 30)
     evaluator = evaluated(head, keys, labels_N, scores_NK)
     assert len(evaluator._examples) <= 50 + 30
-    assert len(evaluator._mistakes) <= evaluate.NUM_MISTAKES
+    assert len(evaluator._mistakes) <= evaluator_module.NUM_MISTAKES
     assert evaluator.result().num_images == 3000
     assert evaluator.result().confused[0].keys
 
