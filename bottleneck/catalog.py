@@ -1,4 +1,4 @@
-"""The table of bases: every network of keras.applications by its name here."""
+"""The catalog of bases: every network of keras.applications under its name here."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Work in a process of its own: `python -m bottleneck.child` runs one function of ours, which talks with its parent.
+"""Run a function of this package in a process of its own and exchange messages with it.
 
 The process knows nothing of its parent's main module. `multiprocessing` would import that again, so that a script
 without `if __name__ == "__main__":` would start itself once more, and fail. Messages are JSON and plain bytes: what a

@@ -1,4 +1,4 @@
-"""Check values whose type lists them: Python does not enforce a `Literal`, and a typo would pass for a valid choice."""
+"""Check values against their `Literal` types, which Python does not enforce."""
 
 import difflib
 import functools

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: one live line on a terminal, plain lines anywhere else. All on stderr."""
+"""Show progress on stderr: a live line on a terminal, plain lines elsewhere."""
 
 import contextlib
 import os

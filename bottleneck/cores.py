@@ -1,4 +1,4 @@
-"""The cores that this process may use."""
+"""Count the cores this process may use."""
 
 
 def count_cores() -> int:

@@ -1,4 +1,4 @@
-"""Every error a user can meet, one tree; each kind has the exit code its job ends with."""
+"""Every error a user can meet, in one tree; each kind has the exit code of its job."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What a feature is: the request a user makes, the spec it resolves to, and the fingerprint of the spec.
+"""What a feature is: the request, the spec it resolves to, and the spec's fingerprint.
 
 `FeatureRequest` and `Limits` are the options of a plan (the command line is derived from them); `FeatureSpec` is what a
 plan records. Whatever changes a feature's value is in the spec, whatever changes only speed is in `RunOptions`.

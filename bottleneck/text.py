@@ -1,4 +1,4 @@
-"""Text for a person to read: names that cannot upset a terminal, and counts with their nouns."""
+"""Format text for people: escape names, count nouns, shorten lists."""
 
 from typing import Any
 

@@ -97,6 +97,15 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_every_module_is_on_its_folders_map(path: Path) -> None:
+    if path.name == "__init__.py" or path.parent == ROOT / "bottleneck":
+        return
+    folder = ast.get_docstring(ast.parse((path.parent / "__init__.py").read_text())) or ""
+    first_line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    assert any(line.split() == [path.stem, *first_line.split()] for line in folder.splitlines())
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_the_library_knows_no_job(path: Path) -> None:
     assert not [name for name in imports_of(path) if name.split(".")[0] in ("jobs", "cluster", "tests")]
 

@@ -1,4 +1,4 @@
-"""Check the objects of an output one by one: each is what the format says, or `Wrong` says why it is not.
+"""Read and check the JSON objects of an output field by field; `Wrong` says what is wrong.
 
 With `audit_rows`, `audit_revisions` and `verify` a separate reader on purpose: fsspec, pyarrow and these four files,
 none of the code that wrote the output, so that a mistake there cannot hide itself. What cannot be fetched is a

@@ -1,4 +1,4 @@
-"""Check a plan with its extensions and revisions, as the format defines them."""
+"""Check a plan with its extensions and revisions."""
 
 import hashlib
 import json

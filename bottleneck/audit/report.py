@@ -1,4 +1,4 @@
-"""What a verification found."""
+"""The result of a verification."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

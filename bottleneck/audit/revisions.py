@@ -1,4 +1,4 @@
-"""Check a revision of a plan: it may plan the images of its shards anew, but no others.
+"""Check a revision: it may replan the images of its shards, but no others.
 
 A part of the separate reader, as `audit` is.
 """

@@ -1,4 +1,4 @@
-"""Check the rows of a data file: outcomes as the plan has them, features or predictions for just the ok ones.
+"""Check the rows of a data file: outcomes as planned, features or predictions for ok rows only.
 
 The part of `audit` that reads every value, for `verify --full`.
 """

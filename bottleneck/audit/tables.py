@@ -1,4 +1,4 @@
-"""Read Parquet tables of an output, and the schemas they must have."""
+"""Read Parquet tables of an output and check their schemas."""
 
 from itertools import zip_longest
 from typing import Any

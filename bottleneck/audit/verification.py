@@ -1,4 +1,4 @@
-"""One pass over an output: plan, listing, footers, keys and `_SUCCESS.json` compared with each other."""
+"""One pass over an output: compare plan, listing, footers, keys and `_SUCCESS.json`."""
 
 import hashlib
 import heapq

@@ -1,4 +1,4 @@
-"""Prove that an output is what its plan says: nothing lost, nothing twice, nothing strange.
+"""Prove that an output is what its plan says: nothing lost, duplicated or foreign.
 
 What one object must be is in `audit` and `audit_rows`; here they are listed, compared with each other, and the faulty
 ones named.

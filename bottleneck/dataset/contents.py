@@ -1,4 +1,4 @@
-"""What an export holds: rows in their order, batch by batch, with labels as numbers."""
+"""The content of an export: rows in order, batch by batch, with labels as numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Features as files of other programs: HDF5, NumPy, TFRecord, Lance. One data file is in memory at a time.
+"""Export features to files of other programs, with one data file in memory at a time.
 
 Legend: N images of the file, D features of the layer, which may be a map of H x W positions and C channels; K labels.
 """

@@ -1,4 +1,4 @@
-"""Write features in the formats of other programs: HDF5, NumPy, TFRecord and Lance."""
+"""Write HDF5, NumPy, TFRecord and Lance."""
 
 import json
 import math

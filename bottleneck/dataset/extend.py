@@ -1,4 +1,4 @@
-"""Look at a source again: what it has beyond the plan becomes an extension."""
+"""List a source again and plan its new images as an extension."""
 
 import itertools
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Read the features of an output: ok rows as arrays, tables and batches."""
+"""Read the features of an output as arrays, tables and batches."""
 
 from collections.abc import Iterator
 from typing import Any

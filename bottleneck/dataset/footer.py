@@ -1,4 +1,4 @@
-"""What a data file says of itself, read from its last bytes."""
+"""Read the footer of a data file from its last bytes."""
 
 import io
 import json

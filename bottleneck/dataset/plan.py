@@ -1,4 +1,4 @@
-"""The plan of an output: its frozen listings, extensions and revisions, and which of its shards are committed."""
+"""The plan of an output, with its extensions and revisions, and which shards are committed."""
 
 import heapq
 import itertools

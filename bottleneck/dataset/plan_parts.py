@@ -1,4 +1,4 @@
-"""A listing frozen as parts: Parquet files of 32 shards each, one row group a shard, streamed in and out."""
+"""The frozen listing: Parquet parts of 32 shards each, one row group per shard, streamed."""
 
 import bisect
 import hashlib

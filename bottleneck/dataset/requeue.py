@@ -1,4 +1,4 @@
-"""Reprocess images: their shards are planned again as a revision, and extracting replaces the files whole.
+"""Reprocess images: plan their shards again as a revision, which replaces the data files whole.
 
 Planned and found images stream past each other in key order, which within a listing is the order of its shards too. So
 memory holds one shard of every listing, the shards of one part, and the keys of the rejected images that were named.

@@ -1,4 +1,4 @@
-"""The rows of a data file: one image's outcome each, and their Parquet schema."""
+"""The rows of a data file: outcome fields and their Parquet schema."""
 
 from collections.abc import Collection
 from typing import Literal

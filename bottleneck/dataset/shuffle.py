@@ -1,4 +1,4 @@
-"""Rows of any number in the order of their keys' sha256, which is as good as random, in bounded memory.
+"""Order any number of rows by the sha256 of their keys, in bounded memory.
 
 The order depends on the keys alone: not on shards, versions of libraries or a generator's state, and anyone can have it
 again with `ORDER BY sha256(key)`. Rows that do not fit are distributed over temporary files by the first bits of the

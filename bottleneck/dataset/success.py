@@ -1,4 +1,4 @@
-"""`_SUCCESS.json`: account for every shard of a plan, and tell whether an output is finished."""
+"""Account for every shard in `_SUCCESS.json`, and check whether an output is finished."""
 
 import json
 from collections import Counter

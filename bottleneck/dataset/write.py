@@ -1,4 +1,4 @@
-"""Write data files: a shard's rows become one Parquet object, created whole, and a receipt."""
+"""Write a data file: a shard's rows become one Parquet object, created whole, and a receipt."""
 
 import hashlib
 import io

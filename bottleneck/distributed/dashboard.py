@@ -1,4 +1,4 @@
-"""A Ray cluster's dashboard, through which jobs are sent: who may be spoken with, and how."""
+"""Validate the address of a Ray cluster's dashboard and connect to it."""
 
 import ipaddress
 import logging

@@ -1,4 +1,4 @@
-"""Requests and answers between the workers of a fit, through an actor beside their group."""
+"""Pass requests and answers between the workers of a fit, through an actor beside them."""
 
 import asyncio
 from collections.abc import Callable, Sequence

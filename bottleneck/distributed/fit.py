@@ -1,4 +1,4 @@
-"""Fit a head on the features of an output: in this process, or as a Ray Train job."""
+"""Fit a head on the features of an output, in this process or as a Ray Train job."""
 
 from collections.abc import Sequence
 from dataclasses import replace

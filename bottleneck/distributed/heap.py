@@ -1,4 +1,4 @@
-"""Memory that is free and that the C library keeps all the same."""
+"""Return free memory that the C library keeps to the system."""
 
 import contextlib
 import ctypes

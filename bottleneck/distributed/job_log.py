@@ -1,4 +1,4 @@
-"""What a job on a cluster tells as it runs: its log, over connections that may be lost, and its result."""
+"""Follow a cluster job's log over connections that may break, and extract its result."""
 
 import asyncio
 import contextlib

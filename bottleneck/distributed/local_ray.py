@@ -1,4 +1,4 @@
-"""A Ray on this machine alone: its folder, its token, its object store, and what is left of earlier ones."""
+"""Start a private Ray on this machine: its folder, token and object store."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, through Ray's metrics: every node's agent shows it under `ray_` and these names."""
+"""Export a run's metrics to Prometheus, through Ray."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a run is doing right now: its actors tell a counter, and the display reads it."""
+"""Collect what a run's actors report, for the display and the forecast."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""The stages of an extraction as a Ray Data dataset: a row is a shard, whose result is a receipt."""
+"""Build the Ray Data dataset of an extraction: a row is a shard, its result a receipt."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Where a run's networks go: on a cluster's GPUs, or spread over its nodes' cores, and never on a head without CPUs."""
+"""Decide where networks go: on GPUs, or spread over the nodes' cores."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the workers of this process's Ray have: GPUs, bfloat16, and whether a resource has to be waited for."""
+"""Ask Ray what the workers have: GPUs, bfloat16, free resources."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine or joined, and asked what its workers can do."""
+"""Start or join Ray, and stop it if it was started here."""
 
 import contextlib
 import logging

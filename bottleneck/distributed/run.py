@@ -1,4 +1,4 @@
-"""The extraction on Ray Data: a row is a shard, CPU tasks prepare it, actors with the network extract and commit it."""
+"""Drive an extraction on Ray Data: start the actors, hand out the plan, collect receipts, finish."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""How a run uses its machines."""
+"""The options of a run: how it uses its machines."""
 
 from dataclasses import dataclass
 

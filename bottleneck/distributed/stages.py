@@ -1,4 +1,4 @@
-"""The two halves of extraction as Ray Data's stages: tables of one row, a shard, in and out.
+"""The two stages of an extraction as Ray Data calls them: prepare a shard, extract and commit it.
 
 Pixels travel from task to actor as one binary value of Ray's object store; what reaches the driver is a receipt. Stages
 never raise for what a person must mend: they pass the error on as a row, so that only a worker that died counts as a

@@ -1,4 +1,4 @@
-"""The fit on Ray Train: each worker owns a share of the features' files, rank 0 leads, the others answer it.
+"""Fit a head as a Ray Train job: rank 0 coordinates, the other workers answer it.
 
 Ray Train places the workers and starts the group again when one dies; what the coordinator found until then waits in an
 actor beside the group. Requests and answers pass through that actor, arrays through Ray's object store.

@@ -1,4 +1,4 @@
-"""Checks of what a run needs, each within a time limit: what hangs or fails becomes a finding like any other."""
+"""Run checks, each within a time limit; one that hangs or fails becomes a finding."""
 
 import os
 import queue

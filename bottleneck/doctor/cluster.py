@@ -1,4 +1,4 @@
-"""A Ray cluster as a run would find it: a small program joins it and asks a node of each kind what it has.
+"""Check a Ray cluster: join it and run a small task on a node of each kind.
 
 The program is this module. It runs in a process of its own, as joining may hang or abort; where the address is that of
 a dashboard it is submitted there as a job.

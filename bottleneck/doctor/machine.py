@@ -1,4 +1,4 @@
-"""This machine: packages, processor, memory, disks, weights; whether a run on it will have what it needs."""
+"""Check this machine: packages, processor, memory, disks, weights."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Source and output, tried for real: an image is read and decoded, an object created that no second write may touch."""
+"""Try a source and an output: decode an image, create an object, refuse its second write."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Turn, convert to RGB and resize what a decoder produced."""
+"""Rotate, convert to RGB and resize a decoded image."""
 
 import numpy as np
 import numpy.typing as npt

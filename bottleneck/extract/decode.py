@@ -1,4 +1,4 @@
-"""Decode the bytes of one image into RGB pixels at the base's input size, or say why that cannot be done.
+"""Decode an image into RGB pixels at the base's input size, or reject it with a reason.
 
 Shapes: S x S pixels of the base's input, H x W pixels as stored, C = 3 channels in the order R, G, B.
 

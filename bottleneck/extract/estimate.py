@@ -1,4 +1,4 @@
-"""How long an extraction will take: one formula, for a sample measured beforehand and for a run's own first batches."""
+"""Forecast the rate and time of an extraction, from a sample or from a run's first batches."""
 
 import time
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Read the size of an image from its header, before a decoder reserves memory for it."""
+"""Read an image's size from its header, before a decoder reserves memory for it."""
 
 import struct
 

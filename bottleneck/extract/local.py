@@ -1,4 +1,4 @@
-"""A whole small job in this process: open or make the plan, extract every pending shard, finish."""
+"""Extract a whole source in this process, without Ray."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Open images whose pixels are whole although something behind them is missing or damaged."""
+"""Open JPEGs and PNGs whose pixels are complete although something behind them is damaged."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Open the plan of an output and compare it with a request, or make one where there is none."""
+"""Open the plan of an output and compare it with a request, or make a new one."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a shard of the plan to pixels: read and decode, the half of the work that needs no network.
+"""Read and decode the images of a shard: the half of the work that needs no network.
 
 Legend: N images, H x W pixels, C channels.
 """

@@ -1,4 +1,4 @@
-"""Measure a small sample of a plan on this machine: read, decode, extract, encode; nothing is stored.
+"""Measure reading, decoding, extracting and encoding on a few images of a plan.
 
 Legend: N images, H x W pixels, C channels, D features of a layer.
 """

@@ -1,4 +1,4 @@
-"""Decoding that survives what a hostile image can do to a decoder written in C: crash it, or keep it busy for ever."""
+"""Decode in a child process, or with a time limit, so that a hostile image cannot end a run."""
 
 import contextlib
 import faulthandler

@@ -1,4 +1,4 @@
-"""From a prepared shard to its data file: extract, commit; and a whole small job. Plain Python, wherever it runs.
+"""Extract a prepared shard and commit its data file.
 
 Legend: N images, H x W pixels, C channels, D features of a layer.
 """

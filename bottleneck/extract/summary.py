@@ -1,4 +1,4 @@
-"""What a run has to do, what it has done, and when it must stop: the counting of receipts."""
+"""Count receipts, stop a run with too many rejected images, and summarise it."""
 
 import random
 import time

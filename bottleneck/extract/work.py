@@ -1,4 +1,4 @@
-"""What a run does, as its workers get it: source, output, spec, limits and reading, without the shards."""
+"""What the workers of a run need to know beside the shard."""
 
 import json
 import uuid

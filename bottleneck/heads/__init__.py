@@ -1,4 +1,18 @@
-"""The classifier on features: splits, fit, evaluation, predictions, export. `solver` finds the optimum.
+"""The classifier on features: splits, fit, evaluation, predictions, export.
 
-Imports `extract` and what is below it; no Ray.
+    dealing          Deal groups of images to the held-out part and the folds, evenly for every class.
+    evaluate         The evaluation of a head: accuracy, scores per class, calibration, confusion, mistakes.
+    evaluator        Count a head's predictions batch by batch, in flat memory.
+    export           Export a head and its base as one model: uint8 images in, probabilities out.
+    fit              Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images.
+    head             The classifier on features, with scikit-learn's interface; saved as safetensors and JSON.
+    head_file        Read, check and write the files of a head; nothing in them is executed.
+    predict          Predict the classes of images or of stored features, as an output of their own.
+    predicted        Count the predicted classes of an output.
+    prediction_plan  Plan predictions, and check that an output was planned for the same ones.
+    request          The options of a head, and their checks.
+    splits           Split images into a held-out part and folds: stratified, deterministic, copies together.
+    solver/          Find the optimum of a fit.
+
+Imports extract and the folders below it; no Ray.
 """

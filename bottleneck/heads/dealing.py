@@ -1,4 +1,4 @@
-"""Dealing units of images to a held-out part and folds, so that every class has its share everywhere.
+"""Deal groups of images to the held-out part and the folds, evenly for every class.
 
 Legend: U units, K classes, P pairs of a unit and a class it has images of.
 """

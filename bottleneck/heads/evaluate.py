@@ -1,4 +1,4 @@
-"""How good a head is: counts streamed batch by batch, and what follows from them.
+"""The evaluation of a head: accuracy, scores per class, calibration, confusion, mistakes.
 
 Legend: N images of a batch, K classes of the head. Memory depends on K, never on the number of images.
 """

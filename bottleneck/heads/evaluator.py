@@ -1,4 +1,4 @@
-"""Count the outcomes of a head batch by batch, in flat memory."""
+"""Count a head's predictions batch by batch, in flat memory."""
 
 import heapq
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A head and its base as one model file for other programs: uint8 images in, probabilities out.
+"""Export a head and its base as one model: uint8 images in, probabilities out.
 
 Legend: N images, S x S pixels of the base's input, D features, K classes, H hidden units.
 """

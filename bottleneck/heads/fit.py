@@ -1,4 +1,4 @@
-"""From a features dataset to a head: read labels, split, fit, evaluate on the held-out images."""
+"""Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The classifier on features: scikit-learn's verbs, fitted here or by `trainer`, saved as safetensors and JSON.
+"""The classifier on features, with scikit-learn's interface; saved as safetensors and JSON.
 
 Legend: N images, D features, K classes (one column of scores where there are two), H hidden units of an mlp.
 """

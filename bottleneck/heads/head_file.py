@@ -1,4 +1,4 @@
-"""The files of a head: JSON and safetensors, read and checked against each other; nothing in them is executed."""
+"""Read, check and write the files of a head; nothing in them is executed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A head's predictions as an output of their own: of images (a stage of `stages`), or here of features that are stored.
+"""Predict the classes of images or of stored features, as an output of their own.
 
 The second needs neither network nor Ray: shard by shard, the plan of the features becomes the plan of the predictions.
 

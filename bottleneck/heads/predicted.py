@@ -1,4 +1,4 @@
-"""Count the classes that an output of predictions holds."""
+"""Count the predicted classes of an output."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor

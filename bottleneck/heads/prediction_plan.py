@@ -1,4 +1,4 @@
-"""Plan predictions: what they are, and the plan of features they follow."""
+"""Plan predictions, and check that an output was planned for the same ones."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a fit is asked for, and the workers a coordinator asks: in this process, or on Ray Train."""
+"""The options of a head, and their checks."""
 
 import math
 import numbers

@@ -1,4 +1,4 @@
-"""Which images a head is tested on, and the folds of the others: stratified, deterministic, copies on one side.
+"""Split images into a held-out part and folds: stratified, deterministic, copies together.
 
 Images are dealt in units that stay whole: byte-identical images, and those of one group. Units are dealt in the order
 of their images' sha256, so neither the order of the files nor the number of workers nor chance decides.

@@ -1,4 +1,16 @@
-"""What a person looks at: status, comparison, similar images, and the report with its pages and plots.
+"""What a person looks at: status, comparison, similar images, and the report.
 
-Imports `heads` and what is below it; no Ray.
+    contact_sheet    Write a contact sheet: an image and those most similar to it, as one page.
+    diff             Compare two outputs of the same images: settings, versions, outcomes and features.
+    html             The frame, style and script of a page, and its elements.
+    join             Join the rows of two outputs by key, in flat memory.
+    layer_diff       Measure how far the features of one layer are apart in two outputs.
+    plots            Draw confusion matrix and calibration as PNG or SVG, for light and dark pages.
+    recompute        Extract random images again and compare them with the data files.
+    report           Write `report.html`: how good a head is, where it fails, and how it was made.
+    report_sections  The sections of a report as HTML.
+    similar          Find the images most similar to one: the exact cosine of every row, in flat memory.
+    status           Tell how far an output is, from one listing of its store.
+
+Imports heads and the folders below it; no Ray.
 """

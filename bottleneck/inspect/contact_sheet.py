@@ -1,4 +1,4 @@
-"""A contact sheet: an image and those most like it, as one page that loads nothing."""
+"""Write a contact sheet: an image and those most similar to it, as one page."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Two outputs of the same images side by side: other precision, versions or hardware, and what it did to the features.
+"""Compare two outputs of the same images: settings, versions, outcomes and features.
 
 Legend: N images of a step, D features of a layer.
 """

@@ -1,4 +1,4 @@
-"""The one page of a report: its frame, its looks and the few lines of script that sort tables and enlarge pictures.
+"""The frame, style and script of a page, and its elements.
 
 Everything a page shows comes in as text and is escaped here; nothing is loaded from anywhere.
 """

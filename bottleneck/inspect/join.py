@@ -1,4 +1,4 @@
-"""Join the rows of two outputs by key, whatever their shards, in flat memory."""
+"""Join the rows of two outputs by key, in flat memory."""
 
 import bisect
 import json

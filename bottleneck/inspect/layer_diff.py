@@ -1,4 +1,4 @@
-"""How far the features of one layer are apart in two outputs."""
+"""Measure how far the features of one layer are apart in two outputs."""
 
 import heapq
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the confusion matrix and the calibration, as PNG or SVG, for light and dark pages.
+"""Draw confusion matrix and calibration as PNG or SVG, for light and dark pages.
 
 Legend: K classes; R rows and C columns of what is drawn, which are groups of neighbouring classes where K is large.
 """

@@ -1,4 +1,4 @@
-"""Features of random images computed again from the source, to compare with what the data files hold.
+"""Extract random images again and compare them with the data files.
 
 Legend: N images, D features of a layer.
 """

@@ -1,4 +1,4 @@
-"""`report.html`: one page that shows what a head is worth, where it fails, and what it was made of."""
+"""Write `report.html`: how good a head is, where it fails, and how it was made."""
 
 import io
 import json

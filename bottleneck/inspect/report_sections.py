@@ -1,4 +1,4 @@
-"""The sections of a report: an evaluation, and what stands behind it, as HTML."""
+"""The sections of a report as HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The images of a dataset that are most like one: the cosine of every row, exactly, with a running top.
+"""Find the images most similar to one: the exact cosine of every row, in flat memory.
 
 Legend: N rows of a data file, B rows of a block, D features of the layer, T images asked for.
 """

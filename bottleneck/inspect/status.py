@@ -1,4 +1,4 @@
-"""How far an output is, seen from its store alone: no contact with the run, no Ray, one listing.
+"""Tell how far an output is, from one listing of its store.
 
 The times are the store's own, of the data files to each other and to its clock, so that a clock that is wrong here does
 not matter.

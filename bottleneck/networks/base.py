@@ -1,4 +1,4 @@
-"""The frozen network: resolved from a request, and one compiled function from uint8 pixels to features.
+"""The frozen network: one compiled function from uint8 pixels to features.
 
 Legend: N images of a batch, H x W pixels (the base's input size), C channels, D features of a layer.
 

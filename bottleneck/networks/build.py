@@ -1,4 +1,4 @@
-"""The networks the table of bases names, built in code. Keras is imported inside the functions."""
+"""Build the networks of the catalog in code."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Names of the classes a whole network knows by number: ImageNet's, from Keras' own file, or a list a user gives."""
+"""The names of a network's classes: ImageNet's from Keras' file, or a list of the user."""
 
 import json
 import os

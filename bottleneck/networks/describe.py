@@ -1,4 +1,4 @@
-"""What a network is made of, and where features can be taken from it. No weights are needed for that.
+"""Describe a network's layers and the features they give, without weights.
 
 Legend: H x W positions of a map, C channels.
 """

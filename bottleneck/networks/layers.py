@@ -1,4 +1,4 @@
-"""The layers of every base by name, so that a misspelt one is told before the seconds that Keras takes to start.
+"""The layers of every base by name, to reject a misspelt one without starting Keras.
 
 A name stands here for all that differ from it in numbers only, as Keras counts blocks and unnamed layers: what passes
 may still be none, which is told once the network is built. `tests/networks/test_catalog.py` compares them with

@@ -1,4 +1,4 @@
-"""Resolve a request into a spec: base, weights, layers and precision, with nothing left to decide."""
+"""Resolve a request into a spec: weights, layers and precision."""
 
 from collections.abc import Callable
 from dataclasses import asdict

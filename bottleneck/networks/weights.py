@@ -1,4 +1,4 @@
-"""The weights of a network: by name, from a file or store, or random; known by the sha256 of their values."""
+"""Load weights by name, from a file or store, or random; their identity is the sha256 of the values."""
 
 import contextlib
 import hashlib

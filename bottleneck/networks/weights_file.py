@@ -1,4 +1,4 @@
-"""What an HDF5 file of weights may hold, looked at before anything reads its values.
+"""Check the structure of an HDF5 weights file before its values are read.
 
 HDF5 is a file system in a file: links and datasets may lead to other files of this machine, and a dataset of a few
 bytes may declare terabytes. Keras looks at what it reads itself; here the whole file is looked at, once.

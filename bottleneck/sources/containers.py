@@ -1,4 +1,4 @@
-"""Objects that hold many images (tars, Parquet files): which ones a source has, and a file's view of one."""
+"""Find the objects of a source that hold many images: tars and Parquet files."""
 
 import io
 import threading

@@ -1,4 +1,4 @@
-"""Images that are objects of their own: a folder or prefix, labelled by the folders that hold them."""
+"""Images as objects of their own, labelled by their folders."""
 
 import itertools
 from collections import Counter

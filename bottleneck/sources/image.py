@@ -1,4 +1,4 @@
-"""What an image is by its name, and what a plan knows of one."""
+"""An image as a plan records it, and which names are images."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Which image format bytes begin with, and so which one reader may see them."""
+"""Detect the format of an image from its first bytes, and choose its only reader."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What a label is: one notion for folders, tables, lists and the files beside images in a tar.
+"""Labels: one notion for folders, tables, lists and tars.
 
 A label is text. A missing, blank, NaN or negative value is no label; a whole number is written without a fraction;
 class names replace numbers where the data or `--label-names` have them. Whatever else is found is an error.

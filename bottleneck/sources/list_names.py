@@ -1,4 +1,4 @@
-"""Spellings and suffixes: how a relative name in a list is matched with an object."""
+"""Match a relative name of a list with an object, by its possible spellings."""
 
 import os
 import posixpath

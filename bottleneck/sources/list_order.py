@@ -1,4 +1,4 @@
-"""Sort the lines of a long list by key, in sorted runs on disk."""
+"""Sort the lines of a long list by key, in runs on disk."""
 
 import itertools
 import os

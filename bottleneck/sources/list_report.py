@@ -1,4 +1,4 @@
-"""What planning reports about a list: how names were found, and which are missing."""
+"""Report how the names of a list were found, and which are missing."""
 
 import logging
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The rows of a list of images: CSV with any usual separator, JSON Lines, either of them gzip'd, or Parquet.
+"""Read the rows of a list: CSV with any usual separator, JSON Lines, gzip of either, or Parquet.
 
 A row is the name of an image and the value of its label, as they stand there.
 """

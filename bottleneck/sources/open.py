@@ -1,4 +1,4 @@
-"""Which images a source holds and how they are read, whatever form it has: four kinds behind two verbs."""
+"""Detect the kind of a source and open it: list its images, read them."""
 
 import functools
 import itertools

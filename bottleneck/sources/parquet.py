@@ -1,4 +1,4 @@
-"""Images in a column of Parquet files, as Hugging Face datasets export them: `binary`, or `struct<bytes, path>`.
+"""Images in a column of Parquet files, as Hugging Face datasets have them.
 
 A row is an image. Planning reads footers and labels, never the images. A shard reads the row groups its rows lie in, a
 few megabytes at a time.

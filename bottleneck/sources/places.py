@@ -1,4 +1,4 @@
-"""The places a source may be read in: its own and the roots it was given, and whether links may lead elsewhere."""
+"""The places a source may be read in: its own and its roots."""
 
 from bottleneck.sources.reading import Reading
 from bottleneck.storage.local import FolderStore

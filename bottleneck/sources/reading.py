@@ -1,4 +1,4 @@
-"""How a source is read, and which of its images are accepted: the options of a plan that are not about features."""
+"""The options of how a source is read and which images are accepted."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Read the headers of a tar: its members, or why it cannot be indexed."""
+"""Read the headers of a tar, or say why it cannot be indexed."""
 
 import tarfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Images that a list names, by URIs of objects in places the user named, with labels or without.
+"""Images named by a list, by URI or relative name.
 
 Each object is looked at, as a plan knows size and etag of its images; then the list is sorted, on disk, as it may be
 longer than the memory is large.

@@ -1,4 +1,4 @@
-"""Images in tar files, as WebDataset and img2dataset write them: `000012.jpg` beside `000012.cls`, `.json`, `.txt`.
+"""Images in tars, as WebDataset and img2dataset write them.
 
 A tar is indexed when it is planned (name, offset, size of every member), so that each image is accounted for and a
 shard is read as contiguous ranges. Members are only ever looked at: nothing is unpacked to disk, and no name, type or

@@ -1,4 +1,4 @@
-"""A folder as a store: objects appear under their names only when they are whole."""
+"""A folder as a store; objects appear under their names only when they are complete."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Parquet files as they are opened here: by one thread, and whatever types they claim to hold."""
+"""Open Parquet files safely: without pyarrow's threads, and without foreign types."""
 
 import io
 from typing import Any

@@ -1,4 +1,4 @@
-"""Any file system fsspec knows (gs, az, http, ...) as a store that is only read: for sources."""
+"""Any fsspec file system (gs, az, http, ...) as a read-only store."""
 
 import html
 import logging

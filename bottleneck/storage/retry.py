@@ -1,4 +1,4 @@
-"""One policy for whatever passes: what is tried again, for how long, and with which pauses."""
+"""The retry policy: which errors are retried, for how long, and with which pauses."""
 
 import errno
 from collections.abc import Callable, Coroutine

@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket as a store, through s3fs' client; what is tried again is ours to say, in `retry`."""
+"""A prefix of an S3 bucket as a store."""
 
 import asyncio
 import functools

@@ -1,4 +1,4 @@
-"""What the errors of an S3 store mean: one table of codes, each with its meaning, its remedy and what is done about it.
+"""The error codes of S3 stores, with their meaning, remedy and treatment.
 
 Sorted by code and not by status, as one status stands for many things: 400 is what Amazon says to an expired token, and
 403 to an archived object and to a clock that is wrong. The answer to a HEAD has no body and so no code; its status then

@@ -1,4 +1,4 @@
-"""A long listing in parallel: ranges of keys, each paged by a thread of its own, handed on in order.
+"""List a long prefix in parallel, by ranges of keys, in order.
 
 S3 answers a page of 1,000 keys in some 50 ms, and only the next page's request knows where it ends. The folders a
 prefix holds say where other pages may begin.

@@ -1,4 +1,4 @@
-"""What a store is: objects by their keys, a few verbs, and the three kinds of trouble they can have.
+"""The store protocol, its errors, and `open_store`.
 
 Keys are opaque names below the store's root. A store tells three kinds of trouble apart: what the object itself is
 (gone, changed, archived: the caller makes it a row), what passes (5xx, timeouts, resets, cut bodies: tried again in the

@@ -1,4 +1,4 @@
-"""`bottleneck benchmark SOURCE`: the command `bottleneck extract` beside the tutorials' loop, and under its ceiling."""
+"""`--what extract`: the command beside the tutorials' loop and under its ceiling."""
 
 import logging
 import multiprocessing

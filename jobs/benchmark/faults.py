@@ -1,4 +1,4 @@
-"""`bottleneck benchmark SOURCE --what faults`: extraction from a bucket to a bucket, without faults and with many.
+"""`--what faults`: extraction from a bucket to a bucket, without and with faults.
 
 Both runs go through a small proxy of this process. In the second it answers a tenth of all requests itself, as a store
 in trouble does: 503 SlowDown, 500 InternalError, 503 ServiceUnavailable. Requests are signed for the proxy's name:

@@ -1,4 +1,4 @@
-"""`bottleneck benchmark --what growth`: the commands around extraction as images grow in number, ten times at a step.
+"""`--what growth`: planning, extracting and verifying with growing numbers of images.
 
 The network is the base `stub`, which costs nothing, so that what is measured is everything else. Each command runs in a
 process of its own. Times contain its start; what a further image costs, between two numbers of images, does not.

@@ -1,4 +1,4 @@
-"""`bottleneck benchmark FEATURES --what head`: cross-validation beside scikit-learn's, on the same images and folds.
+"""`--what head`: cross-validation beside scikit-learn's, on the same images and folds.
 
 Four measurements, each in fresh processes: the command `bottleneck fit`; its solver alone, from arrays in memory to
 every value of C and fold solved; the tutorials' GridSearchCV(LogisticRegression()) with default settings; and

@@ -1,4 +1,4 @@
-"""`bottleneck benchmark --what head-growth`: `bottleneck fit` on few and on many made-up features.
+"""`--what head-growth`: `bottleneck fit` on few and on many synthetic features.
 
 The features are a real output, with plan, data files and `_SUCCESS.json`, whose images do not exist: overlapping
 Gaussians, one a class, written shard by shard.

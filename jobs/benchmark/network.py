@@ -1,4 +1,4 @@
-"""The network alone: its rate, the operations an image needs, and what the device reaches on plain matrices."""
+"""The network alone: its rate, its operations per image, and the device's matrix rate."""
 
 import math
 import time

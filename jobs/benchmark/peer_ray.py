@@ -1,4 +1,4 @@
-"""Extraction as the documentation of Ray Data writes it: read_images, map_batches with Keras' predict, write_parquet.
+"""Extraction as Ray Data's documentation writes it.
 
     python -m jobs.benchmark.peer_ray IMAGES OUTPUT BASE
 

@@ -1,4 +1,4 @@
-"""Extraction as it is written in PyTorch: a DataLoader with a process a core, VGG16 in bfloat16, Parquet.
+"""Extraction with a PyTorch DataLoader and VGG16 in bfloat16.
 
     python -m jobs.benchmark.peer_torch IMAGES OUTPUT
 

@@ -1,4 +1,4 @@
-"""`bottleneck benchmark SOURCE --what peers`: the same photos through this project and through what else there is.
+"""`--what peers`: the same photos through other programs.
 
 One after the other, each a program of its own that writes its features to disk: `bottleneck extract`, Ray Data as its
 documentation writes it, and PyTorch. A peer whose package is not installed, or that lacks the base, is left out.

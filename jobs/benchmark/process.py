@@ -1,4 +1,4 @@
-"""What every measurement of `bottleneck benchmark` needs: a process of its own, what it took, on what machine."""
+"""Run a measurement in a fresh process and record what it used, on which machine."""
 
 import contextlib
 import json

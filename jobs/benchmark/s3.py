@@ -1,4 +1,4 @@
-"""`bottleneck benchmark SOURCE --what s3`: the same images extracted from disk to disk, and from a bucket to a bucket.
+"""`--what s3`: extraction from disk to disk, and from a bucket to a bucket.
 
 The images are put below the prefix given, in a folder of this run's own, and that is removed in the end. Where the
 bucket is follows from the environment (AWS_ENDPOINT_URL and the rest), as for `extract` itself.

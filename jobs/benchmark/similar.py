@@ -1,4 +1,4 @@
-"""`bottleneck benchmark --what similar`: the command `bottleneck similar` on many made-up features.
+"""`--what similar`: `bottleneck similar` on many synthetic features.
 
 The features are those of `benchmark_head_growth`, without values below 0, in data files of the default size. They have
 just been written, so that they are read from memory; the image asked about is one of them, so no network is started.

@@ -1,4 +1,4 @@
-"""scikit-learn's side of `bottleneck benchmark FEATURES --what head`, and the images both sides fit.
+"""scikit-learn's side of `--what head`.
 
 Legend: N images, D features, K classes.
 """

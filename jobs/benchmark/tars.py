@@ -1,4 +1,4 @@
-"""Very many images for benchmarks: one small picture in tars, again and again, each time with another number in it.
+"""Synthetic tars with very many images.
 
 The number stands in a comment of the JPEG file, so that all images have as many bytes and no two the same: copies in a
 shard would be extracted only once.

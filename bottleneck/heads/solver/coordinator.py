@@ -1,4 +1,4 @@
-"""Find the optimum of one fit: a coordinator asks the workers that hold the images.
+"""Find the optimum of a fit: a coordinator asks the workers that hold the images.
 
 Three solvers find the same optimum, and the size of the data decides: the Gram matrix of the images if there are fewer
 of them than dimensions, the images themselves if they fit one worker, else sums over images that stay with their

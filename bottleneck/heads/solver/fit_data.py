@@ -1,4 +1,4 @@
-"""What a fit is about: the workers, the images' classes and folds, and the figures all solvers need.
+"""The data of a fit: workers, class indices, folds, weights and scaling.
 
 Legend: N images, D features, K classes, F folds, P problems.
 """

@@ -1,4 +1,4 @@
-"""Heads of data that fits one worker: rotated into its own span, then solved fold by fold along growing C.
+"""Solve data that fits one worker: rotate it into its span, then follow growing C fold by fold.
 
 Where images are fewer than dimensions, N x N products of images hold all that matters (exact, as the penalty does not
 change under rotation): 25,088 dimensions cost as much as N. Each fold gets coordinates in which its rows' covariance is

@@ -1,4 +1,4 @@
-"""The grid of a cross-validation: its rows, and the best C.
+"""Fill the grid of a cross-validation and choose the best C.
 
 Legend: N images, D features, K classes, F folds, P problems.
 """

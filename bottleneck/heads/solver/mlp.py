@@ -1,4 +1,4 @@
-"""The tutorials' small network as a head: one hidden layer of 256, relu, softmax; Adam on minibatches.
+"""The tutorials' small network: one hidden layer of 256, relu, softmax; Adam on minibatches.
 
 Inputs are centred and divided by one number, so that rates suit features of any size. Where images are fewer than
 dimensions they come rotated into their own span, which costs as much as N. The coordinator draws the order of images

@@ -1,4 +1,4 @@
-"""Fit the small network, on rotated images, on images, or on images that stay with their workers.
+"""Fit the small network, on rotated images, images, or images that stay with their workers.
 
 Legend: N images, D features, K classes, F folds, P problems.
 """

@@ -1,4 +1,4 @@
-"""Regularised linear classifiers, exactly: many problems over the same rows, by truncated Newton steps in lockstep.
+"""Solve many regularised linear problems over the same rows, by truncated Newton steps in lockstep.
 
 A problem is a value of C and the fold it leaves out (and, for an svm, a class). It minimises
 

@@ -1,4 +1,4 @@
-"""How a coordinator asks the workers of a fit: by methods of `Worker`, in this process or elsewhere."""
+"""How a coordinator asks the workers of a fit: methods of `Worker`, here or elsewhere."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple

@@ -1,4 +1,4 @@
-"""Fit where images stay with their workers: sums over them, for all values of C and folds in one pass.
+"""Fit images that stay with their workers, by sums over all values of C and folds in one pass.
 
 Legend: N images, D features, K classes, F folds, P problems.
 """

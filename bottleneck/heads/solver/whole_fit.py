@@ -1,4 +1,4 @@
-"""Fit where one worker can hold all that matters: the Gram matrix of the images, or the images themselves.
+"""Fit data that one worker holds: the Gram matrix of the images, or the images themselves.
 
 Legend: N images, D features, K classes, F folds, P problems.
 """

@@ -1,4 +1,4 @@
-"""What each worker of a fit does with the images it owns; plain Python, wherever it runs.
+"""A worker of a fit: reads its images, and computes on them what the coordinator asks.
 
 Features are read once, by the worker that owns their files, and stay there in float32; what travels are sums, products
 and, where all images fit one worker, the images themselves, from worker to worker.
