@@ -24,6 +24,7 @@ RANKS = (
 """The folders from the ground up; each imports only from those below its own, and from itself. `audit` stands apart."""
 MAY_IMPORT_RAY = ("bottleneck.distributed.", "bottleneck.doctor.cluster", "jobs.benchmark.peer_ray")
 """The last is a program by others, as it were, that the benchmark measures beside this project."""
+MAX_LINES = 300
 HEAVY = {
     "numpy",
     "pyarrow",
@@ -103,6 +104,12 @@ def test_every_module_is_on_its_folders_map(path: Path) -> None:
     folder = ast.get_docstring(ast.parse((path.parent / "__init__.py").read_text())) or ""
     first_line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
     assert any(line.split() == [path.stem, *first_line.split()] for line in folder.splitlines())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_is_read_in_one_go(path: Path) -> None:
+    num_lines = len(path.read_text().splitlines())
+    assert num_lines <= MAX_LINES, f"{num_lines} lines: what are the ideas in it?"
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)

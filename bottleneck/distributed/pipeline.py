@@ -2,6 +2,8 @@
 
 import json
 import logging
+import queue
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from bottleneck.child import as_result
 from bottleneck.dataset.plan import load_plan
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.distributed.placement import Placement
-from bottleneck.distributed.ray_session import RUN
+from bottleneck.distributed.ray_session import RESULTS_THREAD, RUN
 from bottleneck.distributed.stages import WARM_UP, ExtractFeatures, prepare_stage
 from bottleneck.errors import BottleneckError
 from bottleneck.extract.summary import pending_shards
@@ -136,3 +138,20 @@ def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
     for shard in shards:
         yield pa.table({"work": [order.work], "shard": [json.dumps(asdict(shard))]})
     ray.get(live.report_emitted.remote())
+
+
+def pulled(dataset: Any) -> "queue.Queue[Any]":
+    """Iterate over the stages' dataset in a thread; results, then "end" or an exception, arrive in the queue."""
+    results: queue.Queue[Any] = queue.Queue()
+
+    def pull() -> None:
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for text in batch.column("result").to_pylist():
+                    results.put(json.loads(text))
+            results.put("end")
+        except BaseException as error:
+            results.put(error)
+
+    threading.Thread(target=pull, name=RESULTS_THREAD, daemon=True).start()
+    return results

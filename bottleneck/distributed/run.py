@@ -1,9 +1,7 @@
 """Drive an extraction on Ray Data: start the actors, hand out the plan, collect receipts, finish."""
 
-import json
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +14,10 @@ from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.write import Receipt
 from bottleneck.distributed.heap import Trimmer
 from bottleneck.distributed.monitor import Live
-from bottleneck.distributed.pipeline import Order, stages
+from bottleneck.distributed.pipeline import Order, pulled, stages
 from bottleneck.distributed.placement import place, waiting_for
 from bottleneck.distributed.ray_resources import tell_waiting
-from bottleneck.distributed.ray_session import RESULTS_THREAD, cluster_address, is_ours, start_ray, stop_ray
+from bottleneck.distributed.ray_session import cluster_address, is_ours, start_ray, stop_ray
 from bottleneck.distributed.run_options import RunOptions
 from bottleneck.distributed.stages import WARM_UP
 from bottleneck.errors import FingerprintError, IncompleteError, StoreError
@@ -230,8 +228,7 @@ class Run:
         show()
 
     def _start(self, *, guarded: bool) -> "queue.Queue[Any]":
-        """Start the two stages; results, then "end" or an exception, arrive in the queue."""
-        results: queue.Queue[Any] = queue.Queue()
+        """Start the two stages, and return the queue in which their results arrive."""
         most = self.options.batch_size or (GPU_BATCH_SIZE if self.placement.num_gpus else CPU_BATCH_SIZE)
         dataset = stages(
             self.live,
@@ -241,18 +238,7 @@ class Run:
             precision=self.precision,
             batch_size=fitting_batch_size(most, self.shard_size),
         )
-
-        def pull() -> None:
-            try:
-                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    for text in batch.column("result").to_pylist():
-                        results.put(json.loads(text))
-                results.put("end")
-            except BaseException as error:
-                results.put(error)
-
-        threading.Thread(target=pull, name=RESULTS_THREAD, daemon=True).start()
-        return results
+        return pulled(dataset)
 
     def _next_result(self, seconds: float) -> Any:
         """The next result row, "end", or None if none came in time. Raises what Ray Data raised."""

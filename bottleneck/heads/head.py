@@ -122,8 +122,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._take(coordinator.fit(features_ND.shape[1])[0])
         return self
 
-    # Predicting
-
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores [N, K], or [N] where there are two classes: log odds of a logistic head, margins of an svm."""
         check_is_fitted(self)
@@ -194,8 +192,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _take(self, arrays: dict[str, np.ndarray]) -> None:
         for name, value in arrays.items():
             setattr(self, f"{name}_", float(value[0]) if name == "temperature" else value)
-
-    # Saving
 
     @property
     def origin(self) -> Origin:

@@ -10,23 +10,36 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
 
-from bottleneck.errors import StoreError, UsageError
-from bottleneck.storage.store import Entry, ObjectChangedError, ObjectError, ObjectGoneError, Wanted, outcome, windowed
+from bottleneck.errors import UsageError
+from bottleneck.storage.local_files import is_folder, is_gone, local_errors, local_etag, read_file
+from bottleneck.storage.store import Entry, ObjectError, ObjectGoneError, Wanted, outcome, windowed
 
 LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}", re.DOTALL)
 """Keys of what a killed writer may leave: files under a temporary name beside the one they were to have. They are not
 listed."""
+
+
 LEFTOVER_SECONDS = 3600.0
 """A file of such a name that is older has no writer any more: the largest objects take seconds to write."""
+
+
 _TEMPORARY_NAME_BYTES = 200
 """How much of an object's name its temporary name repeats; file systems take 255 in all."""
 
+
 LINK_OUT = "(link out of the source)"
+
+
 LINK_UP = "(link to a folder above)"
+
+
 LINK_TO_NOTHING = "(link to nothing)"
+
+
 SPECIAL_FILE = "(special file)"
+
+
 MOST_LINKS = 1000
 """To one folder in one walk: folders full of links to each other have more paths than anybody could list."""
 
@@ -45,7 +58,7 @@ class FolderStore:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]
         top = os.path.join(self.uri, folder) if folder else self.uri
-        with _local_errors(f"listing {top}"):
+        with local_errors(f"listing {top}"):
             if not os.path.exists(top):
                 return
             if not os.path.isdir(top):
@@ -72,13 +85,13 @@ class FolderStore:
         """
         with os.scandir(folder) as found:
             # A folder sorts as if its name ended in "/", so that keys come in the order a bucket lists them.
-            entries = sorted(found, key=lambda e: os.fsencode(e.name + "/" if _is_folder(e) else e.name))
+            entries = sorted(found, key=lambda e: os.fsencode(e.name + "/" if is_folder(e) else e.name))
         for entry in entries:
             key = prefix + entry.name
             is_link = entry.is_symlink()
             if is_link and not self._may_read(entry.path):
                 yield Entry(key, 0, "", LINK_OUT)
-            elif _is_folder(entry):
+            elif is_folder(entry):
                 real = os.path.realpath(entry.path) if is_link else os.path.join(above[-1], entry.name)
                 if real in above:  # also met as itself, where a link led above it
                     yield Entry(key, 0, "", LINK_UP)
@@ -95,27 +108,27 @@ class FolderStore:
                 try:
                     status = entry.stat()
                 except OSError as error:
-                    if not _is_gone(error):
+                    if not is_gone(error):
                         raise
                     if is_link:  # else it is gone since the folder was read
                         yield Entry(key, 0, "", LINK_TO_NOTHING)
                     continue
                 is_file = stat.S_ISREG(status.st_mode)  # reading a pipe would wait for ever
-                yield Entry(key, status.st_size, _local_etag(status)) if is_file else Entry(key, 0, "", SPECIAL_FILE)
+                yield Entry(key, status.st_size, local_etag(status)) if is_file else Entry(key, 0, "", SPECIAL_FILE)
 
     def _may_read(self, path: str) -> bool:
         """Whether what a path leads to may be read, wherever that is."""
         return True
 
     def get(self, wanted: Wanted) -> bytes:
-        with _local_errors(f"reading {self._path(wanted.key)}"):
+        with local_errors(f"reading {self._path(wanted.key)}"):
             try:
                 # Without waiting for who may write to a pipe of that name.
                 handle = os.open(self._path(wanted.key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 with open(handle, "rb") as file:
-                    return _read(file, wanted)
+                    return read_file(file, wanted)
             except (OSError, ValueError) as error:
-                if not _is_gone(error):
+                if not is_gone(error):
                     raise
                 raise ObjectGoneError(wanted.key) from None
 
@@ -128,14 +141,14 @@ class FolderStore:
             yield from windowed(wanted, lambda one: pool.submit(outcome, self.get, one))
 
     def stat(self, key: str) -> Entry | None:
-        with _local_errors(f"looking at {self._path(key)}"):
+        with local_errors(f"looking at {self._path(key)}"):
             try:
                 status = os.stat(self._path(key))
             except (OSError, ValueError) as error:
-                if not _is_gone(error):
+                if not is_gone(error):
                     raise
                 return None
-        return Entry(key, status.st_size, _local_etag(status)) if stat.S_ISREG(status.st_mode) else None
+        return Entry(key, status.st_size, local_etag(status)) if stat.S_ISREG(status.st_mode) else None
 
     def exists(self, key: str) -> bool:
         return os.path.exists(self._path(key))
@@ -145,7 +158,7 @@ class FolderStore:
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)
         # Whoever may make a file in a folder may also make the folders below it.
-        with _local_errors(f"writing to {self.uri}"):
+        with local_errors(f"writing to {self.uri}"):
             handle = self._unnamed_file(folder)
             if handle is not None:
                 os.close(handle)
@@ -157,7 +170,7 @@ class FolderStore:
                 _unlink(temporary)
 
     def create(self, key: str, data: bytes) -> bool:
-        with _local_errors(f"writing {self._path(key)}"):
+        with local_errors(f"writing {self._path(key)}"):
             folder = os.path.dirname(self._path(key))
             os.makedirs(folder, exist_ok=True)
             try:
@@ -199,7 +212,7 @@ class FolderStore:
         return not self.create(key, data)
 
     def create_from_file(self, key: str, path: str) -> bool:
-        with _local_errors(f"writing {self._path(key)}"):
+        with local_errors(f"writing {self._path(key)}"):
             os.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
             if os.path.isdir(path):
                 if not os.path.exists(self._path(key)):
@@ -215,7 +228,7 @@ class FolderStore:
             return True
 
     def replace(self, key: str, data: bytes, etag: str = "") -> bool:
-        with _local_errors(f"writing {self._path(key)}"):
+        with local_errors(f"writing {self._path(key)}"):
             os.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
             temporary = self._temporary_name(self._path(key))
             try:
@@ -252,60 +265,6 @@ class FolderStore:
         return f"{self.uri}/{key}"
 
 
-def _read(file: BinaryIO, wanted: Wanted) -> bytes:
-    """What was asked for of a regular file, and of nothing else: a device or a pipe may have no end."""
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise ObjectGoneError(wanted.key)
-    start = wanted.offset or 0
-    length = status.st_size if wanted.length is None else wanted.length
-    if (wanted.etag and _local_etag(status) != wanted.etag) or start + length > status.st_size:
-        raise ObjectChangedError(wanted.key)
-    file.seek(start)
-    data = file.read(length)
-    if len(data) != length:  # it was cut while it was read
-        raise ObjectChangedError(wanted.key)
-    return data
-
-
 def _unlink(path: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_gone(error: Exception) -> bool:
-    """Whether there can be no file of a name: also where the name itself cannot be (a NUL, too long, a circle)."""
-    if isinstance(error, OSError):
-        nothing = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-        return error.errno in nothing
-    return "null" in str(error)
-
-
-def _local_etag(status: os.stat_result) -> str:
-    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
-
-
-@contextlib.contextmanager
-def _local_errors(doing: str) -> Iterator[None]:
-    """Turn what a person must mend into StoreError; the file system's own words say which it is."""
-    try:
-        yield
-    except OSError as error:
-        hint = {
-            errno.ENOSPC: "The disk is full: free some space and run the same command again.",
-            errno.EDQUOT: "The quota is used up: free some space and run the same command again.",
-            errno.EROFS: "The file system is read-only: give another output.",
-            errno.EACCES: "This user has no right to: give the rights, or another folder.",
-            errno.EPERM: "This user has no right to: give the rights, or another folder.",
-            errno.ENOTDIR: "A part of the path is a file: give another folder.",
-            errno.EEXIST: "A part of the path is a file: give another folder.",
-        }.get(error.errno or 0, "Nothing is lost: mend the cause and run the same command again.")
-        where = f" ({error.filename})" if error.filename and str(error.filename) not in doing else ""
-        raise StoreError(f"{error.strerror or error} while {doing}{where}. {hint}") from error
