@@ -18,7 +18,7 @@ import tyro
 
 from bottleneck.choices import check_choices
 from bottleneck.console import Display, Progress, duration
-from bottleneck.dataset.contents import Order
+from bottleneck.dataset.contents import ExportOrder
 from bottleneck.dataset.export import export_features, suffix_of
 from bottleneck.dataset.export_formats import WRITERS
 from bottleneck.dataset.features import open_features
@@ -42,7 +42,7 @@ class Config:
     or .onnx for a head."""
     layer: str | None = None
     """Column of the features. Required if there are several."""
-    order: Order = "shuffled"
+    order: ExportOrder = "shuffled"
     """Features: `shuffled`, in the same order each time, so that any slice is a random sample of all classes, or
     `plan`, where the images of a class are adjacent."""
     flat: bool = False
@@ -108,13 +108,13 @@ def of_head(config: Config) -> int:
     store, name = place_of(config.file)
     if store.exists(name):  # before the seconds that importing and building take
         raise UsageError(f"{config.file} is there already. Give another name, or remove it.")
-    from bottleneck.heads.export import Format, export_head, facts_etag, facts_file
+    from bottleneck.heads.export import ModelFormat, export_head, facts_etag, facts_file
     from bottleneck.heads.head import Head
 
     head = Head.load(config.source)
     etag = facts_etag(store, f"{name}.json", head)
     store.try_writing(create_only=True)
-    file_format = cast(Format, suffix_of(config.file).removeprefix("."))
+    file_format = cast(ModelFormat, suffix_of(config.file).removeprefix("."))
     data, facts = export_head(head, file_format, config.weights)
     # The facts come first: a job killed between the two leaves no file, and so is run again, which writes both.
     beside = f"{name}.json"

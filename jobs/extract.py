@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(plan_job.Request):
+class Config(plan_job.PlanRequest):
     extend: bool = False
     """List the source again and add the images that the plan does not have."""
     max_rejected: float = MAX_REJECTED

@@ -78,7 +78,7 @@ def fit(config: Config) -> dict[str, Any]:
     check_labels(features.plan.label_counts, config.features)
     if features.spec.weights.startswith("random:"):
         log.warning(RANDOM_WEIGHTS, features.spec.weights)
-    with Table(config.request) as table:
+    with GridTable(config.request) as table:
         fitted = train_head(
             features,
             config.request,
@@ -223,7 +223,7 @@ def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
     }
 
 
-class Table:
+class GridTable:
     """The grid as it fills: on a terminal a live table while it does; when it is full, lines of the result."""
 
     def __init__(self, request: HeadRequest) -> None:
@@ -233,7 +233,7 @@ class Table:
         self._live: Any = None
         self._told = time.monotonic()
 
-    def __enter__(self) -> "Table":
+    def __enter__(self) -> "GridTable":
         self._live = start_live(transient=True)
         return self
 

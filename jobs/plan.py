@@ -28,7 +28,7 @@ from jobs.results import answer, show
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PlanRequest:
     """What a plan is made of; `bottleneck extract` asks for the same."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -44,7 +44,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Request):
+class Config(PlanRequest):
     max_rejected: float = MAX_REJECTED
     """Share of the images of a list that may be missing."""
     use_gpu: bool = False

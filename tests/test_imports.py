@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,16 @@ def test_every_module_is_on_its_folders_map(path: Path) -> None:
     folder = ast.get_docstring(ast.parse((path.parent / "__init__.py").read_text())) or ""
     first_line = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
     assert any(line.split() == [path.stem, *first_line.split()] for line in folder.splitlines())
+
+
+def test_no_two_classes_share_a_name() -> None:
+    names = Counter(
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name != "Config"  # each job has one
+    )
+    assert {name for name, count in names.items() if count > 1} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bottleneck.audit.objects import FORMAT, REASONS, Fields, Objects, Wrong, _short, check_counts, check_fields, expect
-from bottleneck.audit.plan import Plan, _fingerprint
+from bottleneck.audit.plan import AuditedPlan, _fingerprint
 from bottleneck.audit.tables import read_metadata
 
 _FOOTER: Fields = {
@@ -19,7 +19,7 @@ _FOOTER: Fields = {
 _OF_BYTES = "but that of its bytes (with zeros for these digits) is"
 
 
-def check_footer(objects: Objects, plan: Plan, shard: int) -> tuple[Counter[str], int]:
+def check_footer(objects: Objects, plan: AuditedPlan, shard: int) -> tuple[Counter[str], int]:
     """Check the footer of a data file.
 
     Returns:

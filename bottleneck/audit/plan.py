@@ -41,7 +41,7 @@ _PART_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Plan:
+class AuditedPlan:
     """plan.json, its extensions and its revisions, as read by `extend`."""
 
     documents: dict[str, dict[str, Any]]
@@ -89,7 +89,7 @@ class Plan:
         """Name the file of a shard."""
         return f"data/s{shard:08d}-{self.fingerprint[:8]}.parquet"
 
-    def extend(self, objects: Objects, name: str) -> "Plan":
+    def extend(self, objects: Objects, name: str) -> "AuditedPlan":
         """Read plan.json, or the extension or revision that follows.
 
         Raises:
@@ -126,7 +126,7 @@ class Plan:
             expect("names a part", part["name"], f"plan/{fingerprint[:8]}-{first:08d}-{part['sha256'][:8]}.parquet")
         if "revised" in document:
             expect("its parts have all but these of the shards it revises:", list(shards), [])
-        return Plan({**self.documents, name: document})
+        return AuditedPlan({**self.documents, name: document})
 
     def _check_revised(self, document: dict[str, Any]) -> None:
         """Find a revision's own fields, and in it shards of the plan so far, each once and in order."""

@@ -8,13 +8,13 @@ from collections import Counter
 import pyarrow as pa
 
 from bottleneck.audit.objects import Objects, Wrong, expect
-from bottleneck.audit.plan import Plan
+from bottleneck.audit.plan import AuditedPlan
 
 
 class Before:
     """The shards of a revision as they were planned before it."""
 
-    def __init__(self, plan: Plan, objects: Objects, number: int) -> None:
+    def __init__(self, plan: AuditedPlan, objects: Objects, number: int) -> None:
         self.plan, self.objects, self.number = plan, objects, number
         self.num_bytes = 0
         self.labels = Counter[str]()

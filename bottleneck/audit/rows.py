@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from bottleneck.audit.data_file import check_bytes
 from bottleneck.audit.objects import REASONS, Objects, Wrong, expect
-from bottleneck.audit.plan import Plan
+from bottleneck.audit.plan import AuditedPlan
 from bottleneck.audit.tables import data_schema, read_tables
 
 
-def check_data(objects: Objects, plan: Plan, shard: int, images: pa.Table, statuses: Counter[str]) -> None:
+def check_data(objects: Objects, plan: AuditedPlan, shard: int, images: pa.Table, statuses: Counter[str]) -> None:
     """Read every value of a data file (all its bytes verified) and compare its rows with the plan.
 
     Args:

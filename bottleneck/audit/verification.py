@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from bottleneck.audit.data_file import check_footer
 from bottleneck.audit.objects import FORMAT, SUCCESS, SUCCESS_SHARD, Objects, Wrong, check_counts, check_fields, expect
-from bottleneck.audit.plan import Plan
+from bottleneck.audit.plan import AuditedPlan
 from bottleneck.audit.report import Report
 from bottleneck.audit.revisions import Before
 from bottleneck.audit.rows import check_data
@@ -59,7 +59,7 @@ class Verification:
 
     def __init__(self, objects: Objects, full: bool, on_shard: OnShard) -> None:
         self.objects, self.full, self.on_shard = objects, full, on_shard
-        self.plan = Plan({})
+        self.plan = AuditedPlan({})
         self.images: dict[int, int] = {}
         """By shard, as the good parts of the plan say."""
         self.statuses: dict[int, Counter[str]] = {}
@@ -199,7 +199,9 @@ class Verification:
             expect("format is", success["format"], FORMAT)
             expect("fingerprint is", success["fingerprint"], self.plan.fingerprint)
             names = list(self.plan.documents)
-            plans = [Plan({name: self.plan.documents[name] for name in names[:end]}) for end in range(1, len(names))]
+            plans = [
+                AuditedPlan({name: self.plan.documents[name] for name in names[:end]}) for end in range(1, len(names))
+            ]
             plan = next((plan for plan in plans if plan.sha256 == success["plan_sha256"]), self.plan)
             expect("plan_sha256 is", success["plan_sha256"], plan.sha256)
             self._check_success_shards(success, plan)
@@ -207,7 +209,7 @@ class Verification:
             later = names[len(plan.documents) :]
             self.unfinished = f"{_SUCCESS} was written before {later[0]}" if later else ""
 
-    def _check_success_shards(self, success: dict[str, Any], plan: Plan) -> None:
+    def _check_success_shards(self, success: dict[str, Any], plan: AuditedPlan) -> None:
         lines, num_shards = success["shards"], plan.num_shards
         if [line["shard"] for line in lines] != list(range(num_shards)):
             raise Wrong(f"has {len(lines)} lines of shards, expected one for each of 0 to {num_shards - 1}, in order")

@@ -14,7 +14,7 @@ from bottleneck.dataset.shuffle import shuffled
 from bottleneck.errors import CorruptError
 from bottleneck.sources.labels import are_numbers, numbered
 
-Order = Literal["shuffled", "plan"]
+ExportOrder = Literal["shuffled", "plan"]
 UNLABELLED = -1
 """The number of no label."""
 
@@ -39,7 +39,7 @@ class Contents:
     num_images: int
     feature_shape: tuple[int, ...]
     """Of one image's features: (D,), or (H, W, C) of a map."""
-    order: Order
+    order: ExportOrder
     label_names: list[str]
     """All labels of the plan, in order, so that a label's number does not depend on which images are ok."""
     scratch: str

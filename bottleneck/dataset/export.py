@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bottleneck.choices import check_choice
-from bottleneck.dataset.contents import Contents, Order, label_names_of
+from bottleneck.dataset.contents import Contents, ExportOrder, label_names_of
 from bottleneck.dataset.export_formats import WRITERS
 from bottleneck.dataset.features import Features, rows_of
 from bottleneck.errors import CorruptError, StoreError, UsageError
@@ -26,7 +26,7 @@ def export_features(
     layer: str | None = None,
     on_images: Callable[[int], None] = lambda images: None,
     *,
-    order: Order = "shuffled",
+    order: ExportOrder = "shuffled",
     flat: bool = False,
 ) -> dict[str, Any]:
     """Write the ok rows of a dataset to a new file, which appears under its name when it is whole.
@@ -47,7 +47,7 @@ def export_features(
     Raises:
         UsageError: for a file that is there already or within the dataset, a package that is missing, no ok image.
     """
-    check_choice("order", order, Order)
+    check_choice("order", order, ExportOrder)
     column = features.column(layer)
     write = WRITERS[suffix_of(file)]
     store, name = place_of(file)

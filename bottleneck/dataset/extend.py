@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from bottleneck.dataset.make_plan import MAX_REJECTED, NUM_SHARDS, SHARD_SIZE, default_shard_size, warn_of_labels
 from bottleneck.dataset.plan import Plan, extension_name, header, json_bytes, load_plan
-from bottleneck.dataset.plan_parts import Comparison, Listing, freeze, in_order
+from bottleneck.dataset.plan_parts import Listing, SourceComparison, freeze, in_order
 from bottleneck.errors import StoreError
 from bottleneck.sources.open import images_to_plan
 from bottleneck.storage.store import open_store
@@ -37,7 +37,7 @@ def extend_plan(plan: Plan, max_rejected: float = MAX_REJECTED) -> tuple[Plan, E
     while True:
         skipped: Counter[str] = Counter()
         found = images_to_plan(plan.source, plan.reading, skipped, max_rejected)
-        seen = Comparison(plan.images(), in_order(found))
+        seen = SourceComparison(plan.images(), in_order(found))
         new = seen.new_images()
         first = list(itertools.islice(new, NUM_SHARDS * SHARD_SIZE))
         listing = freeze(

@@ -123,7 +123,7 @@ def read_images(store: Store, shard: Shard) -> list[Image]:
     return list(itertools.starmap(Image, zip(*columns, strict=True)))
 
 
-class Comparison:
+class SourceComparison:
     """Two sorted streams side by side: what is planned and what is there."""
 
     def __init__(self, planned: Iterator[Image], found: Iterator[Image]) -> None:

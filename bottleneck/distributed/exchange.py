@@ -11,7 +11,7 @@ from bottleneck.heads.solver.worker import Worker
 
 
 @dataclass(frozen=True)
-class Request:
+class WorkerRequest:
     """A method of `Worker`, with the arguments of each worker by rank; those without any have nothing to do."""
 
     method: Callable[..., Any]
@@ -41,12 +41,12 @@ class RayWorkers:
     def ask(
         self, method: Callable[Concatenate[Worker, P], Answer], *arguments: P.args, **options: P.kwargs
     ) -> list[Answer]:
-        return self._ask(Request(method, [(arguments, options)] * self.size))
+        return self._ask(WorkerRequest(method, [(arguments, options)] * self.size))
 
     def ask_each(self, method: Callable[[Worker, *Ts], Answer], arguments: Sequence[tuple[*Ts]]) -> list[Answer]:
-        return self._ask(Request(method, [(own, {}) for own in arguments]))[: len(arguments)]
+        return self._ask(WorkerRequest(method, [(own, {}) for own in arguments]))[: len(arguments)]
 
-    def _ask(self, request: "Request") -> list[Any]:
+    def _ask(self, request: "WorkerRequest") -> list[Any]:
         """Post a request for the other workers, answer it here, and collect the answers in the order of the ranks."""
         import ray
 

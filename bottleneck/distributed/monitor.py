@@ -46,7 +46,7 @@ class Live:
         self.num_networks += 1
 
     def what_to_do(self) -> list[Any] | None:
-        """The handle of an `Order` in a list, or None before there is one."""
+        """The handle of an `RunOrder` in a list, or None before there is one."""
         return self.order
 
     def report(self, shard: int, images: int, network: float, idle: float, decode: float, read: float) -> None:

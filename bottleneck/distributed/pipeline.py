@@ -34,7 +34,7 @@ POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Order:
+class RunOrder:
     """What the driver asks of the stages, handed to Ray once."""
 
     work: str
@@ -129,7 +129,7 @@ def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
         yield pa.table({"work": [""], "shard": [json.dumps(WARM_UP)]})
     while (handle := ray.get(live.what_to_do.remote())) is None:
         time.sleep(POLL_SECONDS)
-    order: Order = ray.get(handle[0])
+    order: RunOrder = ray.get(handle[0])
     try:
         shards = order.pending()
     except BottleneckError as error:

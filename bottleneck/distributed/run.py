@@ -14,7 +14,7 @@ from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.write import Receipt
 from bottleneck.distributed.heap import Trimmer
 from bottleneck.distributed.monitor import Live
-from bottleneck.distributed.pipeline import Order, pulled, stages
+from bottleneck.distributed.pipeline import RunOrder, pulled, stages
 from bottleneck.distributed.placement import place, waiting_for
 from bottleneck.distributed.ray_resources import tell_waiting
 from bottleneck.distributed.ray_session import cluster_address, is_ours, start_ray, stop_ray
@@ -185,16 +185,16 @@ class Run:
             waiting = self._waiting(live)
             on_progress(Progress(images, plan.num_images, tally.rejected, limiting, waiting, expected))
 
-        self._drain(plan, Order(work, frozenset(done_before)), tally, show)
+        self._drain(plan, RunOrder(work, frozenset(done_before)), tally, show)
         for _ in range(EMIT_RETRIES):
             if self._snapshot().get("emitted", True) or not (left := lost()):
                 break
             self.results = self._start(guarded=False)  # the task that hands out shards was killed, no image is suspect
-            self._drain(plan, Order(work, shards=tuple(left)), tally, show)
+            self._drain(plan, RunOrder(work, shards=tuple(left)), tally, show)
         if left := lost():
             log.warning("prepared again image by image: %s, whose workers died", counted(len(left), "shard"))
             self.results = self._start(guarded=True)
-            self._drain(plan, Order(work, shards=tuple(left)), tally, show)
+            self._drain(plan, RunOrder(work, shards=tuple(left)), tally, show)
             if left := lost():
                 raise IncompleteError(
                     f"The workers of {counted(len(left), 'shard')} kept dying, first of {left[0].number}: out of "
@@ -203,7 +203,7 @@ class Run:
                 )
         return summarize(plan, tally, done_before, self.started, extended, self._details(tally))
 
-    def _drain(self, plan: Plan, order: Order, tally: Tally, show: Callable[[], None]) -> None:
+    def _drain(self, plan: Plan, order: RunOrder, tally: Tally, show: Callable[[], None]) -> None:
         """Run the stages over the shards of an order until none is left."""
         import ray
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from bottleneck.child import as_result, raised
 from bottleneck.dataset.features import Features
-from bottleneck.distributed.exchange import Exchange, Failed, RayWorkers, Request, fetch_object
+from bottleneck.distributed.exchange import Exchange, Failed, RayWorkers, WorkerRequest, fetch_object
 from bottleneck.distributed.ray_resources import tell_waiting
 from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, start_ray, stop_ray
 from bottleneck.errors import IncompleteError, UsageError
@@ -204,7 +204,7 @@ def _follow(exchange: Any, token: str, rank: int, worker: Worker) -> None:
 
     number = 0
     while (handle := ray.get(exchange.next_request.remote(token, number))) is not None:
-        request: Request = ray.get(handle[0])
+        request: WorkerRequest = ray.get(handle[0])
         try:
             answer = request.answer(worker, rank)
         except Exception as error:

@@ -26,7 +26,7 @@ from bottleneck.networks.weights import load_network, sha256_weights
 from bottleneck.spec import FeatureRequest, FeatureSpec, split_layer
 from bottleneck.storage.store import ObjectChangedError, ObjectGoneError, Store, Wanted
 
-Format = Literal["keras", "onnx"]
+ModelFormat = Literal["keras", "onnx"]
 
 MAX_DIFFERENCE = 1e-3
 """Of a probability, between the exported model and base and head in float32; found were below 1e-5."""
@@ -35,7 +35,7 @@ INPUT, OUTPUT, BATCH_AXIS = "pixels", "probabilities", "batch"
 """Names in the model file."""
 
 
-def export_head(head: Head, file_format: Format, weights: str | None = None) -> tuple[bytes, dict[str, Any]]:
+def export_head(head: Head, file_format: ModelFormat, weights: str | None = None) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a model file, checked against the head, and what a program that uses it must know.
 
     The model is of Keras' own layers only, so `keras.saving.load_model(safe_mode=True)` takes it. It computes in
@@ -52,7 +52,7 @@ def export_head(head: Head, file_format: Format, weights: str | None = None) -> 
         FeaturesError: if the exported model does not say what the head says.
         UsageError: if a package is missing.
     """
-    check_choice("file_format", file_format, Format)
+    check_choice("file_format", file_format, ModelFormat)
     origin = head.origin_
     request = _request(origin.spec, origin.layer, weights)
     network = load_network(request.base, request.weights, request.layers)

@@ -14,7 +14,7 @@ from bottleneck.choices import check_choice
 from bottleneck.heads.evaluate import Evaluation
 from bottleneck.heads.evaluator import NUM_BINS
 
-Format = Literal["png", "svg"]
+ImageFileFormat = Literal["png", "svg"]
 
 MAX_NUMBERED = 40
 """Classes up to which each cell shows its count; with more the cells are too small for digits."""
@@ -39,13 +39,13 @@ LIGHT = Theme(surface="#ffffff", text="#1b2230", line="#8a93a3", right="#1f5fbf"
 DARK = Theme(surface="#171b23", text="#e6e9ef", line="#7d8799", right="#5b9bf5", wrong="#ff8a4c")
 
 
-def draw_confusion(evaluation: Evaluation, file_format: Format = "png", theme: Theme = LIGHT) -> bytes:
+def draw_confusion(evaluation: Evaluation, file_format: ImageFileFormat = "png", theme: Theme = LIGHT) -> bytes:
     """The confusion matrix: a row is a true class, its colours the shares of what it was taken for.
 
     Up to MAX_NUMBERED classes each cell holds its count. With more than MAX_CELLS, a cell on the diagonal shows the
     recall of its group of classes, any other the largest share of a class of one group taken for one of the other.
     """
-    check_choice("file_format", file_format, Format)
+    check_choice("file_format", file_format, ImageFileFormat)
     num_classes = len(evaluation.classes)
     group = -(-num_classes // MAX_CELLS)
     rows = list(evaluation.classes)
@@ -74,9 +74,9 @@ def draw_confusion(evaluation: Evaluation, file_format: Format = "png", theme: T
     return _saved(figure, file_format)
 
 
-def draw_calibration(evaluation: Evaluation, file_format: Format = "svg", theme: Theme = LIGHT) -> bytes:
+def draw_calibration(evaluation: Evaluation, file_format: ImageFileFormat = "svg", theme: Theme = LIGHT) -> bytes:
     """Accuracy by top probability, with the number of images below: bars that end on the diagonal are calibrated."""
-    check_choice("file_format", file_format, Format)
+    check_choice("file_format", file_format, ImageFileFormat)
     counts = np.array(evaluation.bin_counts)
     filled = counts > 0
     right = np.array(evaluation.bin_correct)[filled] / counts[filled]
@@ -113,7 +113,7 @@ def _figure(theme: Theme, size_inches: tuple[float, float], num_rows: int = 1, *
     return figure, axes
 
 
-def _saved(figure: Any, file_format: Format) -> bytes:
+def _saved(figure: Any, file_format: ImageFileFormat) -> bytes:
     import matplotlib
 
     file = io.BytesIO()

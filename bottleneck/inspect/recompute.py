@@ -22,7 +22,7 @@ MIN_COSINE = 0.999
 
 
 @dataclass
-class Comparison:
+class Recomputed:
     """What recomputing found."""
 
     num_images: int = 0
@@ -43,7 +43,7 @@ def check_recomputable(output: str) -> None:
         )
 
 
-def recompute(output: str, num_images: int, seed: int | None = None, batch_size: int = 8) -> Comparison:
+def recompute(output: str, num_images: int, seed: int | None = None, batch_size: int = 8) -> Recomputed:
     """Extract up to `num_images` random ok images of an output again, in this process.
 
     Raises:
@@ -57,7 +57,7 @@ def recompute(output: str, num_images: int, seed: int | None = None, batch_size:
     files = [(shard, plan.data_name(shard.number)) for shard in plan.shards() if shard.number in done]
     rng.shuffle(files)
     shares = _shares([plan.images_in(shard.number) for shard, _ in files], num_images)
-    result = Comparison()
+    result = Recomputed()
     base = Base(plan.spec, batch_size)
     for (shard, name), wanted in zip(files, shares, strict=True):
         if wanted:
@@ -80,7 +80,7 @@ def _shares(sizes: list[int], num_images: int) -> list[int]:
 
 
 def _compare_file(
-    plan: Plan, shard: Shard, table: object, wanted: int, rng: random.Random, base: Base, result: Comparison
+    plan: Plan, shard: Shard, table: object, wanted: int, rng: random.Random, base: Base, result: Recomputed
 ) -> None:
     rows = [row for row in table.to_pylist() if row["status"] == "ok"]  # type: ignore[attr-defined]
     chosen = sorted(rng.sample(rows, min(wanted, len(rows))), key=lambda row: row["key"].encode())

@@ -7,7 +7,15 @@ from typing import Any
 from bottleneck.heads.evaluate import ConfusedPair, Evaluation
 from bottleneck.inspect import html
 from bottleneck.inspect.html import data_uri, escape, name
-from bottleneck.inspect.plots import DARK, LIGHT, MAX_CELLS, MAX_NUMBERED, Format, draw_calibration, draw_confusion
+from bottleneck.inspect.plots import (
+    DARK,
+    LIGHT,
+    MAX_CELLS,
+    MAX_NUMBERED,
+    ImageFileFormat,
+    draw_calibration,
+    draw_confusion,
+)
 from bottleneck.text import counted
 
 
@@ -116,7 +124,7 @@ def _confusion(evaluation: Evaluation) -> str:
     worst = "".join(f" {pair.label} taken for {pair.predicted}, {pair.images}." for pair in evaluation.confused[:3])
     alt = f"Confusion matrix of {counted(num_classes, 'class', 'classes')}. Most confused:{worst or ' none'}"
     # Digits are sharp at any size as SVG; ten thousand squares are smaller as PNG.
-    file_format: Format = "svg" if num_classes <= MAX_NUMBERED else "png"
+    file_format: ImageFileFormat = "svg" if num_classes <= MAX_NUMBERED else "png"
     light, dark = (_drawn(draw_confusion(evaluation, file_format, theme), file_format) for theme in (LIGHT, DARK))
     # A cell of 30 px fits two digits; beyond, a pixel of the screen for each of the PNG.
     width = max(460, 30 * num_classes + 160) if num_classes <= MAX_NUMBERED else 1650
@@ -131,7 +139,7 @@ def _calibration(evaluation: Evaluation) -> str:
     return f"<p>{words}</p>" + html.picture(light, dark, f"Calibration, error {error:.3f}", max_width_px=416)
 
 
-def _drawn(data: bytes, file_format: Format) -> str:
+def _drawn(data: bytes, file_format: ImageFileFormat) -> str:
     return data_uri("image/svg+xml" if file_format == "svg" else "image/png", data)
 
 

@@ -29,7 +29,7 @@ NUM_GAPS = 5
 NUM_SAMPLED = 64
 """Data files whose footers are read for the rejected: a request each. Where there are no more, all are."""
 
-State = Literal["finished", "running", "standing still", "planned"]
+RunState = Literal["finished", "running", "standing still", "planned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Status:
     output: str
     holds: str
     """`features` or `predictions`."""
-    state: State
+    state: RunState
     """`planned`: nothing is done yet, or nothing since the plan was extended or images requeued. `standing still`:
     nothing was done lately."""
     images: int

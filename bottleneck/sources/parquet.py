@@ -127,7 +127,7 @@ class Table:
         columns = find_columns(file.schema_arrow, self.reading, f"{self.store.uri}/{entry.key}")
         self._check_rows(file, entry)
         check_bytes(file, columns, f"{self.store.uri}/{entry.key}")
-        labels = _Labels(columns.names, f"{self.store.uri}/{entry.key}")
+        labels = _ColumnLabels(columns.names, f"{self.store.uri}/{entry.key}")
         row = 0
         for group in range(file.num_row_groups):
             metadata = file.metadata.row_group(group)
@@ -155,7 +155,7 @@ class Table:
             )
 
 
-class _Labels:
+class _ColumnLabels:
     """What the values of a table's label column mean; each label is held once."""
 
     def __init__(self, names: tuple[str, ...], where: str) -> None:

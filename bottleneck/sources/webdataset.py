@@ -97,7 +97,7 @@ class WebDataset:
         members: list[tuple[str, int, int]] = []
         unlike: set[int] = set()
         others: Counter[str] = Counter()
-        labels = _Labels(where)
+        labels = _TarLabels(where)
         cut = ""
         try:
             for member in tar_members(file, where):
@@ -166,7 +166,7 @@ class WebDataset:
             raise unusable(f"{where}/{member.name}", error) from None
 
 
-class _Labels:
+class _TarLabels:
     """The labels that stand beside images, by the names they share with them."""
 
     def __init__(self, where: str) -> None:

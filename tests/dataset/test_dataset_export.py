@@ -19,7 +19,7 @@ import pytest
 from tiny import data_rows, spec, write_files
 
 from bottleneck.dataset import shuffle
-from bottleneck.dataset.contents import Order
+from bottleneck.dataset.contents import ExportOrder
 from bottleneck.dataset.export import export_features
 from bottleneck.dataset.export_formats import WRITERS
 from bottleneck.dataset.features import Features, open_features
@@ -209,7 +209,7 @@ def test_a_file_is_linked_in_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("file", "order"), [*((file, "shuffled") for file in FILES), ("x.h5", "plan")])
 def test_memory_does_not_grow_with_the_images(
-    file: str, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, order: ExportOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """100 data files of 64 x 512 values; all of them are 6.6 MB in float16."""
     monkeypatch.setattr(shuffle, "BUCKET_BYTES", 300_000)
@@ -279,7 +279,7 @@ def test_the_tutorials_own_next_step_finds_every_class(tmp_path: Path) -> None:
 
     write_features(str(tmp_path / "features"), 1_000, 32, 10, 128)
     scores: dict[str, float] = {}
-    for order in get_args(Order):
+    for order in get_args(ExportOrder):
         export_features(open_features(str(tmp_path / "features")), str(tmp_path / f"{order}.h5"), order=order)
         with h5py.File(tmp_path / f"{order}.h5", "r") as db:
             i = int(db["labels"].shape[0] * 0.75)

@@ -482,7 +482,7 @@ def plan_and_compare(output: Path, num_images: int) -> int:
     tracemalloc.start()
     try:
         frozen = listing_module.freeze(store, SPEC, images(), Counter(), first_shard=0, shard_size=512)
-        seen = listing_module.Comparison(listing_module.images_of(store, frozen.located()), images())
+        seen = listing_module.SourceComparison(listing_module.images_of(store, frozen.located()), images())
         assert list(seen.new_images()) == []
         assert (frozen.images, seen.changed, seen.gone) == (num_images, 0, 0)
         return tracemalloc.get_traced_memory()[1]
