@@ -166,6 +166,10 @@ def entrypoint(words: tuple[str, ...], *, with_code: bool) -> str:
     return shlex.join([*start, EXPECT_VERSION, __version__, JSON, *words])
 
 
+CODE = (".py", ".j2", ".css", ".js")
+"""Suffixes of the files of an installation that are sent."""
+
+
 @contextlib.contextmanager
 def code_folder() -> Iterator[Path]:
     """A folder with this installation's code and nothing else, for as long as it takes to send it."""
@@ -173,7 +177,7 @@ def code_folder() -> Iterator[Path]:
         num_files = num_bytes = 0
         for package in (bottleneck, jobs):
             folder = Path(str(package.__file__)).parent
-            for file in sorted(folder.rglob("*.py")):
+            for file in sorted(path for path in folder.rglob("*") if path.suffix in CODE):
                 copy = Path(name) / folder.name / file.relative_to(folder)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)

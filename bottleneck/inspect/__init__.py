@@ -2,7 +2,7 @@
 
     contact_sheet    Write a contact sheet: an image and those most similar to it, as one page.
     diff             Compare two outputs of the same images: settings, versions, outcomes and features.
-    html             The frame, style and script of a page, and its elements.
+    html             Render pages from templates: what they show is escaped, and they load nothing.
     join             Join the rows of two outputs by key, in flat memory.
     layer_diff       Measure how far the features of one layer are apart in two outputs.
     plots            Draw confusion matrix and calibration as PNG or SVG, for light and dark pages.
