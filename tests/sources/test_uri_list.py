@@ -21,7 +21,7 @@ from bottleneck.dataset.features import open_features
 from bottleneck.dataset.make_plan import make_plan
 from bottleneck.errors import UsageError
 from bottleneck.extract.local import extract_images
-from bottleneck.sources import uri_list as lists
+from bottleneck.sources import list_names, list_order
 from bottleneck.sources.image import Image
 from bottleneck.sources.open import open_source, resolve_reading
 from bottleneck.sources.reading import Reading
@@ -148,7 +148,7 @@ def test_a_column_that_is_not_there_is_told_with_those_there_are(photos: Path) -
 
 
 def test_a_list_longer_than_what_is_sorted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "ROWS_SORTED_AT_ONCE", 100)
+    monkeypatch.setattr(list_order, "ROWS_SORTED_AT_ONCE", 100)
     names = [f"{n:05d}.jpg" for n in range(950)]
     shuffled = random.Random(0).sample(names, len(names))
     source = write_list(tmp_path, "uri,label\n" + "".join(f"{name},{name[0]}\n" for name in shuffled + shuffled[:7]))
@@ -205,7 +205,7 @@ def test_a_list_with_roots_is_gone_on_with(photos: Path, tmp_path: Path, monkeyp
     ],
 )
 def test_no_path_leads_out_of_a_root(root: str, path: str, leaves: bool) -> None:
-    assert lists._leaves(root, path) == leaves
+    assert list_names.leaves(root, path) == leaves
 
 
 def test_names_no_file_can_have_are_missing(photos: Path) -> None:
@@ -219,7 +219,7 @@ def test_names_no_file_can_have_are_missing(photos: Path) -> None:
 
 
 def test_what_is_said_twice_once_without_a_label_is_told(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "ROWS_SORTED_AT_ONCE", 2)
+    monkeypatch.setattr(list_order, "ROWS_SORTED_AT_ONCE", 2)
     source = write_list(photos, "uri,label\na.jpg,x\nb.jpg,x\na.jpg,\nc.jpg,x\n")
     with pytest.raises(UsageError, match="two labels"):
         found(source)
