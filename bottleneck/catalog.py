@@ -11,7 +11,7 @@ from bottleneck.errors import UsageError
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A row of the table of bases."""
+    """A row of the catalog."""
 
     constructor: str
     """In keras.applications; that of STUB is in `networks`."""
@@ -23,11 +23,11 @@ class CatalogEntry:
     default_layer: str
     """LAYER:POOLING of the last layer before the top."""
     top: str = "predictions"
-    """The top's first layer with weights: what comes before needs none of the top's."""
+    """The first layer of the top that has weights; layers before it need none of the top's."""
     classifier: str = "predictions"
     """The softmax over ImageNet's classes."""
     heavy_top: bool = False
-    """Whether the top has most of the weights, so that the body is built without it."""
+    """Whether most weights are in the top, so that the body is built without it."""
     bfloat16_is_safe: bool = False
     """Whether bfloat16 features have a cosine of at least 0.9999 to float32 ones, measured on eight photos of flowers.
 
@@ -100,14 +100,14 @@ STUB = CatalogEntry("Stub", "inside", 32, "mean:none", heavy_top=True)
 
 
 def base_names() -> list[str]:
-    """Every base there is to take features of."""
+    """The names of all bases."""
     return [name for family, row in NETWORKS.items() for name in ([f"{family}_{w}" for w in row.widths] or [family])]
 
 
 def base_named(name: str) -> str:
-    """Give a base's name here for it, or for what Keras calls it: `ResNet50V2` and `resnet50v2` are `resnet50_v2`.
+    """The catalog's name of a base, given in its own or Keras' spelling: `ResNet50V2` is `resnet50_v2`.
 
-    A family that comes in widths means the width that is Keras' default, 1.0: `MobileNet` is `mobilenet_1.0`.
+    A family without a width has Keras' default, 1.0: `MobileNet` is `mobilenet_1.0`.
 
     Raises:
         UsageError: if there is none of that name; it has the nearest three.
@@ -140,5 +140,5 @@ def find_network(base: str) -> tuple[CatalogEntry, float | None]:
 
 
 def nearest(name: str, names: Sequence[str], count: int = 3) -> str:
-    """The names most like the one given, the most alike first."""
+    """The names most similar to the given one, the most similar first."""
     return ", ".join(get_close_matches(name, names, count, cutoff=0.0))

@@ -24,10 +24,10 @@ from bottleneck.errors import BottleneckError
 log = logging.getLogger(__name__)
 
 PARENT_SECONDS = 0.5
-"""Between two looks whether the parent is still there."""
+"""Between two checks whether the parent is alive."""
 
 Serve = Callable[[Connection], None]
-"""What a child runs: a module's function of the pipe to its parent."""
+"""The function a child runs, with the pipe to its parent."""
 
 
 class ChildDiedError(Exception):
@@ -60,33 +60,33 @@ class Child:
         self.close()
 
     def exit_code(self, seconds: float) -> int | None:
-        """How it ended, as `subprocess` tells it: -N by signal N; None if it has not after that time."""
+        """The exit code as in `subprocess`, -N for signal N; None if it still runs after that time."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         self.pipe.close()
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """How a module of ours is run as a program; not with whatever lies in the working directory (`-P`)."""
+    """The command that runs a module of this package, without the working directory on its path (`-P`)."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:
-    """For such a program: it imports from where this process does."""
+    """The environment for `command`: imports resolve as in this process."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [os.path.abspath(path) for path in sys.path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([*filter(None, given), *paths]))}
 
 
 def ask(serve: Serve, request: dict[str, Any]) -> Any:
-    """Have a child answer one request; its function calls `answer`.
+    """Send one request to a new child, whose function calls `answer`.
 
     Raises:
         ChildDiedError: if it dies over that.
@@ -104,7 +104,7 @@ def ask(serve: Serve, request: dict[str, Any]) -> Any:
 
 
 def answer(pipe: Connection, function: Callable[[dict[str, Any]], Any]) -> None:
-    """Answer the parent's one request by what a function makes of it, or by the error it raises."""
+    """Answer the parent's request with the result of a function, or with the error it raises."""
     request = json.loads(pipe.recv_bytes())
     try:
         result = {"value": function(request)}
@@ -122,7 +122,7 @@ def as_result(error: BaseException) -> dict[str, Any]:
 
 
 def raised(error: list[str]) -> BottleneckError:
-    """Such an error as an exception again; where nobody foresaw it the log gets its traceback."""
+    """The exception for an error from `as_result`; the traceback of an unexpected one is logged."""
     kind, message, *tracebacks = error
     for one in tracebacks:
         log.error("%s", one)
@@ -139,7 +139,7 @@ def run() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has gone: killed, it had no time to do so, and what runs here takes long."""
+    """Exit when the parent has died, as a killed parent cannot end its children."""
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
     os._exit(1)

@@ -12,9 +12,9 @@ from typing import Any
 from bottleneck.text import printable
 
 PLAIN_SECONDS = 10.0
-"""Between plain lines, which end up in log files."""
+"""Between plain lines, which are read in log files."""
 RATE_SECONDS = 30.0
-"""The rate shown is that of the last half minute, so that it follows a cluster that grows."""
+"""The displayed rate covers the last half minute, so that it follows a growing cluster."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Progress:
     """The stage that limits the rate: `network`, `decode` or `read`; `start` before the first image; empty
     where nothing is measured."""
     waiting: str = ""
-    """What the run waits for, where nothing goes on: told in place of what limits it."""
+    """What a stalled run waits for; shown instead of what limits it."""
     expected: str = ""
-    """What the run predicts of itself, once it can: said once, in a line of its own."""
+    """The forecast of the run, once there is one; printed once, in its own line."""
 
 
 class Display:
-    """Shows `Progress` as it changes. A context manager, so that the last state stays on the screen."""
+    """Show `Progress` as it changes. A context manager: the last state stays on the screen."""
 
     def __init__(self, title: str, images_before: int = 0) -> None:
         self.title = title
@@ -73,10 +73,10 @@ class Display:
             self._print(progress)
 
     def _rate_and_eta(self, left: int) -> tuple[float, float] | None:
-        """Images a second and the seconds that the images left take, once two states differ.
+        """Images per second and the remaining seconds, once two states differ.
 
-        Images come by batches and shards: between two of them the seconds count down. When they are over, what was
-        expected has not come, and the rate is that of all the time until now.
+        Images arrive in batches; between two of them the seconds count down. If a batch is late, the rate is that of
+        the whole time until now.
         """
         (first_time, first), (last_time, last) = self._history[0], self._history[-1]
         if last <= first:
@@ -116,7 +116,7 @@ class Display:
         print(f"{self.title}: {printable(self.line(progress))}", file=sys.stderr, flush=True)
 
     def _tell(self, line: str) -> None:
-        """A line that stays, above the live one."""
+        """Print a line above the live one."""
         if self._live is not None:
             self._live.console.print(printable(line), markup=False, highlight=False)
         else:

@@ -4,7 +4,7 @@ import re
 
 
 class BottleneckError(Exception):
-    """Something a user can mend: the message says what happened, what was expected and what to do."""
+    """An error that a user can fix: the message says what happened, what was expected and what to do."""
 
     exit_code = 5
 
@@ -20,7 +20,7 @@ class UsageError(BottleneckError):
 
 
 class IncompleteError(BottleneckError):
-    """Work is left over; running the same command again does it."""
+    """Work is left; running the same command again continues it."""
 
     exit_code = 3
 
@@ -40,7 +40,7 @@ class WeightsError(BottleneckError):
 
 
 class OutOfMemoryError(BottleneckError):
-    """The memory is too small to decode an image that is within the limits; the image is not rejected for that."""
+    """Too little memory to decode an image within the limits, which does not reject the image."""
 
 
 class FeaturesError(BottleneckError):
@@ -48,7 +48,7 @@ class FeaturesError(BottleneckError):
 
 
 class ClusterError(BottleneckError):
-    """A Ray cluster cannot be reached, lets nobody in without its token, or could not run a job."""
+    """A Ray cluster cannot be reached, rejected the token, or could not run a job."""
 
 
 class TooManyRejectedError(BottleneckError):

@@ -70,11 +70,11 @@ class FeatureRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """What the features of one output are, with nothing left to decide. Made by `base.resolve`."""
+    """What the features of one output are, fully resolved. Made by `networks.resolve`."""
 
     base: str
     weights: str
-    """What the user asked for, for people to read; the fingerprint holds the sha256 instead."""
+    """What the user asked for; the fingerprint contains the sha256 instead."""
     weights_sha256: str
     """Of the weight arrays (names, shapes, float32 values), so the file they came in does not matter."""
     layers: tuple[str, ...]
@@ -98,13 +98,13 @@ class FeatureSpec:
 
     @property
     def request(self) -> FeatureRequest:
-        """What resolves to this spec."""
+        """The request that resolves to this spec."""
         shared = {field.name for field in fields(FeatureRequest)}
         return FeatureRequest(**{name: value for name, value in vars(self).items() if name in shared})
 
     @property
     def short_fingerprint(self) -> str:
-        """The first eight digits of the fingerprint, as they stand in file names."""
+        """The first eight digits of the fingerprint, as used in file names."""
         return self.fingerprint[:8]
 
     def dim_of(self, layer: str) -> int:
@@ -112,7 +112,7 @@ class FeatureSpec:
         return self.dims[self.layers.index(layer)]
 
     def described(self) -> dict[str, Any]:
-        """What a plan and a footer say of an output of these features."""
+        """What plans and footers record about these features."""
         return {"spec": self.to_json()}
 
     def to_json(self) -> dict[str, Any]:
@@ -133,16 +133,16 @@ class FeatureSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSpec:
-    """What the predictions of one output are: those of one head, on one kind of features."""
+    """What the predictions of one output are: one head, on one kind of features."""
 
     features: FeatureSpec
     head: str
-    """Where the head was, for people to read; the fingerprint holds the sha256 instead."""
+    """Where the head was; the fingerprint contains the sha256 instead."""
     head_sha256: str
     top: int
-    """Classes of a row, best first."""
+    """Classes per row, the most probable first."""
     made_of: Literal["images", "features"]
-    """What the source holds; the predictions are the same either way, so it is not in the fingerprint."""
+    """What the source holds; it does not change predictions, so it is not in the fingerprint."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -161,7 +161,7 @@ class PredictionSpec:
         return self.fingerprint[:8]
 
     def described(self) -> dict[str, Any]:
-        """What a plan and a footer say of an output of these predictions."""
+        """What plans and footers record about these predictions."""
         return {"spec": self.features.to_json(), "predictions": self.to_json()}
 
     def to_json(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class PredictionSpec:
 
 
 OutputSpec = FeatureSpec | PredictionSpec
-"""What the rows of an output hold beside the outcomes of images."""
+"""What the rows of an output contain besides the outcome of each image."""
 
 
 def split_layer(layer: str) -> tuple[str, Pooling]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 NUM_SHOWN = 10
-"""Names of classes that a refusal shows."""
+"""Entries of a long list that a message shows."""
 
 
 def printable(text: str) -> str:
@@ -36,7 +36,7 @@ def size(num_bytes: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting for a message; of a long list the first."""
+    """Format a setting for a message; of a long list only the first entries."""
     if not isinstance(value, list | tuple):
         return str(value)
     more = [f"... ({len(value):,} in all)"] if len(value) > NUM_SHOWN else []

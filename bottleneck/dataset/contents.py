@@ -16,7 +16,7 @@ from bottleneck.sources.labels import are_numbers, numbered
 
 ExportOrder = Literal["shuffled", "plan"]
 UNLABELLED = -1
-"""The number of no label."""
+"""The label index of images without a label."""
 
 
 class Batch(NamedTuple):
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """What is written: the shape of the whole is known before its rows are read."""
+    """What an export writes; its shape is known before the rows are read."""
 
     features: Features
     layer: str
@@ -117,7 +117,7 @@ class Contents:
 
 
 def label_names_of(features: Features) -> list[str]:
-    """All labels in the order of their codes; while shards are to be done again also those that only old files have."""
+    """All labels in the order of their indices; while shards are pending again, also those of old files."""
     plan = features.plan
     known = set(plan.label_counts)
     if features.success is None:

@@ -29,7 +29,7 @@ def export_features(
     order: ExportOrder = "shuffled",
     flat: bool = False,
 ) -> dict[str, Any]:
-    """Write the ok rows of a dataset to a new file, which appears under its name when it is whole.
+    """Write the ok rows of a dataset to a new file, which appears when it is complete.
 
     A kill leaves at most a folder `.bottleneck-export-*` beside it, which may be deleted.
 
@@ -113,7 +113,7 @@ def suffix_of(file: str) -> str:
 
 @contextlib.contextmanager
 def _scratch(store: Store) -> Iterator[str]:
-    """A folder that goes away again: beside the file, so that it need not be copied, or the system's for a bucket."""
+    """A temporary folder: beside the file, so that it need not be copied, or the system's for a bucket."""
     folder = None if store.uri.startswith("s3://") else store.uri
     try:
         if folder is not None:
@@ -126,7 +126,7 @@ def _scratch(store: Store) -> Iterator[str]:
 
 
 def _size_of(path: str) -> int:
-    """Of a file, or of all files of a folder, in bytes."""
+    """The size of a file, or of all files of a folder, in bytes."""
     if not os.path.isdir(path):
         return os.path.getsize(path)
     return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)

@@ -14,7 +14,7 @@ from bottleneck.storage.store import open_store
 
 @dataclass(frozen=True)
 class Extended:
-    """What looking at the source again found."""
+    """What listing the source again found."""
 
     added: int
     changed: int
@@ -25,7 +25,7 @@ class Extended:
 
 
 def extend_plan(plan: Plan, max_rejected: float = MAX_REJECTED) -> tuple[Plan, Extended]:
-    """Look at the source again and append shards for the images the plan does not have; both lists are streamed.
+    """List the source again and append shards for the images that the plan does not have, in flat memory.
 
     Args:
         max_rejected: share of the images that a list names that may be missing.
@@ -59,14 +59,14 @@ def extend_plan(plan: Plan, max_rejected: float = MAX_REJECTED) -> tuple[Plan, E
 
 
 def _shard_size(plan: Plan, num_new: int) -> int:
-    """Images of each new shard: as many as the plan's have, or where nobody chose that number the default for all."""
+    """Images per new shard: the plan's number, or the default for all images if nobody chose one."""
     if plan.shard_size != default_shard_size(plan.listings[0].images):
         return plan.shard_size
     return max(plan.shard_size, default_shard_size(plan.num_images + num_new))
 
 
 def append(plan: Plan, listing: Listing) -> tuple[Plan, bool]:
-    """Append an extension or revision whose parts are written; the number of its document orders all of them.
+    """Commit an extension or revision whose parts are written, under the next number.
 
     Returns:
         The plan as it is now, and whether this call did it: not where another run took the number first.

@@ -18,7 +18,7 @@ from bottleneck.text import counted
 
 
 class Features:
-    """The rows of an output whose images are ok. Made by `open_features`."""
+    """The ok rows of an output. Made by `open_features`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Features:
         return self.spec.layers
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield one table a shard, rejected rows included, with these columns or all."""
+        """Yield one table per shard, rejected rows included, with these columns or all."""
         for name in self.files:
             yield self.table(name, columns)
 
@@ -50,7 +50,7 @@ class Features:
         return read_table(open_store(self.plan.output), name, columns)
 
     def batches(self, layer: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the ok rows of one shard after the other.
+        """Yield the ok rows, shard by shard.
 
         Args:
             layer: as in the spec (`fc2` for `fc2:none`); may be left out where there is only one.

@@ -19,17 +19,17 @@ from bottleneck.spec import FeatureSpec
 log = logging.getLogger(__name__)
 
 DECODE_SECONDS = 30
-"""A decoder that takes longer hangs: a 100-megapixel JPEG takes about 2 s."""
+"""A decoder that takes longer is considered hung: a 100-megapixel JPEG takes about 2 s."""
 RETRY_SECONDS = (1.0, 5.0, 15.0)
-"""Pauses before an image is decoded again for which the memory was too small: others may have finished by then."""
+"""Pauses before an image is decoded again after a lack of memory: others may have finished by then."""
 EXIT_SECONDS = 5.0
-"""Until a process whose pipe has closed has ended; one that dumps its memory takes a while."""
+"""Wait for a process whose pipe has closed; a core dump takes a while."""
 
 
 def decode_or_exit(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
-    """Decode, ending this process if the decoder hangs, or the memory is too small for it.
+    """Decode; exit this process if the decoder hangs or runs out of memory.
 
-    For worker processes, whose tasks are then run again apart.
+    For worker processes, whose tasks are then run again in isolation.
     """
     faulthandler.dump_traceback_later(DECODE_SECONDS, exit=True)
     try:
@@ -44,9 +44,9 @@ def decode_or_exit(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | 
 class SandboxedDecoder:
     """Decode in a child process: an image that kills or hangs it is rejected as `decoder_crash` or `decode_timeout`.
 
-    One for which the memory is too small is tried again in a new process; then MemoryError is raised, as that is no
-    property of the image. A child that was killed (SIGKILL) counts as such: that is what a kernel without memory does,
-    and what no defect of a decoder does.
+    An image that runs out of memory is tried again in a new process; then MemoryError is raised, as that is not a
+    property of the image. A killed child (SIGKILL) counts as out of memory: the kernel does that, and no defect of a
+    decoder.
 
     For the shards whose task crashed; starting the child takes a fraction of a second, each image a little more.
     """

@@ -21,8 +21,8 @@ from bottleneck.storage.store import open_store
 log = logging.getLogger(__name__)
 
 Columns = Callable[[list[np.ndarray], np.ndarray], list[pa.Array]]
-"""Makes what a data file holds beside the images' outcomes, of the features of a shard's ok rows (one array [N, D] a
-layer) and of which rows are ok: the features themselves, or a head's predictions."""
+"""Make the columns besides the outcomes, from the features of the ok rows (one array [N, D] per layer) and the mask of
+ok rows: the features themselves, or a head's predictions."""
 
 
 def extract_prepared(
@@ -65,7 +65,7 @@ def extract_prepared(
 
 
 def _with_kept_rows(made: list[pa.Array], kept_rows: KeptRows) -> list[pa.Array]:
-    """Columns with the values of the rows that were taken over, bit by bit, in their places."""
+    """Columns with the values of the kept rows, bit by bit, in their places."""
     rows_N = np.arange(len(kept_rows.index_of_row))
     index = pa.array(np.where(kept_rows.index_of_row >= 0, len(rows_N) + kept_rows.index_of_row, rows_N))
     old = [column.combine_chunks() for column in kept_rows.columns.columns]
@@ -84,5 +84,5 @@ def feature_columns(features: list[np.ndarray], is_ok: np.ndarray) -> list[pa.Ar
 
 
 def extract_shard(work: Work, base: Base, shard: Shard) -> Receipt:
-    """Both halves, one after the other."""
+    """Prepare a shard, then extract and commit it."""
     return extract_prepared(work, base, prepare_shard(work, shard))

@@ -20,7 +20,7 @@ from bottleneck.text import counted
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did and what there is now; a job prints it as JSON."""
+    """What a run did, and the state of the output; a job prints it as JSON."""
 
     output: str
     images: int
@@ -39,14 +39,14 @@ class Summary:
 
 
 def pending_shards(plan: Plan, done: Collection[int]) -> list[Shard]:
-    """The shards that are not done, in an order of this run's own, so that several runs share the work."""
+    """The shards that are not done, in random order, so that concurrent runs share the work."""
     pending = [shard for shard in plan.shards() if shard.number not in done]
     random.shuffle(pending)
     return pending
 
 
 class Tally:
-    """Counts the outcomes of a run as receipts arrive and stops it when too many images are rejected."""
+    """Count the outcomes of a run as receipts arrive, and stop it if too many images are rejected."""
 
     def __init__(self, plan: Plan, max_rejected: float) -> None:
         check_max_rejected(max_rejected)
@@ -69,7 +69,7 @@ class Tally:
         self.check(self.reasons, self.images)
 
     def check(self, reasons: dict[str, int], num_images: int) -> None:
-        """Raise TooManyRejectedError where more are rejected than may be, of so many images that were looked at."""
+        """Raise TooManyRejectedError if more images are rejected than allowed."""
         if (rejected := sum(reasons.values())) > self.allowed:
             named = ", ".join(f"{count:,} x {reason}" for reason, count in sorted(reasons.items()))
             advice = "run again with a higher `max_rejected` to go on from here"

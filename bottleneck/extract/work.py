@@ -16,7 +16,7 @@ from bottleneck.storage.store import open_store
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker needs to know beside the shard: small, and without secrets."""
+    """What every worker needs besides the shard: small, and without secrets."""
 
     source: str
     output: str
@@ -33,17 +33,17 @@ class Work:
 
     @property
     def holds(self) -> OutputSpec:
-        """What the rows of the output hold."""
+        """What the rows of the output contain."""
         return self.predictions or self.spec
 
     def to_text(self) -> str:
-        """Encode as text, which is how it travels: once for a run, unchanged from hop to hop."""
+        """Encode as text, once per run; it travels unchanged between processes."""
         return json.dumps(self.to_json())
 
     @staticmethod
     @lru_cache(maxsize=4)
     def from_text(text: str) -> "Work":
-        """Decode what `to_text` made; once a process for all the shards of a run."""
+        """Decode the text of `to_text`, once per process."""
         return Work.from_json(json.loads(text))
 
     def to_json(self) -> dict[str, Any]:

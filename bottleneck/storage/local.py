@@ -16,16 +16,15 @@ from bottleneck.storage.local_files import is_folder, is_gone, local_errors, loc
 from bottleneck.storage.store import Entry, ObjectError, ObjectGoneError, Wanted, outcome, windowed
 
 LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}", re.DOTALL)
-"""Keys of what a killed writer may leave: files under a temporary name beside the one they were to have. They are not
-listed."""
+"""Keys of temporary files that a killed writer may leave. They are not listed."""
 
 
 LEFTOVER_SECONDS = 3600.0
-"""A file of such a name that is older has no writer any more: the largest objects take seconds to write."""
+"""Temporary files older than this have no writer any more: the largest objects take seconds to write."""
 
 
 _TEMPORARY_NAME_BYTES = 200
-"""How much of an object's name its temporary name repeats; file systems take 255 in all."""
+"""Part of an object's name that its temporary name repeats; file systems allow 255 bytes in all."""
 
 
 LINK_OUT = "(link out of the source)"
@@ -41,14 +40,14 @@ SPECIAL_FILE = "(special file)"
 
 
 MOST_LINKS = 1000
-"""To one folder in one walk: folders full of links to each other have more paths than anybody could list."""
+"""Links followed to one folder in one walk: folders full of links to each other have too many paths to list."""
 
 
 class FolderStore:
-    """A folder on a disk all workers see. Objects appear under their names only when they are whole."""
+    """A folder on a disk that all workers see. Objects appear under their names only when they are complete."""
 
     lists_reasons = False
-    """Whether `list` tells of what is no object, too."""
+    """Whether `list` also yields entries that are not objects, with the reason."""
 
     def __init__(self, root: str, *, unnamed_files: bool = True) -> None:
         """Args: unnamed_files: whether to write by unnamed files (O_TMPFILE), where the file system has them."""
@@ -77,7 +76,7 @@ class FolderStore:
         return time.time()  # a disk of another machine may have another; only writing to it would tell
 
     def _walk(self, folder: str, prefix: str, above: tuple[str, ...], followed: Counter[str]) -> Iterator[Entry]:
-        """What is below a folder.
+        """Yield the entries below a folder.
 
         Args:
             above: the real paths of the folders the walk is in, this one last.
@@ -117,7 +116,7 @@ class FolderStore:
                 yield Entry(key, status.st_size, local_etag(status)) if is_file else Entry(key, 0, "", SPECIAL_FILE)
 
     def _may_read(self, path: str) -> bool:
-        """Whether what a path leads to may be read, wherever that is."""
+        """Whether the target of a path may be read."""
         return True
 
     def get(self, wanted: Wanted) -> bytes:
@@ -180,7 +179,7 @@ class FolderStore:
             return True
 
     def _create_linked(self, folder: str, path: str, data: bytes) -> None:
-        """Write a file without a name, then link it in: it is whole when it appears, and a kill leaves nothing."""
+        """Write an unnamed file, then link it: it is complete when it appears, and a kill leaves nothing."""
         handle = self._unnamed_file(folder)
         if handle is None:
             temporary = self._temporary_name(path)
@@ -198,7 +197,7 @@ class FolderStore:
             os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
 
     def _unnamed_file(self, folder: str) -> int | None:
-        """A new file without a name; None where there are none, as on NFS and some overlays."""
+        """Open a new unnamed file; None where the file system has none, as NFS and some overlays."""
         if not self._unnamed_files:
             return None
         try:

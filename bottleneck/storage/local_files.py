@@ -12,7 +12,7 @@ from bottleneck.storage.store import ObjectChangedError, ObjectGoneError, Wanted
 
 
 def read_file(file: BinaryIO, wanted: Wanted) -> bytes:
-    """What was asked for of a regular file, and of nothing else: a device or a pipe may have no end."""
+    """Read the wanted bytes of a regular file; refuse devices and pipes, which may have no end."""
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise ObjectGoneError(wanted.key)
@@ -35,7 +35,7 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def is_gone(error: Exception) -> bool:
-    """Whether there can be no file of a name: also where the name itself cannot be (a NUL, too long, a circle)."""
+    """Whether an error means that there is no such file, including impossible names (a NUL, too long, a loop)."""
     if isinstance(error, OSError):
         nothing = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
         return error.errno in nothing
@@ -48,7 +48,7 @@ def local_etag(status: os.stat_result) -> str:
 
 @contextlib.contextmanager
 def local_errors(doing: str) -> Iterator[None]:
-    """Turn what a person must mend into StoreError; the file system's own words say which it is."""
+    """Turn errors that a person must fix into StoreError, with the file system's own words."""
     try:
         yield
     except OSError as error:

@@ -11,7 +11,7 @@ MAGIC = b"PAR1"
 
 
 def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
-    """Open a Parquet file without pyarrow's threads, with which a process that ends soon after aborts now and then.
+    """Open a Parquet file without pyarrow's threads, which can abort a process that exits soon after.
 
     Args:
         source: a file or buffer.
@@ -34,7 +34,7 @@ def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
 
 
 def _is_cut(source: Any) -> bool:
-    """Whether a file begins as Parquet does and does not end so."""
+    """Whether a file begins like Parquet but does not end like it."""
     source.seek(0)
     if bytes(source.read(len(MAGIC))) != MAGIC:
         return False
@@ -47,7 +47,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Numbers and texts, and no type that a library has registered with pyarrow: Ray's unpickles its values."""
+    """Whether a type is a number or text, and not an extension type: Ray's unpickles its values."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)

@@ -36,7 +36,7 @@ ETAG_FIELDS = (
 
 
 class RemoteStore:
-    """A prefix of a file system of fsspec's; needs the package that speaks to it (gcsfs, adlfs, aiohttp)."""
+    """A prefix of an fsspec file system; needs the package for it (gcsfs, adlfs, aiohttp)."""
 
     def __init__(self, uri: str) -> None:
         import fsspec
@@ -62,7 +62,7 @@ class RemoteStore:
                     yield entry
 
     def _walk(self, folder: str, pool: ThreadPoolExecutor) -> Iterator[Entry]:
-        """What is below a folder, in the order of the keys' UTF-8 bytes; one folder is in memory."""
+        """Yield the entries below a folder, in the order of the keys' UTF-8 bytes, with one folder in memory."""
         try:
             found = self._patiently(f"listing {folder}", lambda: self.fs.ls(folder, detail=True))
         except ObjectGoneError:
@@ -168,7 +168,7 @@ class RemoteStore:
         return UsageError(f"{self.uri} can only be read. Expected an output in a folder or an s3://bucket/prefix.")
 
     def _patiently(self, doing: str, attempt: Callable[[], T]) -> T:
-        """Try again while the trouble may pass. Raises what it means otherwise."""
+        """Retry while the error may pass; otherwise raise what it means."""
 
         def call() -> T:
             try:
@@ -211,7 +211,7 @@ def _etag(info: dict[str, Any]) -> str:
 
 
 def _behind(error: Exception) -> Exception:
-    """The answer behind a FileNotFoundError: fsspec raises it for whatever a web server refuses."""
+    """The response behind a FileNotFoundError, which fsspec raises for anything a web server refuses."""
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
         return error
@@ -219,7 +219,7 @@ def _behind(error: Exception) -> Exception:
 
 
 def _status(error: Exception) -> int:
-    """Of an HTTP answer; 0 where there was none."""
+    """The status of an HTTP response; 0 if there was none."""
     status = getattr(error, "status", None) or getattr(error, "code", None)
     try:
         return int(status or 0)
@@ -228,7 +228,7 @@ def _status(error: Exception) -> int:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether trying again may help: after what a server answers when it is in trouble, or a network error."""
+    """Whether a retry may help: after a server error or a network error."""
     if status := _status(error):
         return status >= 500 or status in (408, 429)
     return is_network_error(error)

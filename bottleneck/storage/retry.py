@@ -9,9 +9,9 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 90.0
-"""How long a request that fails in passing is tried again: longer than S3 throttles, shorter than a person waits."""
+"""How long a request is retried: longer than S3 throttles, shorter than a person waits."""
 FIRST_PATIENCE_SECONDS = 8.0
-"""The same until a store has answered once: a wrong endpoint should be told in seconds."""
+"""The same before a store has answered once: a wrong endpoint should be reported in seconds."""
 MAX_PAUSE_SECONDS = 5.0
 
 NETWORK_ERRORS = frozenset(
@@ -34,17 +34,17 @@ NETWORK_ERRORS = frozenset(
         "azure.core.exceptions.IncompleteReadError",
     )
 )
-"""The exceptions of a network in trouble, with what is derived from them, by their full names: most belong to packages
-that need not be installed. Whatever else is raised is not tried again."""
+"""Network exceptions, and their subclasses, by full name: most belong to packages that may not be installed. Other
+exceptions are not retried."""
 _NETWORK_ERRNOS = frozenset((errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT))
 
 
 class PassingError(Exception):
-    """Trouble that may pass, in words; `__cause__` is what was raised."""
+    """An error that may pass, in words; `__cause__` is the exception."""
 
 
 class GaveUpError(Exception):
-    """The trouble did not pass in time."""
+    """The error did not pass in time."""
 
     def __init__(self, seconds: float, words: str) -> None:
         super().__init__(words)
@@ -61,7 +61,7 @@ def is_network_error(error: BaseException) -> bool:
 
 
 class Patience:
-    """How long one store is tried: longer once it has answered."""
+    """How long one store is retried: longer once it has answered."""
 
     def __init__(self) -> None:
         self.has_answered = False
@@ -71,13 +71,13 @@ class Patience:
         return PATIENCE_SECONDS if self.has_answered else FIRST_PATIENCE_SECONDS
 
     def call(self, attempt: Callable[[], T]) -> T:
-        """Call until no PassingError is raised any more. Raises GaveUpError, or what the call raises."""
+        """Call until no PassingError is raised. Raises GaveUpError, or what the call raises."""
         result: T = Retrying(**self._policy())(attempt)
         self.has_answered = True
         return result
 
     async def call_async(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Do as `call`, for a coroutine."""
+        """Like `call`, for a coroutine."""
         result: T = await AsyncRetrying(**self._policy())(attempt)
         self.has_answered = True
         return result

@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRIAL = ".write-test"
-"""The name by which writing is tried. It is written, empty, where a store knows no conditions, or a user may only
-create."""
+"""The key used to try writing. An empty object is written if a store ignores conditions or the user may only create."""
 
 
 class BucketStore:
@@ -55,7 +54,7 @@ class BucketStore:
         self.fs.retries = 1
         self._patience = Patience()
         self._if_match: tuple[str, ...] = ('"{}"', "{}")
-        """Forms of a condition that the store may understand: the standard's, and without quotes as Ceph wants it."""
+        """Forms of a condition that the store may accept: the standard's, and without quotes, as Ceph expects."""
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         for entry, _ in self.list_dated(prefix):
@@ -197,7 +196,7 @@ class BucketStore:
         return asyncio.run_coroutine_threadsafe(work, self.fs.loop)
 
     async def _patiently(self, doing: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Try again while the trouble is a passing one. Raises what the trouble means otherwise."""
+        """Retry while the error may pass; otherwise raise what it means."""
 
         async def call() -> T:
             try:
@@ -233,7 +232,7 @@ def _no_head(**_: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _trouble(error: Exception, doing: str) -> Exception:
-    """What an error means: the exception to raise, a PassingError where trying again may help."""
+    """Translate an error: a PassingError if a retry may help, else the exception to raise."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if response is not None:
         return meaning_of(response, doing)

@@ -15,11 +15,11 @@ from bottleneck.storage.store import ObjectArchivedError, ObjectChangedError, Ob
 
 
 class Outcome(Enum):
-    """What is done about an answer."""
+    """How a response is treated."""
 
     RETRY = auto()
     STOP = auto()
-    """A person has to mend it: StoreError."""
+    """A person must fix it: StoreError."""
     REFUSE = auto()
     """The name or request is wrong: UsageError."""
     GONE = auto()
@@ -29,7 +29,7 @@ class Outcome(Enum):
 
 
 class Answer(NamedTuple):
-    """A row of the table."""
+    """A row of the table of errors."""
 
     outcome: Outcome
     meaning: str = ""
@@ -126,11 +126,11 @@ BY_STATUS: dict[int, Answer] = {
     501: _UNSUPPORTED,
     507: _FULL,
 }
-"""For answers without a code, or with one that is not in the table. Others from 500 up are tried again."""
+"""By status, for responses without a known code. Other statuses from 500 up are retried."""
 
 
 def look_up(code: str, status: int) -> Answer:
-    """Find what an answer means.
+    """Look up the meaning of a response.
 
     Args:
         code: of the error; the status where there was no body.
@@ -142,7 +142,7 @@ def look_up(code: str, status: int) -> Answer:
 
 
 def meaning_of(response: dict[str, Any], doing: str) -> Exception:
-    """Give the exception that an S3 error response stands for.
+    """The exception for an S3 error response.
 
     Args:
         response: as botocore parses it.
@@ -178,7 +178,7 @@ def meaning_of(response: dict[str, Any], doing: str) -> Exception:
 
 
 def _where(error: dict[str, Any], headers: dict[str, str]) -> str:
-    """The remedy of a request that went to the wrong place, naming the right one where the store told it."""
+    """The remedy for a request to the wrong region or endpoint, naming the right one if the store told it."""
     region = str(error.get("Region", "") or headers.get("x-amz-bucket-region", ""))
     endpoint = str(error.get("Endpoint", "") or headers.get("location", ""))
     region_asked = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "not set"

@@ -12,12 +12,12 @@ from typing import Any
 
 NUM_LISTED_AT_ONCE = 8
 NUM_PAGES_AHEAD = 4
-"""Of each range that is listed: a page is about 0.3 MB, so no more than 10 MB wait for their turn."""
+"""Pages buffered per range: a page is about 0.3 MB, so at most 10 MB wait."""
 NUM_PAGES_ALONE = 4
-"""Shorter listings are not worth the requests that dividing costs."""
+"""Shorter listings are not worth the extra requests."""
 MAX_RANGES = 64
 NUM_PAGES_OF_FOLDERS = 8
-"""Looked at for folders to divide by; what follows them is one more range."""
+"""Folders considered as bounds; the keys behind them are one more range."""
 
 Page = dict[str, Any]
 Ask = Callable[..., Page]
@@ -40,7 +40,7 @@ def list_pages(ask: Ask, prefix: str) -> Iterator[Page]:
 
 
 def _bounds(ask: Ask, prefix: str) -> list[str]:
-    """Folders at which a listing may be divided, at most MAX_RANGES - 1, in order."""
+    """Folders at which to divide a listing, at most MAX_RANGES - 1, in order."""
     folders = _folders(ask, prefix)
     while len(folders) == 1:  # photos/train/...: divide by what is below
         folders = _folders(ask, folders[0])

@@ -8,7 +8,7 @@ from bottleneck.storage.store import Entry, ObjectGoneError, Wanted
 
 
 class SourceFolder(FolderStore):
-    """A folder as a source: only read, with links that lead to given places only; it tells what it does not list."""
+    """A folder as a source: read only; links may lead to given places only; skipped entries are reported."""
 
     lists_reasons = True
 
@@ -30,7 +30,7 @@ class SourceFolder(FolderStore):
         return any(real == place or real.startswith(place + "/") for place in self.places)
 
     def leads_out(self, key: str) -> bool:
-        """Whether a key is a link, or below one, to a place that is not to be read."""
+        """Whether a key is, or lies below, a link to a place that must not be read."""
         return not self._may_read(self._path(key))
 
     def get(self, wanted: Wanted) -> bytes:

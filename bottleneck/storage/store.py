@@ -22,9 +22,9 @@ UNNAMED_FILES = "BOTTLENECK_UNNAMED_FILES"
 """Environment variable: set to `off`, folders are written as on file systems without unnamed files."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 IN_FLIGHT = 32
-"""Reads under way at once, a process. One S3 connection gives about 30 to 60 small objects a second."""
+"""Concurrent reads per process. One S3 connection reads about 30 to 60 small objects a second."""
 IN_FLIGHT_BYTES = 64_000_000
-"""... and no more bytes than this, so that a shard of huge images does not fill the memory."""
+"""Bytes of concurrent reads, so that a shard of huge images does not fill the memory."""
 
 NOT_ONCE = (
     "the store wrote over an object that it was asked to create only, so two runs could overwrite each other's work. "
@@ -39,11 +39,11 @@ class Entry(NamedTuple):
     size: int
     etag: str
     reason: str = ""
-    """Why a source does not read it, as skipped objects are counted: a link that leads out, ... Empty for an object."""
+    """Why a source skips it, such as a link that leads out; empty for an object."""
 
 
 class Wanted(NamedTuple):
-    """An object to read, as the plan knows it; `offset` and `length` where it is a slice of a container."""
+    """An object to read, as planned; `offset` and `length` for a slice of a container."""
 
     key: str
     size: int
@@ -53,28 +53,28 @@ class Wanted(NamedTuple):
 
 
 class ObjectError(Exception):
-    """An object cannot be read because of what it is; trying again would not help."""
+    """An object cannot be read, and a retry would not help."""
 
     reason: ClassVar[Literal["missing", "changed", "archived"]]
     """Why its image is rejected."""
 
 
 class ObjectGoneError(ObjectError):
-    """The object of this key is not there (any more)."""
+    """The object does not exist (any more)."""
 
     reason = "missing"
 
 
 class ObjectChangedError(ObjectError):
-    """The object of this key is not the one that was listed."""
+    """The object is not the one that was listed."""
 
     reason = "changed"
 
 
 class ObjectArchivedError(ObjectError, StoreError):
-    """The object of this key is in an archive, from which it has to be restored before it can be read.
+    """The object is in an archive tier and must be restored before it can be read.
 
-    Rejects an image; for an object that a run cannot do without it is a StoreError.
+    Rejects an image. For an object that a run needs it is a StoreError.
     """
 
     reason = "archived"
@@ -91,10 +91,10 @@ class Store(Protocol):
         """Yield the objects whose keys start with `prefix` in the order of their UTF-8 bytes, a page at a time."""
 
     def list_dated(self, prefix: str = "") -> Iterator[tuple[Entry, float]]:
-        """`list` with when each object was written: seconds since the epoch by the store's own clock."""
+        """Like `list`, with the time each object was written, in seconds since the epoch by the store's clock."""
 
     def clock(self) -> float:
-        """What the store's clock says now, in seconds since the epoch."""
+        """The store's current time, in seconds since the epoch."""
 
     def get(self, wanted: Wanted) -> bytes:
         """Read an object or slice.
@@ -109,12 +109,12 @@ class Store(Protocol):
         """Read a whole object, whichever version it is. Raises as `get`."""
 
     def stat(self, key: str) -> Entry | None:
-        """What a listing would say of one object; None if there is none."""
+        """The listing entry of one object; None if there is none."""
 
     def exists(self, key: str) -> bool: ...
 
     def try_writing(self, *, create_only: bool = False) -> None:
-        """Raise StoreError where no object could be written. Nothing is, and no folder made.
+        """Raise StoreError if no object can be written. Writes nothing and makes no folder.
 
         Args:
             create_only: a right to create objects, and to replace none, is enough; where a user of a bucket has no
@@ -122,24 +122,24 @@ class Store(Protocol):
         """
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object whole, unless the key is taken: True if this call created it. Never a partial object."""
+        """Create an object atomically; False if the key exists. Never leaves a partial object."""
 
     def creates_once(self, key: str, data: bytes) -> bool:
-        """Whether `create` leaves an object that is there alone, tried on one.
+        """Try on an existing object whether `create` leaves it alone.
 
         Args:
             key, data: an object and what it holds, so that a store that writes over it changes nothing.
         """
 
     def create_from_file(self, key: str, path: str) -> bool:
-        """`create` with what a local file holds, which need not fit the memory.
+        """Like `create`, from a local file, which need not fit in memory.
 
         Args:
             path: a file; for a folder one on the same disk, which it becomes part of, or a folder there.
         """
 
     def replace(self, key: str, data: bytes, etag: str = "") -> bool:
-        """Write an object whole, in place of the one that may be there.
+        """Write an object atomically, replacing an existing one.
 
         Args:
             etag: of the object that is meant, as `stat` told it; empty for any.
@@ -149,10 +149,10 @@ class Store(Protocol):
         """
 
     def sweep(self) -> None:
-        """Remove what writers that were killed long ago have left; nothing where they leave nothing."""
+        """Remove temporary files of writers that were killed long ago."""
 
     def get_many(self, wanted: Sequence[Wanted]) -> Iterator[bytes | ObjectError]:
-        """Read many objects, in order, with several requests in flight."""
+        """Read many objects in order, with several requests in flight."""
 
 
 def whole(wanted: Wanted, data: bytes) -> bytes:
@@ -169,7 +169,7 @@ def outcome(get: Callable[[Wanted], bytes], one: Wanted) -> bytes | ObjectError:
 
 
 def windowed(wanted: Sequence[Wanted], submit: Callable[[Wanted], "Future[T]"]) -> Iterator[T]:
-    """Yield results in order, keeping at most IN_FLIGHT requests and IN_FLIGHT_BYTES under way."""
+    """Yield results in order, with at most IN_FLIGHT requests and IN_FLIGHT_BYTES in flight."""
     under_way: deque[tuple[int, Future[T]]] = deque()
     num_bytes = 0
     try:
@@ -195,7 +195,7 @@ def check_creates_once(store: Store, key: str, data: bytes) -> None:
 
 
 def open_store(uri: str) -> Store:
-    """Open a folder (a path or file://), a bucket (s3://bucket/prefix), or to be read only whatever fsspec opens.
+    """Open a folder (a path or file://), a bucket (s3://bucket/prefix), or, read only, any fsspec URI.
 
     Raises:
         UsageError: for a URI of another kind, or one that needs a package that is not installed.
@@ -205,7 +205,7 @@ def open_store(uri: str) -> Store:
 
 @functools.lru_cache(maxsize=16)
 def cached_store(uri: str) -> Store:
-    """Open a store by its one name, once."""
+    """Open a store by its normal URI, once per process."""
     # These import this module for what a store is.
     from bottleneck.storage.local import FolderStore
     from bottleneck.storage.readonly import RemoteStore
@@ -219,13 +219,13 @@ def cached_store(uri: str) -> Store:
 
 
 def place_of(file: str) -> tuple[Store, str]:
-    """The store a file or s3:// URI is in, and its name there."""
+    """The store that holds a file or s3:// URI, and its key there."""
     folder, slash, name = file.rstrip("/").rpartition("/")
     return open_store(folder or slash or "."), name
 
 
 def check_output_uri(uri: str) -> None:
-    """Refuse what is only read. Raises UsageError."""
+    """Raise UsageError for an output that can only be read."""
     uri = normal_uri(uri)
     if "://" in uri and not uri.startswith("s3://"):
         raise UsageError(
@@ -235,7 +235,7 @@ def check_output_uri(uri: str) -> None:
 
 
 def normal_uri(uri: str) -> str:
-    """A store's one name: an absolute path, or scheme://place/prefix without a closing slash."""
+    """The normal form of a store's URI: an absolute path, or scheme://place/prefix without a trailing slash."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         if not uri:
