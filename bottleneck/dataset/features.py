@@ -84,14 +84,14 @@ class Features:
         return np.concatenate([np.empty(0, object), *keys])
 
     def keyed_batches(self, layer: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """`batches` with keys_N (str) as the third of each."""
+        """Like `batches`, with keys_N (str) as the third array."""
         column = self.column(layer)
         for table in self.tables(["key", "label", "status", column]):
             ok = ok_rows(table)
             yield vectors(ok.column(column)), _objects(ok.column("label")), _objects(ok.column("key"))
 
     def column(self, layer: str | None) -> str:
-        """The full name of a layer; may be left out where there is only one. Raises UsageError."""
+        """The full name of a layer, which may be None if there is only one. Raises UsageError."""
         if layer is None and len(self.layers) == 1:
             return self.layers[0]
         known = ", ".join(self.layers)
@@ -134,7 +134,7 @@ def open_features(output: str, *, allow_incomplete: bool = False) -> Features:
 
 
 def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a data file, with these columns or all. Raises CorruptError."""
+    """Read the rows of a data file, with these columns or all. Raises CorruptError."""
     try:
         data = store.read(name)
         # Without threads of pyarrow's, see `listing.read_images`; a layer is one column chunk, they gain nothing.
@@ -151,7 +151,7 @@ def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.
 
 
 def rows_of(features: Features) -> dict[str, int]:
-    """Ok images of every data file, from `_SUCCESS.json`, or where there is none from the footers."""
+    """The number of ok rows of every data file, from `_SUCCESS.json`, else from the footers."""
     if features.success is not None:
         return {features.plan.data_name(line["shard"]): line["ok"] for line in features.success["shards"]}
     store = open_store(features.plan.output)
@@ -160,7 +160,7 @@ def rows_of(features: Features) -> dict[str, int]:
 
 
 def vectors(column: pa.ChunkedArray) -> np.ndarray:
-    """features_ND of a layer's column, in the stored dtype and without the rows that have none."""
+    """A layer's column as features_ND in the stored dtype, without null rows."""
     values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     numbers = values.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
     features_ND: np.ndarray = numbers.reshape(len(values) - values.null_count, column.type.list_size)

@@ -12,7 +12,7 @@ from bottleneck.errors import CorruptError
 from bottleneck.storage.store import Entry, ObjectChangedError, ObjectGoneError, Store, Wanted
 
 TAIL_BYTES = 65_536
-"""What is read of a data file to see its footer; the footer of one file is a few thousand bytes."""
+"""Bytes read from the end of a data file; a footer has a few thousand."""
 
 
 def read_footer(store: Store, entry: Entry) -> tuple[Entry, dict[str, Any]]:
@@ -39,7 +39,7 @@ def read_footer(store: Store, entry: Entry) -> tuple[Entry, dict[str, Any]]:
 
 @lru_cache(maxsize=100_000)
 def revision_in(store: Store, entry: Entry) -> int:
-    """Which revision of its shard a data file holds; read once for each content the file has had."""
+    """The revision of its shard that a data file holds; cached by content."""
     revision: int = read_footer(store, entry)[1].get("revision", 0)
     return revision
 

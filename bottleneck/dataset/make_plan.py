@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 
 SHARD_SIZE = 512
-"""Images of a shard, at most by default: about 77 MB of pixels, some seconds of work, one Parquet file."""
+"""Largest default shard: about 77 MB of pixels, some seconds of work."""
 LEAST_SHARD_SIZE = 16
-"""... and at least; networks on CPUs are as fast in batches of 16 as in larger ones."""
+"""Smallest default shard; networks on CPUs are as fast in batches of 16 as in larger ones."""
 NUM_SHARDS = 20
-"""Of small sources, so that a run that is killed has lost little, and others find work beside it."""
+"""Shards of a small source, so that a killed run loses little and other runs find work."""
 MAX_REJECTED = 0.05
-"""Share of the planned images that may be rejected, unless another is asked for."""
+"""Default share of the planned images that may be rejected."""
 LINKS_HINT = "where they are meant, give `roots` with the folder they lead to, or `follow_links`"
 _KNOWN_OBJECT = re.compile(r"plan\.json|_SUCCESS\.json|plan/.*|data/s\d{8}-[0-9a-f]{8}\.parquet")
 
@@ -51,7 +51,7 @@ def make_plan(
     shard_size: int | None = None,
     max_rejected: float = MAX_REJECTED,
 ) -> Plan:
-    """List the source and freeze it as the plan of a new output. If another run was first, its plan is returned.
+    """List the source and freeze it as the plan of a new output. Returns the plan of another run if that was first.
 
     Args:
         max_rejected: share of the images that a list names that may be missing.
@@ -68,21 +68,21 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Survey:
-    """A source that was looked at, the first of its images in memory, and not yet planned."""
+    """A source that was surveyed but not planned yet, with its first images in memory."""
 
     source: str
     output: str
     reading: Reading
     shard_size: int
     images: Iterator[Image]
-    """All of them, to be read once."""
+    """All images; can be read once."""
     skipped: Counter[str]
-    """What is not planned, counted as far as the images have been read."""
+    """What is not planned, counted as far as the images were read."""
     is_asked: bool
-    """Whether the form of the source was asked for, not found."""
+    """Whether the source format was requested rather than detected."""
 
     def make_plan(self, spec: OutputSpec, limits: Limits) -> Plan:
-        """What `make_plan` does after the source was looked at. Raises the same."""
+        """Do the rest of `make_plan`. Raises the same."""
         limits.check_installed()
         store = open_store(self.output)
         listing = freeze(store, spec, self.images, self.skipped, first_shard=0, shard_size=self.shard_size)
@@ -98,7 +98,7 @@ class Survey:
         return plan
 
     def check(self, num_images: int) -> None:
-        """Refuse what is not to be planned, once all images are listed. Raises UsageError."""
+        """Raise UsageError for a source that must not be planned, once all images are listed."""
         if num_images == 0:
             if self.skipped:
                 kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(self.skipped.items()))
@@ -120,10 +120,10 @@ def survey(
     shard_size: int | None = None,
     max_rejected: float = MAX_REJECTED,
 ) -> Survey:
-    """Look at a source as far as its images fit the memory, and at the output; nothing is written.
+    """Survey a source, as far as its images fit in memory, and the output, without writing anything.
 
-    What is wrong with a list or folder of usual size is found here, in the time it takes to read it, before a network
-    or Ray is started. Arguments and exceptions are those of `make_plan`.
+    Finds the problems of a list or folder of usual size before a network or Ray is started. Arguments and exceptions
+    are those of `make_plan`.
     """
     if shard_size is not None and shard_size < 1:
         raise UsageError(f"`shard_size` takes a number of images from 1 up. Received: {shard_size}.")
@@ -153,13 +153,13 @@ def survey(
 
 
 def check_max_rejected(share: float) -> None:
-    """Raise UsageError for what is no share of the planned images."""
+    """Raise UsageError unless the value is a share, 0 to 1."""
     if not 0 <= share <= 1:
         raise UsageError(f"`max_rejected` takes a share from 0 to 1. Received: {share}.")
 
 
 def default_shard_size(num_images: int) -> int:
-    """Images of a shard, unless another number is asked for: so many that there are `NUM_SHARDS`, within limits.
+    """The default number of images per shard, which gives `NUM_SHARDS` shards, within limits.
 
     Args:
         num_images: of the plan; counted no further than to `NUM_SHARDS * SHARD_SIZE`, from where on it is `SHARD_SIZE`.
@@ -170,7 +170,7 @@ def default_shard_size(num_images: int) -> int:
 
 
 def warn_of_labels(plan: Plan) -> None:
-    """Tell of labels that a person would take for one."""
+    """Warn of labels that look alike."""
     if warning := look_alike_warning(plan.label_counts):
         log.warning("%s", warning)
 
@@ -178,7 +178,7 @@ def warn_of_labels(plan: Plan) -> None:
 def commit_plan(
     source: str, output: str, spec: OutputSpec, limits: Limits, reading: Reading, shard_size: int, listing: Listing
 ) -> Plan:
-    """Create `plan.json` for a listing whose parts are written; or return the plan of a run that was first."""
+    """Create `plan.json` for a listing whose parts are written, or return the plan of a run that was first."""
     document = {
         **header(spec),
         **spec.described(),
@@ -202,7 +202,7 @@ def commit_plan(
 
 
 def check_output(output: str) -> None:
-    """Refuse an output that holds anything but a plan and its data. Raises UsageError."""
+    """Raise UsageError for an output that holds anything but a plan and its data."""
     for entry in itertools.islice(open_store(output).list(), 100):
         if not _KNOWN_OBJECT.fullmatch(entry.key):
             raise UsageError(f"The output {output} holds something else: {entry.key}. Give an empty or new place.")

@@ -23,14 +23,14 @@ from bottleneck.text import counted, shown
 
 FORMAT = 3
 NUM_FOOTERS_READ = 16
-"""At once; a footer is one small request."""
+"""Footers read concurrently; each is one small request."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The images of an output and how their features are made.
 
-    `listings` are the plan's own, then its extensions' and revisions' by their numbers.
+    `listings` are the original one, then extensions and revisions by their numbers.
     """
 
     source: str
@@ -41,21 +41,21 @@ class Plan:
     shard_size: int
     listings: list[Listing]
     predictions: PredictionSpec | None = None
-    """Of a plan of predictions: the head that is asked for its answer to the features."""
+    """For a plan of predictions: the head and its options."""
 
     @property
     def holds(self) -> OutputSpec:
-        """What the rows of the output hold."""
+        """What the rows of the output contain."""
         return self.predictions or self.spec
 
     @property
     def grown(self) -> list[Listing]:
-        """The plan's own listing and its extensions': each image is in one of them."""
+        """The original listing and the extensions; each image is in one of them."""
         return [listing for listing in self.listings if not isinstance(listing, Revision)]
 
     @property
     def revisions(self) -> dict[int, Revision]:
-        """By number."""
+        """Revisions by number."""
         return {number: one for number, one in enumerate(self.listings) if isinstance(one, Revision)}
 
     @property
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def largest_shard(self) -> int:
-        """Images of a shard, in the listing whose shards are the largest."""
+        """The largest number of images per shard."""
         return max(listing.shard_size for listing in self.grown)
 
     @property
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What the source holds beside images, by suffix, at the last look that found new images."""
+        """What the source holds besides images, by suffix, at the last listing that found new images."""
         return self.grown[-1].skipped
 
     @property
@@ -103,7 +103,7 @@ class Plan:
         return {shard.number: shard for number, one in self.revisions.items() for shard in one.located(number)}
 
     def runs(self) -> list[Iterator[Shard]]:
-        """The shards of each listing that has images of its own, as last revised; their keys are in order."""
+        """The shards of each listing with images of its own, as last revised; their keys are sorted."""
         return [self._latest(listing) for listing in self.grown]
 
     def _latest(self, listing: Listing) -> Iterator[Shard]:
@@ -114,7 +114,7 @@ class Plan:
         return itertools.chain.from_iterable(self.runs())
 
     def images_in(self, shard: int) -> int:
-        """Images of one shard; all but the last of a listing are full."""
+        """The number of images in a shard; all but the last of a listing are full."""
         for listing in self.grown:
             if shard < listing.shards:
                 is_last = shard == listing.shards - 1
@@ -126,7 +126,7 @@ class Plan:
         return data_name(self.holds, shard)
 
     def data_files(self) -> dict[int, Entry]:
-        """The data files that are there, by shard, whichever revision of it they hold."""
+        """List the existing data files by shard, of any revision."""
         found = ((self.shard_of(entry.key), entry) for entry in open_store(self.output).list("data/"))
         return {shard: entry for shard, entry in found if shard is not None}
 
@@ -140,9 +140,9 @@ class Plan:
         return re.compile(rf"data/s(\d{{8}})-{self.holds.short_fingerprint}\.parquet")
 
     def committed(self, files: dict[int, Entry] | None = None) -> dict[int, int]:
-        """The shards that are done, by number, with their files' sizes in bytes: the truth about progress.
+        """The committed shards by number, with the sizes of their files in bytes.
 
-        A file of an earlier revision is whole and readable, but its shard is not done.
+        A file of an earlier revision is complete and readable, but its shard is not committed.
 
         Args:
             files: `data_files()`, where they are listed already.
@@ -156,22 +156,22 @@ class Plan:
         return {number: entry.size for number, entry in files.items() if number not in stale}
 
     def images(self) -> Iterator[Image]:
-        """Every image in key order, with flat memory."""
+        """Every image in key order, in flat memory."""
         store = open_store(self.output)
         return heapq.merge(*(images_of(store, run) for run in self.runs()), key=lambda image: image.key.encode())
 
     def find(self, keys: Iterable[str]) -> dict[str, tuple[int, Image]]:
-        """Shard and image of those of these keys that are planned, without reading the whole plan's images."""
+        """The shard and image of each of these keys that is planned, without reading all parts."""
         return find(open_store(self.output), self.shards(), keys)
 
 
 def data_name(spec: OutputSpec, shard: int) -> str:
-    """The data file of a shard: its number and its fingerprint, so that nothing else can be taken for it."""
+    """The name of a shard's data file: number and fingerprint, so that it cannot be mistaken."""
     return f"data/s{shard:08d}-{spec.short_fingerprint}.parquet"
 
 
 def load_plan(output: str) -> Plan | None:
-    """Read an output's plan with all its extensions and revisions; None where there is none.
+    """Read the plan of an output with its extensions and revisions; None if there is none.
 
     Raises:
         UsageError: if the plan was written by a version whose format this one does not know.
@@ -205,7 +205,7 @@ def load_plan(output: str) -> Plan | None:
 
 
 def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
-    """The message of a refused run, with the planned and the requested value of each field that differs; or None."""
+    """The message for a refused run, with the planned and requested value of each differing field, or None."""
     planned: dict[str, Any] = {
         "spec": plan.spec.to_json(),
         "predictions": plan.predictions.to_json() if plan.predictions else None,
@@ -254,7 +254,7 @@ def header(spec: OutputSpec) -> dict[str, Any]:
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """Versions of what can change a feature, without importing it."""
+    """The versions of the packages that can change a feature, without importing them."""
     from importlib.metadata import PackageNotFoundError, version
 
     from bottleneck import __version__

@@ -21,9 +21,9 @@ from bottleneck.storage.parquet import open_parquet
 from bottleneck.storage.store import ObjectGoneError, Store
 
 SHARDS_PER_PART = 32
-"""A part is read whole for each of its shards: 16 thousand images are about 1 MB."""
+"""A part is read whole for each of its shards: 16,000 images take about 1 MB."""
 NUM_NAMED = 10
-"""Changed and gone images an extension names; it counts them all."""
+"""Changed and gone images that an extension names; all are counted."""
 
 PART_SCHEMA = pa.schema(
     [
@@ -59,32 +59,32 @@ class Shard:
     part: str
     row_group: int
     revision: int = 0
-    """The number of the plan's document that has it done again; 0 for a shard as it was first planned."""
+    """The number of the revision that replans it; 0 for a shard as first planned."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What one look at the source froze: the plan itself, or an extension."""
+    """One frozen listing of the source: the plan itself, or an extension."""
 
     images: int
     bytes: int
     shards: int
     label_counts: dict[str, int]
     skipped: dict[str, int]
-    """Objects that are no images by their names, by suffix."""
+    """Objects that are not images by name, counted by suffix."""
     listing_sha256: str
     shard_size: int
-    """Images of each of its shards; the last may have fewer."""
+    """Images per shard; the last may have fewer."""
     parts: list[Part]
 
     @property
     def numbers(self) -> Sequence[int]:
-        """The numbers of its shards, in the order of their row groups."""
+        """The shard numbers, in the order of their row groups."""
         first = self.parts[0].first_shard if self.parts else 0
         return range(first, first + self.shards)
 
     def located(self, revision: int = 0) -> Iterator[Shard]:
-        """Its shards, each with the place of its images."""
+        """The shards, each with the location of its images."""
         numbers = iter(self.numbers)
         for part in self.parts:
             for row_group in range(part.shards):
@@ -93,14 +93,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class Revision(Listing):
-    """Shards that are to be done again: the same images, of which some are planned as the source has them now."""
+    """Shards that are planned again: the same images, some as the source has them now."""
 
     revised: list[int]
     """The shards' numbers, in order."""
     limits: Limits
-    """Of the whole plan from then on."""
+    """The limits of the whole plan from then on."""
     replaced_bytes: int
-    """Bytes of the same images as they were planned before."""
+    """Bytes of the same images as planned before."""
     replaced_label_counts: dict[str, int]
 
     @property
@@ -109,7 +109,7 @@ class Revision(Listing):
 
 
 def read_images(store: Store, shard: Shard) -> list[Image]:
-    """The images of one shard, in order."""
+    """Read the images of one shard, in order."""
     # A reader of its own, as two threads cannot share one of pyarrow's; and none of pyarrow's own threads, with which a
     # process that ends soon after aborts now and then (pyarrow 26: 1 of 50 to 300, "terminate called without ...").
     with open_parquet(pa.BufferReader(_part(store, shard.part))) as part:
@@ -124,7 +124,7 @@ def read_images(store: Store, shard: Shard) -> list[Image]:
 
 
 class SourceComparison:
-    """Two sorted streams side by side: what is planned and what is there."""
+    """Compare two sorted streams: planned and existing images."""
 
     def __init__(self, planned: Iterator[Image], found: Iterator[Image]) -> None:
         self.planned, self.found = planned, found
@@ -163,7 +163,7 @@ def freeze(
     first_shard: int,
     shard_size: int,
 ) -> Listing:
-    """Write images as parts, holding one part in memory."""
+    """Write images as parts, with one part in memory."""
     parts: list[Part] = []
     totals = Totals()
     shard = first_shard
@@ -184,7 +184,7 @@ def freeze(
 
 
 class Totals:
-    """Counts what a listing says of its images as a whole."""
+    """Count the images of a listing as they pass."""
 
     def __init__(self) -> None:
         self.images = self.bytes = 0
@@ -210,7 +210,7 @@ class Totals:
 
 
 def shard_table(number: int, images: list[Image]) -> pa.Table:
-    """A shard as a part holds it."""
+    """A shard as a table of a part."""
     columns = [[number] * len(images), list(range(len(images))), *map(list, zip(*images, strict=True))]
     arrays = [pa.array(column, one.type) for column, one in zip(columns, PART_SCHEMA, strict=True)]
     return pa.table(arrays, schema=PART_SCHEMA)
@@ -236,7 +236,7 @@ def _part_name(spec: OutputSpec, first_shard: int, sha256: str) -> str:
 
 
 def copy(listing: Listing, source: Store, store: Store, spec: OutputSpec) -> Listing:
-    """The same shards of the same images as those of another output, as parts of this one."""
+    """Copy the shards of another output, as parts of this one."""
     parts = []
     for part in listing.parts:
         name = _part_name(spec, part.first_shard, part.sha256)
@@ -251,7 +251,7 @@ def images_of(store: Store, shards: Iterable[Shard]) -> Iterator[Image]:
 
 
 def find(store: Store, shards: Iterable[Shard], keys: Iterable[str]) -> dict[str, tuple[int, Image]]:
-    """Shard and image of those of these keys that are listed; of a million images one is found in half a second."""
+    """The shard and image of each of these keys that is listed; one of a million takes half a second."""
     wanted = sorted({key.encode() for key in keys})
     found: dict[str, tuple[int, Image]] = {}
     for name, together in itertools.groupby(shards, key=lambda shard: shard.part):
@@ -286,7 +286,7 @@ def _part(store: Store, name: str) -> bytes:
 
 
 def in_order(images: Iterator[Image]) -> Iterator[Image]:
-    """Pass images on, and stop the run where the store lists them out of order: merging relies on it."""
+    """Pass images on, and raise if the store lists them out of order, which merging relies on."""
     last = b""
     for image in images:
         key = image.key.encode()

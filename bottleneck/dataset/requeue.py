@@ -47,32 +47,31 @@ NUM_READ = 8
 """Data files read concurrently."""
 
 Named = dict[int, dict[str, str]]
-"""Images to do again because of how they were rejected: reason by key, by shard."""
+"""Rejected images to reprocess: reason by key, by shard."""
 
 
 @dataclass(frozen=True)
 class Requeued:
-    """What is to be done again, and what comparing the plan with the source found."""
+    """What will be reprocessed, and what the comparison of plan and source found."""
 
     shards: int = 0
     images: int = 0
-    """That were named: rejected for one of the reasons, or changed."""
+    """Images rejected for one of the reasons, or changed."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """Of them, by reason."""
+    """The rejected ones by reason."""
     changed: int = 0
-    """Of them, those whose size or etag in the source is not the planned one."""
+    """Images whose size or etag in the source is not the planned one."""
     changed_keys: list[str] = field(default_factory=list)
     """The first of them."""
     gone: int = 0
-    """Planned images that the source does not have. Those that were named are looked for again, the rows of all others
-    stay."""
+    """Planned images that are gone from the source. Named ones are read again; the rows of all others stay."""
     gone_keys: list[str] = field(default_factory=list)
 
 
 def requeue_plan(
     plan: Plan, reasons: Collection[str] = (), *, changed: bool = False, limits: Limits | None = None
 ) -> tuple[Plan, Requeued]:
-    """Plan the shards again that hold the images rejected for these reasons, or changed since they were planned.
+    """Replan the shards that hold images rejected for these reasons, or changed since they were planned.
 
     Args:
         limits: of the plan from then on; higher ones than it has, each with its reason.
@@ -98,7 +97,7 @@ def requeue_plan(
 
 
 def check(plan: Plan, reasons: Collection[str], changed: bool, limits: Limits) -> None:
-    """Refuse what cannot be requeued. Raises UsageError."""
+    """Raise UsageError for a plan that cannot be requeued."""
     known = get_args(Reason)
     if odd := sorted(set(reasons) - set(known)):
         raise UsageError(f"--reason takes reasons of rejected images: {', '.join(known)}. Received: {', '.join(odd)}.")
@@ -128,14 +127,14 @@ def check(plan: Plan, reasons: Collection[str], changed: bool, limits: Limits) -
 
 
 def _includes(new: int | tuple[str, ...], old: int | tuple[str, ...]) -> bool:
-    """Whether a limit accepts all that another does."""
+    """Whether a limit accepts everything that another accepts."""
     if isinstance(new, tuple) and isinstance(old, tuple):
         return set(new) >= set(old)
     return new >= old  # type: ignore[operator]  # of one kind
 
 
 def _rejected(plan: Plan, store: Store, reasons: frozenset[str]) -> Named:
-    """The images that were rejected for these reasons, by the rows of the files that have some."""
+    """The images rejected for these reasons, read from the files that have some."""
     if not reasons:
         return {}
     files = plan.data_files()
@@ -151,7 +150,7 @@ def _rejected(plan: Plan, store: Store, reasons: frozenset[str]) -> Named:
 
 
 def _rejected_rows(store: Store, entry: Entry, reasons: frozenset[str]) -> dict[str, str]:
-    """Keys and reasons of a data file, of which little more than their columns is read."""
+    """The keys and reasons of a data file; only these columns are read."""
     while True:
         try:
             with open_parquet(ContainerFile(store, entry), page_checksum_verification=True) as file:
@@ -173,7 +172,7 @@ def _rejected_rows(store: Store, entry: Entry, reasons: frozenset[str]) -> dict[
 
 
 class _Placed(NamedTuple):
-    """A planned image, in its shard, in one of the plan's runs of shards."""
+    """A planned image with its shard and run of shards."""
 
     image: Image
     shard: Shard
@@ -181,7 +180,7 @@ class _Placed(NamedTuple):
 
 
 class _Revising:
-    """One comparison of a plan with its source, and the parts that come of it."""
+    """One comparison of a plan with its source, and the parts it produces."""
 
     def __init__(self, plan: Plan, store: Store, rejected: Named, changed: bool, limits: Limits) -> None:
         self.plan, self.store, self.limits = plan, store, limits
@@ -194,7 +193,7 @@ class _Revising:
         self.gone_keys: list[str] = []
 
     def revision(self) -> tuple[Revision, Requeued]:
-        """Write the parts of the shards to do again; those of a run together, so that all are in order."""
+        """Write the parts of the replanned shards, run by run, so that all are in order."""
         tables: list[list[pa.Table]] = [[] for _ in self.plan.runs()]
         parts: list[list[Part]] = [[] for _ in tables]
         revised: list[list[int]] = [[] for _ in tables]
@@ -236,7 +235,7 @@ class _Revising:
         return replace(revision, **totals.counted()), requeued
 
     def _shards_to_do_again(self) -> Iterator[tuple[int, int, list[Image]]]:
-        """Run, number and images of each shard that holds a named image, in the order of its last key."""
+        """Yield run, number and images of each shard with a named image, in the order of its last key."""
         images: dict[int, list[Image]] = {}
         asked: dict[int, bool] = {}
         for placed, found in self._beside_each_other():
@@ -251,7 +250,7 @@ class _Revising:
                     yield placed.run, number, now
 
     def _look(self, placed: _Placed, found: Image | None) -> Image | None:
-        """What is to be planned for an image that is to be done again; None for one that stays as it is."""
+        """The image to plan for a reprocessed one; None for one that stays as it is."""
         old = placed.image
         if found is None:
             self.num_gone += 1
@@ -271,7 +270,7 @@ class _Revising:
         return found or old
 
     def _beside_each_other(self) -> Iterator[tuple[_Placed, Image | None]]:
-        """Each planned image in key order, with what the source has under its key now."""
+        """Yield each planned image in key order, with the source's current image of that key."""
         source = open_source(self.plan.source, self.plan.reading)
         found = in_order(source.images(Counter()))
         new = next(found, None)

@@ -34,8 +34,8 @@ IMAGE_FIELDS = [
     pa.field("mode", pa.string()),
     pa.field("sha256", pa.binary(32)),
 ]
-"""What every data file says of an image beside its features. `width`, `height` (pixels, as stored) and `mode` (Pillow's
-name) are null where no header could be read, `sha256` (of the image's bytes) where no bytes were read."""
+"""The fields of every data file besides features. `width`, `height` (pixels, as stored) and `mode` (Pillow's name) are
+null where no header could be read, `sha256` (of the image's bytes) where no bytes were read."""
 
 PREDICTION_FIELDS = [
     pa.field("predicted", pa.string()),
@@ -43,13 +43,13 @@ PREDICTION_FIELDS = [
     pa.field("top_labels", pa.list_(pa.string())),
     pa.field("top_probabilities", pa.list_(pa.float32())),
 ]
-"""What a head says of an image: its best class, that class' probability, and the best few, best first."""
+"""A head's prediction: the most probable class, its probability, and the top classes, best first."""
 
 
 def check_schema(schema: pa.Schema, wanted: Collection[str] = ()) -> None:
-    """Refuse columns no data file has, and one that lacks a wanted one. Raises pyarrow.ArrowInvalid.
+    """Raise pyarrow.ArrowInvalid for columns that no data file has, or if a wanted one is missing.
 
-    Above all types that others have registered with pyarrow: Ray has one whose values are unpickled when they are read.
+    This refuses extension types above all: Ray has one whose values are unpickled when read.
     """
     known = {field.name: field.type for field in IMAGE_FIELDS + PREDICTION_FIELDS}
     for field in schema:
@@ -75,7 +75,7 @@ def ok_rows(table: pa.Table) -> pa.Table:
 def data_schema(spec: OutputSpec) -> pa.Schema:
     """The schema of a data file: `IMAGE_FIELDS`, then one column of D values for each layer, or a head's predictions.
 
-    What follows the image's own fields is null unless the row is ok.
+    Columns after `IMAGE_FIELDS` are null unless the row is ok.
     """
     if isinstance(spec, PredictionSpec):
         return pa.schema(IMAGE_FIELDS + PREDICTION_FIELDS)

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 BUCKET_BYTES = 1 << 24
-"""Sorted in memory at once, which takes about three times as much. A single table may be larger."""
+"""Bytes sorted in memory at a time, which takes about three times as much. A single table may be larger."""
 BITS = 7
-"""Of the digest, a level: 128 files are open at once, so two levels hold 250 GB."""
+"""Bits of the digest per level: 128 files are open at once, so two levels hold 250 GB."""
 MAX_DEPTH = 64 // BITS
 BATCH_ROWS = 1024
 DIGEST = "sha256 of the key"
-"""The column that is added meanwhile: the first eight bytes, as a number."""
+"""A temporary column: the first eight bytes of the digest, as a number."""
 
 
 def shuffled(tables: Iterable[pa.Table], folder: str) -> Iterator[pa.Table]:
@@ -62,7 +62,7 @@ def _sorted(tables: Iterator[pa.Table], folder: str, depth: int) -> Iterator[pa.
 
 
 def _distributed(held: pa.Table, following: pa.Table, tables: Iterator[pa.Table], folder: str, depth: int) -> list[str]:
-    """Write rows to a file for each value of the digest's next bits; the files that got any, in order."""
+    """Write rows to one file per value of the digest's next bits; return the files in order."""
     paths = [os.path.join(folder, f"rows-{depth}-{number}.arrow") for number in range(1 << BITS)]
     waiting = itertools.chain([following], tables)
     with contextlib.ExitStack() as stack:
@@ -82,7 +82,7 @@ def _distributed(held: pa.Table, following: pa.Table, tables: Iterator[pa.Table]
 
 
 def _gathered(tables: Iterator[pa.Table], limit_bytes: int | None) -> pa.Table | None:
-    """The next tables as one, of about so many bytes; None where there are no more."""
+    """The next tables as one of about this many bytes; None at the end."""
     gathered: list[pa.Table] = []
     num_bytes = 0
     while limit_bytes is None or num_bytes < limit_bytes:

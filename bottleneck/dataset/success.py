@@ -86,7 +86,7 @@ def finish(
 
 
 def finished(plan: Plan, committed: dict[int, int] | None = None) -> dict[str, Any] | None:
-    """`_SUCCESS.json`, if it speaks of this plan and every data file is there in the size it says; else None.
+    """Read `_SUCCESS.json` if it is of this plan and every data file has the recorded size; else None.
 
     Args:
         committed: `plan.committed()`, where that is known already.

@@ -17,20 +17,20 @@ from bottleneck.spec import FeatureSpec, OutputSpec
 from bottleneck.storage.store import Store
 
 _UNSEALED = b'"sha256": "%064d"' % 0
-"""The footer's digest of the file it is in, while that is not known."""
+"""The placeholder for the file's own digest in its footer."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """The small proof that a shard is committed."""
+    """The proof that a shard is committed."""
 
     shard: int
     statuses: dict[str, int]
     """Rows by outcome: `ok`, or the reason of a rejection."""
     bytes: int
-    """Of the data file."""
+    """Size of the data file."""
     created: bool = True
-    """False where another attempt had committed it first."""
+    """False if another attempt committed it first."""
 
     @property
     def images(self) -> int:
@@ -56,7 +56,7 @@ def write_shard(
     device: str,
     revision: int = 0,
 ) -> Receipt:
-    """Encode a shard's rows and commit its data file, whole or not at all.
+    """Encode a shard's rows and commit its data file atomically.
 
     Args:
         rows: in the schema `rows.data_schema(spec)`, in the plan's order.
@@ -73,7 +73,7 @@ def write_shard(
 
 
 def _commit(store: Store, name: str, data: bytes, revision: int) -> bool:
-    """Write a revision of a data file; False if it, or a later one, is there already."""
+    """Write a revision of a data file; False if it or a later one exists."""
     while True:
         there = store.stat(name)
         if there is None:
@@ -103,7 +103,7 @@ def encode(
     device: str,
     revision: int = 0,
 ) -> bytes:
-    """The bytes of a data file."""
+    """Encode a data file."""
     footer = {
         "format": FORMAT,
         "fingerprint": spec.fingerprint,
@@ -144,7 +144,7 @@ def encode(
 
 
 def _seal(data: bytes) -> bytes:
-    """Put the sha256 of a data file with zeros for it into its footer: `verify --full` then knows every byte of it."""
+    """Write the data file's sha256, computed with zeros in its place, into its footer, for `verify --full`."""
     before, _, after = data.rpartition(_UNSEALED)
     digest = hashlib.sha256(data).hexdigest().encode()
     return b"".join((before, _UNSEALED.replace(b"0" * 64, digest), after))

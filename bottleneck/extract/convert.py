@@ -19,9 +19,9 @@ _TURNS = {
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn as `ImageOps.exif_transpose` does, without its copy where nothing turns; broken EXIF turns nothing.
+    """Rotate like `ImageOps.exif_transpose`, without its copy if nothing is rotated; broken EXIF is ignored.
 
-    Done before the resize: that rounds between its two passes, so turning afterwards would change values.
+    Done before the resize, which rounds between its two passes: rotating afterwards would change values.
     """
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -33,9 +33,9 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image | None:
-    """Convert as Keras' load_img does (alpha is dropped, palettes looked up), but scale deep greys where it clips.
+    """Convert like Keras' load_img (drop alpha, look up palettes), but scale deep greys, which it clips.
 
-    None where the pixels have no colours.
+    None if the pixels have no colours.
     """
     if image.mode == "RGB":
         return image
@@ -50,7 +50,7 @@ def to_rgb(image: Image.Image) -> Image.Image | None:
 
 
 def _to_8_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """The highest 8 of 16 bits (PNG), or of the 9 to 32 a TIFF says; what is below zero is black."""
+    """Keep the highest 8 of 16 bits (PNG), or of the 9 to 32 bits of a TIFF; negative values become black."""
     values_HW = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     bits = int(tags.get(BITSPERSAMPLE, (16,))[0])

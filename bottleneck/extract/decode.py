@@ -31,14 +31,14 @@ from bottleneck.sources.reading import Limits
 from bottleneck.spec import FeatureSpec
 
 BYTES_A_PIXEL = 20
-"""At the peak, of the hungriest decoder."""
+"""Peak memory of the hungriest decoder, in bytes per pixel."""
 MIN_DECODE_BYTES = 50_000_000
-"""Left where the smallest image can be decoded, or one whose size is not known."""
+"""Memory that must be free to decode the smallest image, or one of unknown size."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """An image the base can take."""
+    """A decoded image."""
 
     pixels_HWC: npt.NDArray[np.uint8]
     """uint8 [S, S, 3], RGB, values in the range [0, 255]."""
@@ -51,7 +51,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An image the base cannot take; what its header says of it is None where that could not be read."""
+    """A rejected image; fields of the header are None if it could not be read."""
 
     reason: Reason
     width: int | None = None
@@ -60,7 +60,7 @@ class Rejected:
 
 
 def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected:
-    """Decode one image: the first frame, turned as `spec.exif` says, as RGB, resized to a square.
+    """Decode the first frame of an image, oriented as `spec.exif` says, as RGB, resized to a square.
 
     Reasons: `truncated` is an image in an accepted format that cannot be read whole, be it cut, damaged or of a kind
     its reader does not know. Only what is missing or damaged behind the pixels (later frames, end marks, metadata)
@@ -128,10 +128,10 @@ def decode(data: bytes, spec: FeatureSpec, limits: Limits) -> Decoded | Rejected
 
 
 def _lacks_memory(width: int = 0, height: int = 0) -> bool:
-    """Whether there is too little memory for an image of this size.
+    """Whether memory is too small for an image of this size.
 
-    Asked where a decoder failed: most of them then say that the data are broken (progressive JPEG, WebP, AVIF). The
-    memory is asked for but not touched, so this costs nothing.
+    Called when a decoder fails, as most report a lack of memory as broken data (progressive JPEG, WebP, AVIF). The
+    memory is allocated but not touched, so this costs nothing.
     """
     try:
         np.empty(max(MIN_DECODE_BYTES, BYTES_A_PIXEL * width * height), np.uint8)

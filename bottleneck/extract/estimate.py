@@ -18,7 +18,7 @@ Stage = Literal["network", "decode", "read"]
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What an image costs on average, rejected ones included, and what there is to pay it with.
+    """The average cost of an image, rejected ones included, and the available resources.
 
     The rate is the least of three:
 
@@ -29,11 +29,11 @@ class Costs:
     """
 
     network_seconds: float
-    """Of one network, per image: on a CPU with its share of the cores, on a GPU with a GPU of its own."""
+    """Seconds of one network per image, on its share of the cores or on its own GPU."""
     network_core_seconds: float
     decode_core_seconds: float
     read_seconds: float
-    """That one reader waits, for what its requests in flight have not brought while it decoded."""
+    """Seconds per image that one reader waits for its requests."""
     cores: int
     networks: int
 
@@ -57,21 +57,21 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What extracting the rest of a plan will take on a machine like the one it was measured on."""
+    """The estimate for the rest of a plan, on a machine like the measured one."""
 
     costs: Costs
     sampled: int
-    """Images it was measured on."""
+    """Measured images."""
     images: int
-    """Of the plan that are not done yet."""
+    """Images of the plan that are not done yet."""
     bytes_per_image: float
-    """Of a data file, compressed, footer included."""
+    """Bytes of a data file per image, compressed, with the footer."""
     output_bytes: int
-    """Of all data files in the end, those that are there included."""
+    """Bytes of all data files in the end, including existing ones."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """What `asdict` made of one."""
+        """Read what `asdict` wrote."""
         return cls(**{**value, "costs": Costs(**value["costs"])})
 
     @property
@@ -101,7 +101,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class RunForecast:
-    """What a run expects, after its first batches, of the images still to come."""
+    """A run's forecast for its remaining images, made after its first batches."""
 
     at: float
     """When, in seconds since the epoch."""
@@ -143,7 +143,7 @@ class RunForecast:
 def forecast_run(spent: dict[str, float], *, done: int, planned: int, cores: int, networks: int) -> RunForecast | None:
     """A run's prediction for the rest of itself, by the formula of `Costs`; None while, or if, there is none to make.
 
-    Decoding runs ahead of the network, so what is decoded already costs the rest nothing.
+    Decoding runs ahead of the network, so images that are decoded already cost the rest nothing.
 
     Args:
         spent: as `live.Live` counts it.

@@ -8,9 +8,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 
 def size_before_opening(data: bytes, plugin: type[ImageFile]) -> tuple[int, int]:
-    """Width and height in the header, of formats whose readers reserve memory, or go by another header, afterwards.
+    """Width and height in the header, for formats whose readers reserve memory before they report it.
 
-    0, 0 for the others.
+    0, 0 for other formats.
     """
     if plugin is WebPImageFile:
         return _webp_size(data)
@@ -36,9 +36,9 @@ _HEIF_HEADER_BYTES = 1_000_000
 
 
 def _heif_size(data: bytes) -> tuple[int, int]:
-    """The largest size that an AVIF or HEIC says of any image in it, without what blocks of 64 pixels may add.
+    """The largest size of any image in an AVIF or HEIC, without the padding of 64-pixel blocks.
 
-    It is that of the coded image, which may be cropped to what is shown.
+    This is the coded size, which may be cropped for display.
     """
     sizes = [(0, 0)]
     at = data.find(b"ispe", 0, _HEIF_HEADER_BYTES)
@@ -51,7 +51,7 @@ def _heif_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg2000_size(data: bytes) -> tuple[int, int]:
-    """Width and height as the code stream says, which is what is decoded, whatever the header before it says."""
+    """Width and height in the code stream, which is what is decoded, not those of the container."""
     at = data.find(b"\xff\x4f\xff\x51")
     if at < 0 or len(data) < at + 24:
         return 0, 0
@@ -60,8 +60,8 @@ def _jpeg2000_size(data: bytes) -> tuple[int, int]:
 
 
 def ends_as_jpeg2000(data: bytes) -> bool:
-    """Whether the end mark of the code stream is there: without it, one that was cut between two tiles would do.
+    """Whether the code stream has its end mark; without it, a file cut between two tiles would pass.
 
-    Its two bytes are nowhere else in the coded data.
+    Its two bytes cannot occur in coded data.
     """
     return data.rfind(b"\xff\xd9") > data.find(b"\xff\x93")

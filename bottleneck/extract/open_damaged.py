@@ -18,10 +18,10 @@ def draft(image: ImageFile, spec: FeatureSpec) -> None:
 
 
 def open_jpeg_without_its_end(data: bytes, spec: FeatureSpec) -> ImageFile:
-    """Decode a JPEG that has all its pixels and no end mark. Raises OSError where pixels are missing.
+    """Decode a JPEG that has all its pixels but no end mark. Raises OSError if pixels are missing.
 
-    The decoder looks ahead, so without the mark it never gives the last block. With one put in, it makes up what is
-    missing, without a word. So two different ends are put in: where all pixels are there, neither changes any.
+    The decoder reads ahead, so it never returns the last block without the mark; with an added mark it silently invents
+    what is missing. So two different ends are added: if all pixels are there, the results are equal.
     """
     if not _has_all_scans(data):
         raise OSError("scans are missing")
@@ -38,9 +38,9 @@ def open_jpeg_without_its_end(data: bytes, spec: FeatureSpec) -> ImageFile:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Whether a JPEG's scans so far bring every coefficient of every component at its full precision.
+    """Whether the scans of a JPEG contain every coefficient of every component at full precision.
 
-    False also where restart markers are used: behind one, whole rows can be missing without a trace.
+    Also False with restart markers, behind which whole rows can be missing without a trace.
     """
     components: set[int] = set()
     known: set[tuple[int, int]] = set()
@@ -71,7 +71,7 @@ _PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
 
 def open_png(data: bytes) -> ImageFile:
-    """Open a PNG with nothing left of it but its pixels, up to the first damage, and its orientation.
+    """Open a PNG reduced to its pixels, up to the first damage, and its orientation.
 
     Pillow by itself shows pixel data whose checksum is wrong; and it refuses whole pictures for a damaged colour
     profile or a text that unpacks to gigabytes, of which nothing is needed here. Where pixels are missing, it says so

@@ -26,7 +26,7 @@ def open_or_make_plan(
     max_rejected: float = MAX_REJECTED,
     workers_have_bfloat16: Callable[[], bool] = has_bfloat16,
 ) -> Plan:
-    """The output's plan, if it agrees with what is asked for; a new one where there is none.
+    """Open the plan of an output if it agrees with the request, or make a new one.
 
     Args:
         shard_size: images of a shard in a new plan; None takes the default, and whatever an old plan has.
@@ -53,7 +53,7 @@ def open_or_make_plan(
 def check_request(
     plan: Plan, source: str, request: FeatureRequest, *, limits: Limits, reading: Reading | None, shard_size: int | None
 ) -> None:
-    """Raise FingerprintError, naming each differing field, unless a plan is what was asked for.
+    """Raise FingerprintError, naming each differing field, unless a plan agrees with the request.
 
     Raises:
         UsageError: if it is one of predictions.

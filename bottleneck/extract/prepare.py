@@ -38,24 +38,24 @@ class KeptRows:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A shard after its CPU half: every image has a row, the accepted ones have pixels, or features already."""
+    """A prepared shard: every image has a row, accepted ones have pixels or, if kept, features."""
 
     shard: Shard
     rows: pa.Table
     """`IMAGE_FIELDS`, in the plan's order."""
     pixels_NHWC: np.ndarray
-    """uint8 RGB, once where the bytes of several images are the same."""
+    """uint8 RGB; images with the same bytes share their pixels."""
     pixels_of_row: np.ndarray
-    """Of each row the index of its pixels; -1 of those that are rejected or taken over."""
+    """For each row the index of its pixels; -1 if it is rejected or kept."""
     kept_rows: KeptRows | None = None
-    """Of a shard that is done again."""
+    """For a reprocessed shard."""
     read_bytes: int = 0
-    """Of the images, as the source has them."""
+    """Bytes of the images in the source."""
     read_seconds: float = 0.0
-    """Waited for the source."""
+    """Seconds spent waiting for the source."""
     decode_seconds: float = 0.0
     decode_core_seconds: float = 0.0
-    """What decoding took of a core: less than `decode_seconds` where others have the core meanwhile."""
+    """Core seconds of decoding: less than `decode_seconds` if other processes use the core."""
 
 
 Decoder = Callable[[bytes, FeatureSpec, Limits], Decoded | Rejected]
@@ -64,7 +64,7 @@ Decoder = Callable[[bytes, FeatureSpec, Limits], Decoded | Rejected]
 def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepared:
     """Read and decode a shard's images: the half of the work that needs no network.
 
-    Of a shard that is done again only the images that were rejected, or are planned otherwise than before, are read.
+    Of a reprocessed shard, only rejected and replanned images are read.
 
     Args:
         decoder: `decode`, or a guarded form of it where a hostile image must not take this process along.
@@ -88,7 +88,7 @@ def prepare_shard(work: Work, shard: Shard, decoder: Decoder = decode) -> Prepar
 
 
 def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decoder = decode) -> Prepared:
-    """Read and decode some of a shard's images, as if they were all it has."""
+    """Read and decode these images of a shard."""
     size = work.spec.image_size_px
     pixels_NHWC = np.empty((len(images), size, size, 3), np.uint8)
     pixels_of_row = np.full(len(images), -1, np.int32)
@@ -134,7 +134,7 @@ def prepare_images(work: Work, shard: Shard, images: list[Image], decoder: Decod
 
 
 def _rows_before(work: Work, shard: Shard, images: list[Image]) -> pa.Table | None:
-    """The rows of the file that a revision replaces; None where there is none."""
+    """The rows of the file that a revision replaces; None if there is no file."""
     store, name = open_store(work.output), data_name(work.holds, shard.number)
     if not store.exists(name):
         return None
@@ -148,7 +148,7 @@ def _rows_before(work: Work, shard: Shard, images: list[Image]) -> pa.Table | No
 
 
 def _stays(before: pa.Table | None, images: list[Image]) -> np.ndarray:
-    """Which rows are good as they are, as a mask [N]: ok, and of the image that is planned now."""
+    """The mask [N] of rows to keep: ok, and of the image as planned now."""
     if before is None:
         return np.zeros(len(images), bool)
     held = zip(*(before.column(name).to_pylist() for name in ("reason", "etag", "label")), strict=True)
@@ -160,7 +160,7 @@ def _concatenated(first: pa.Table, second: pa.Table) -> pa.Table:
 
 
 def _read(work: Work, images: list[Image]) -> Iterator[tuple[Image, bytes | Rejected]]:
-    """Each image with its bytes, in order, many requests in flight; what cannot be read is rejected for what it is."""
+    """Yield each image with its bytes, in order, with many requests in flight; unreadable ones are rejected."""
     fetched = open_source(work.source, work.reading).read([image for image in images if _fits(image, work)])
     for image in images:
         if not _fits(image, work):

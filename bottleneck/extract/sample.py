@@ -32,16 +32,16 @@ from bottleneck.storage.store import open_store
 from bottleneck.text import counted
 
 NUM_SAMPLED = 32
-"""VGG16 does them in 3 s on two cores without AMX; of 512 photos they told the output's size to 2 %."""
+"""VGG16 takes 3 s for them on two cores without AMX; they predict the output's size to 2 %."""
 NUM_SHARDS_SAMPLED = 4
 SAMPLE_BATCH_SIZE = 16
 """On a CPU, where VGG16 takes 0.142 core-seconds an image in batches of 16 and of 32; so two are timed, not one."""
 MEASURE_SECONDS = 8.0
-"""No further batch is begun after this; the largest networks take seconds an image."""
+"""No batch starts after this; the largest networks take seconds per image."""
 
 
 def measure_sample(plan: Plan, num_images: int = NUM_SAMPLED) -> Estimate | None:
-    """Read, decode and extract a few images of a plan on this machine, in a process of its own; nothing is stored.
+    """Read, decode and extract a few images of a plan in a child process; nothing is stored.
 
     Takes 10 to 20 s, most of it for Keras and the network to start.
 
@@ -140,7 +140,7 @@ def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
 
 
 def _spread(work: Work, shard: Shard, num_images: int) -> list[Image]:
-    """Some images of a shard, evenly; of a container neighbours, which are read together as in a run."""
+    """Take some images of a shard evenly; of a container, neighbours, which are read together as in a run."""
     images = read_images(open_store(work.output), shard)
     if work.reading.source_format in ("webdataset", "parquet"):
         return images[:num_images]
@@ -148,7 +148,7 @@ def _spread(work: Work, shard: Shard, num_images: int) -> list[Image]:
 
 
 def _time_network(base: Base, pixels_NHWC: np.ndarray) -> tuple[list[np.ndarray], float, float]:
-    """Features of the pixels (of the first ones, if it takes too long), seconds and core-seconds an image."""
+    """Features of the pixels (of the first ones if it takes too long), seconds and core seconds per image."""
 
     def batch(number: int) -> list[np.ndarray]:
         at = range(number * base.batch_size, (number + 1) * base.batch_size)

@@ -21,11 +21,11 @@ CPU_BATCH_SIZE = 32
 """VGG16's largest activations are 0.4 GB (bfloat16: 0.2 GB) at 32; larger batches are no faster on a CPU."""
 GPU_BATCH_SIZE = 256
 NUM_BATCHES = 8
-"""Of a shard, from where on the padding of its last one is little."""
+"""Batches per shard from which on padding the last one costs little."""
 
 
 def fitting_batch_size(most: int, shard_size: int | None) -> int:
-    """The batch size that pads the shards of a plan least: they are divided evenly.
+    """The batch size with the least padding: shards are divided evenly.
 
     Args:
         most: images of a batch that a network's device takes well.
@@ -63,13 +63,13 @@ class Base:
     def of(
         cls, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None = None
     ) -> "Base":
-        """Build what a request names; `spec` says what that is."""
+        """Build the network of a request; `spec` is the resolved spec."""
         base = cls.__new__(cls)
         base._build(request, precision, batch_size, num_threads)
         return base
 
     def check(self, spec: FeatureSpec) -> None:
-        """Raise FingerprintError unless this base computes what a plan says."""
+        """Raise FingerprintError unless this base computes the features of a plan."""
         if self.spec.fingerprint != spec.fingerprint:
             mine, planned = self.spec.to_json(), spec.to_json()
             differing = "; ".join(

@@ -9,11 +9,11 @@ from bottleneck.errors import UsageError
 from bottleneck.networks.keras_import import import_keras
 
 PREPROCESSING = ("Rescaling", "Normalization")
-"""Layers by which a network prepares its pixels itself, where the table says `inside`."""
+"""Layers with which a network preprocesses pixels itself (`inside` in the catalog)."""
 
 
 def build_network(base: str, with_top: bool) -> Any:
-    """The network in code, in float32, with Keras' own initial weights (which are always replaced).
+    """Build a network in float32, with Keras' initial weights, which are always replaced.
 
     Without its top it ends with the last layer that needs none of the top's weights (`avg_pool`, `dropout`), but for
     networks with a heavy top, which end where Keras' own do without it.
@@ -30,14 +30,14 @@ def build_trained(base: str, with_top: bool) -> Any:
 
 
 def cut_top(network: Any, base: str) -> Any:
-    """The network up to the first layer that has weights of the top; it shares its layers with the whole one."""
+    """The network up to the first layer with weights of the top; it shares its layers with the whole network."""
     keras = import_keras()
     row, _ = find_network(base)
     return _apart(lambda: keras.Model(network.input, network.get_layer(row.top).input, name=network.name))
 
 
 def to_bfloat16(network: Any) -> Any:
-    """The same network computing in bfloat16, but for layers that prepare pixels: x - mean would cancel there."""
+    """The same network in bfloat16, except for preprocessing layers, where x - mean would cancel."""
     keras = import_keras()
 
     def clone(layer: Any) -> Any:
@@ -60,14 +60,14 @@ def set_weights(network: Any, values: list[Any]) -> None:
 
 
 def settle(network: Any) -> None:
-    """Let Normalization compute with the weights it has now: Keras' set_weights leaves it with those it had."""
+    """Make Normalization use its current weights: after Keras' set_weights it still uses the old ones."""
     for layer in network.layers:
         if type(layer).__name__ == "Normalization":
             layer.finalize_state()
 
 
 def preprocess(pixels_NHWC: Any, base: str) -> Any:
-    """What the base's preprocess_input makes of float32 RGB in [0, 255], a NumPy array or a tensor."""
+    """Apply the base's preprocess_input to float32 RGB in [0, 255], a NumPy array or a tensor."""
     mode = find_network(base)[0].preprocessing
     if mode == "inside":
         return pixels_NHWC
@@ -124,7 +124,7 @@ def _with_deviation(network: Any) -> Any:
 
 
 def _apart(build: Callable[[], Any]) -> Any:
-    """Build in a thread of its own, where Keras starts to count: a second Inception has `conv2d_94` first, else.
+    """Build in a new thread, where Keras counts layers from 0; otherwise a second Inception starts with `conv2d_94`.
 
     So layers are called in every process what they are called in the first network of one; and the caller's own
     counting and dtype policy, which Keras has for each thread, neither matter nor change.

@@ -38,7 +38,7 @@ def _pool(output: Any, layer: str) -> Any:
 
 
 def compile_model(model: Any, batch_size: int, precision: Precision, num_threads: int | None) -> Any:
-    """One compiled function of a fixed batch shape, from a NumPy array to a list of NumPy arrays."""
+    """Compile a model for a fixed batch shape: a function from a NumPy array to a list of NumPy arrays."""
     import keras
 
     backend = keras.backend.backend()

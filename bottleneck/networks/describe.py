@@ -22,7 +22,7 @@ PLAIN_KINDS = {
     "GlobalAveragePooling2D": "pooling",
     "Dense": "dense",
 }
-"""Layers a plot shows; the others (normalisation, activation, padding) come with one of these."""
+"""Layers that a plot shows; others (normalisation, activation, padding) belong to one of these."""
 COLOURS = {
     "convolution": "#2f6fc4",
     "depthwise convolution": "#4aa3a2",
@@ -35,18 +35,18 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A line of a network's summary."""
+    """A layer in a network's summary."""
 
     name: str
     kind: str
     """Keras' class."""
     shape: tuple[int, ...]
-    """Of its output, without the batch: (H, W, C), or (C,)."""
+    """Shape of its output without the batch: (H, W, C) or (C,)."""
     num_parameters: int
     in_top: bool
-    """Whether features of it need weights with the network's top."""
+    """Whether its features need weights with the top."""
     is_default: bool
-    """Whether `extract` takes its features from here unless told otherwise."""
+    """Whether it is the default layer."""
 
     @property
     def dim(self) -> int:
@@ -93,7 +93,7 @@ class Description:
 
 
 def describe(base: str) -> Description:
-    """Build a network in code and look at it. Raises UsageError for an unknown name."""
+    """Build a network without weights and describe it. Raises UsageError for an unknown name."""
     row, _ = find_network(base)
     default = split_layer(row.default_layer)[0]
     network = build_network(base, with_top=True)

@@ -15,19 +15,19 @@ from bottleneck.storage.store import Entry, ObjectError, ObjectGoneError, Store,
 T = TypeVar("T")
 
 NUM_OPENED = 8
-"""Containers that are looked into at once while a source is planned."""
+"""Containers opened concurrently while a source is planned."""
 STORE_BLOCK_BYTES = 4_000_000
-"""Read at once from a store: an answer costs as much as some megabytes more of it do."""
+"""Block size for stores, where a request costs as much as some megabytes."""
 FOLDER_BLOCK_BYTES = 16_384
 SUFFIXES = (".tar", ".parquet", ".pq")
-"""Of all containers, in lower case."""
+"""Suffixes of all containers, in lower case."""
 IMAGES_BESIDE = "(images beside the containers)"
 OTHERS_BESIDE = "(containers of another kind)"
 NO_SUFFIX = "(no suffix)"
 
 
 def containers(store: Store, only: str | None, suffixes: tuple[str, ...], skipped: Counter[str]) -> list[Entry]:
-    """The containers of a source, so ordered that the keys of their images, NAME/..., are in order.
+    """The containers of a source, ordered so that the keys of their images, NAME/..., are sorted.
 
     Args:
         only: the one object that is the source, where it is not all below the store's root.
@@ -122,7 +122,7 @@ class ContainerFile(io.RawIOBase):
 
 
 def while_planning(store: Store, entry: Entry, error: ObjectError) -> StoreError:
-    """What it means that a container cannot be read as it was listed a moment ago."""
+    """The error for a container that has changed since it was listed."""
     if isinstance(error, StoreError):  # archived
         return error
     what = "is gone" if isinstance(error, ObjectGoneError) else "has changed"

@@ -10,7 +10,7 @@ from bottleneck.sources.reading import Reading
 from bottleneck.storage.store import Entry, ObjectError, Store, Wanted
 
 NUM_LOOKED_AT = 1000
-"""Objects that decide whether images of a source are known by their suffixes: a page of a listing."""
+"""Objects that decide whether images have suffixes: one page of a listing."""
 
 
 class Files:
@@ -35,7 +35,7 @@ class Files:
             yield Image(entry.key, entry.size, entry.etag, label)
 
     def _named(self, skipped: Counter[str]) -> Iterator[Entry]:
-        """What may be an image by its name."""
+        """Yield the objects that may be images by name."""
         for entry in self.store.list():
             reason = entry.reason or no_image(entry.key)
             if reason:
@@ -44,7 +44,7 @@ class Files:
                 yield entry
 
     def _looked_at(self, entries: list[Entry], skipped: Counter[str]) -> Iterator[Entry]:
-        """Leave out what neither its name nor its first bytes call an image."""
+        """Drop objects that are images neither by name nor by their first bytes."""
         unknown = [entry for entry in entries if not names_image(entry.key)]
         if not unknown:
             yield from entries

@@ -47,12 +47,12 @@ IMAGE_SUFFIXES = frozenset(
         ".arw",
     ]
 )
-"""Names that say image, also of formats that are rejected later: such a file is accounted for, not passed over."""
+"""Image suffixes, including formats that are rejected later, so that such files are accounted for."""
 
 SYSTEM_FOLDERS = frozenset(
     ["__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"]
 )
-"""Folders that systems leave beside a user's, in lower case; those whose names begin with a dot are hidden."""
+"""System folders, in lower case; folders whose names begin with a dot are hidden."""
 
 NO_UTF8 = "(name is not UTF-8)"
 NO_MAGIC = "(no suffix, no image)"
@@ -65,11 +65,11 @@ OWN = "(part of an output)"
 """Of this program: it may lie in the source, also while that is listed."""
 _OWN_NAME = re.compile(r"(?:^|/)(?:data/s\d{8}-[0-9a-f]{8}|plan/[0-9a-f]{8}-\d{8}-[0-9a-f]{8})\.parquet")
 NEVER = frozenset([NO_UTF8, HIDDEN, SYSTEM, RESOURCE_FORK, OWN])
-"""Why an object is passed over whatever its suffix says."""
+"""Why an object is skipped whatever its suffix."""
 
 
 class Image(NamedTuple):
-    """One image of a plan: its key in the source and what the listing said of it."""
+    """One image of a plan: its key in the source and its listing entry."""
 
     key: str
     size: int
@@ -81,15 +81,15 @@ class Image(NamedTuple):
     length: int | None = None
     """Bytes of a slice."""
     object: str | None = None
-    """The object that holds it, where that is not the image itself."""
+    """The object that contains it, if not the image itself."""
 
     def wanted(self) -> Wanted:
-        """What to ask a store for."""
+        """The read request for a store."""
         return Wanted(self.object or self.key, self.size, self.etag, self.offset, self.length)
 
 
 def no_image(key: str) -> str:
-    """Why a key is no image by its name, as a suffix to count it under; empty for an image or a name without suffix."""
+    """The suffix under which a non-image is counted; empty for an image or a name without suffix."""
     name = key.rpartition("/")[2]
     if not name:
         return "(directory marker)"
@@ -121,7 +121,7 @@ def names_image(key: str) -> bool:
 
 
 def folder_label(key: str, names: Sequence[str] = ()) -> str | None:
-    """The label that the folder of an image means; None directly under the source, or in a folder that is no class.
+    """The label from the folder of an image; None directly under the source, or in a system folder.
 
     Args:
         names: of the classes, where folders are their numbers.
@@ -141,12 +141,12 @@ def folder_label(key: str, names: Sequence[str] = ()) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def _no_folder_of_images(folder: str) -> str:
-    """Why what lies in a folder is not planned; empty where it is."""
+    """Why the content of a folder is not planned; empty if it is."""
     return next((reason for name in folder.split("/") if (reason := _reserved(name))), "")
 
 
 def _reserved(name: str) -> str:
-    """Whose folder one of this name is, if not the user's."""
+    """The owner of a system folder of this name; empty for a user's."""
     if name.lower() in SYSTEM_FOLDERS:
         return SYSTEM
     return HIDDEN if name.startswith(".") and name not in (".", "..") else ""

@@ -37,10 +37,10 @@ _OTHER_PATTERNS = re.compile(
 
 
 def reader_of(data: bytes, limits: Limits) -> type[ImageFile] | None:
-    """The one class of Pillow that may see these bytes.
+    """The only Pillow class that may read these bytes.
 
-    Called directly, as Image.open would first warn of and then refuse what Pillow finds large, whatever the cap here.
-    An MPO is read as the JPEG it begins with, which is its first frame.
+    Called directly, because Image.open applies its own size limit. An MPO is read as the JPEG it begins with, which is
+    its first frame.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return JpegImageFile
@@ -79,7 +79,7 @@ _HEIF_BRANDS = {"avif": (b"avif", b"avis"), "heic": (b"heic", b"heix", b"hevc", 
 
 
 def _heif_brand(data: bytes) -> str | None:
-    """Which of the formats that share HEIF's container this is, by the brands in its first box.
+    """Which format in a HEIF container this is, by the brands in its first box.
 
     https://nokiatech.github.io/heif/technical.html
     """
@@ -91,11 +91,11 @@ def _heif_brand(data: bytes) -> str | None:
 
 
 MAGIC_BYTES = 1024
-"""Tell every format; a comment may stand before an SVG."""
+"""First bytes needed to detect every format; an SVG may begin with a comment."""
 
 
 def begins_as_image(data: bytes) -> bool:
-    """Whether bytes, MAGIC_BYTES of them, begin as an image does, of any format, accepted or not."""
+    """Whether the first MAGIC_BYTES begin like an image of any format, accepted or not."""
     return reader_of(data, Limits()) is not None or is_other_image(data)
 
 

@@ -21,22 +21,22 @@ from bottleneck.errors import UsageError
 from bottleneck.text import counted
 
 NUM_SHOWN = 5
-"""Groups of labels that look alike a warning shows."""
+"""Groups of similar labels that a warning shows."""
 LIKELY_COLUMNS = (
     *("class", "classes", "labels", "class_name", "class_id", "label_name", "label_id", "fine_label", "coarse_label"),
     *("breed", "species", "category", "target"),
 )
-"""Columns that are suggested, never taken, where none is named and none is called `label`."""
+"""Columns to suggest, but never use, if none is named and none is called `label`."""
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)\.0+")
 _NEGATIVE = re.compile(r"-[0-9]*[1-9][0-9]*(\.[0-9]+)?|-0*\.[0-9]*[1-9][0-9]*")
 
 
 class LabelError(ValueError):
-    """A value that is there and cannot be a label; the message does not say where it stands."""
+    """A value that cannot be a label; the message does not say where it is."""
 
 
 def as_label(value: Any, names: Sequence[str] = ()) -> str | None:
-    """The label that a value of a folder, column or file means.
+    """Convert a value of a folder, column or file to a label.
 
     Args:
         value: text, UTF-8 bytes, a number, a truth value or None, as a reader found it.
@@ -101,7 +101,7 @@ def _shown(value: Any) -> str:
 
 
 def read_label_names(path: str) -> tuple[str, ...]:
-    """Read class names, a line each, the first for label 0.
+    """Read class names from a file, one per line, the first for label 0.
 
     Raises:
         UsageError: for a file that cannot be read, or names that `check_label_names` refuses.
@@ -117,7 +117,8 @@ def read_label_names(path: str) -> tuple[str, ...]:
 
 
 def parse_label_names(text: str, where: str) -> tuple[str, ...]:
-    """The names in a text, a line each. Raises UsageError for fewer than two, or what `check_label_names` refuses."""
+    """Parse class names from text, one per line. Raises UsageError for fewer than two, or what `check_label_names`
+    refuses."""
     names = check_label_names(text.rstrip().splitlines(), where)
     if len(names) < 2:
         raise UsageError(f"{where} holds {counted(len(names), 'class name')}. Expected two at least, a line each.")
@@ -125,7 +126,7 @@ def parse_label_names(text: str, where: str) -> tuple[str, ...]:
 
 
 def check_label_names(names: Iterable[str], where: str) -> tuple[str, ...]:
-    """The names of classes without blanks at their ends. Raises UsageError for a blank or repeated name.
+    """Strip class names. Raises UsageError for a blank or repeated name.
 
     Args:
         where: the file or field that the names are from.
@@ -143,14 +144,14 @@ def check_label_names(names: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def resolve_label_names(names: Sequence[str]) -> tuple[str, ...]:
-    """What `--label-names` means: the names in a file where it has one value, else the names themselves."""
+    """Resolve `--label-names`: a single value is a file with names, several values are the names."""
     if len(names) == 1:
         return read_label_names(os.path.expanduser(names[0]))
     return check_label_names(names, "`label_names`") if names else ()
 
 
 def find_label_column(columns: Sequence[str], asked: str | None, where: str) -> str | None:
-    """The column of labels: the one that is asked for, else the one called `label` in any case, else None.
+    """The label column: the requested one, else `label` in any case, else None.
 
     Raises:
         UsageError: if the column that is asked for is not there.
@@ -165,7 +166,7 @@ def find_label_column(columns: Sequence[str], asked: str | None, where: str) -> 
 
 
 def likely_columns(columns: Sequence[str]) -> list[str]:
-    """Columns that may well hold labels, to suggest them."""
+    """Columns that may hold labels, as suggestions."""
     return [one for one in columns if one.lower() in LIKELY_COLUMNS]
 
 
@@ -174,7 +175,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def unusable(where: str, error: LabelError) -> UsageError:
-    """The error of a label that is there and cannot be used.
+    """The error for a label that cannot be used.
 
     Args:
         where: names file and row.
@@ -183,7 +184,7 @@ def unusable(where: str, error: LabelError) -> UsageError:
 
 
 def numbered(labels: Iterable[str]) -> list[str]:
-    """Labels in the order of their codes: by number where all are numbers, else by their text."""
+    """Labels in order: by number if all are numbers, else by text."""
     ordered = sorted(labels)
     return sorted(ordered, key=int) if are_numbers(ordered) else ordered
 
@@ -205,7 +206,7 @@ def look_alikes(labels: Iterable[str]) -> list[list[str]]:
 
 
 def look_alike_warning(label_counts: Mapping[str, int]) -> str:
-    """What to tell of labels that look alike; empty where there are none."""
+    """The warning about labels that look alike; empty if there are none."""
     groups = look_alikes(label_counts)
     if not groups:
         return ""
@@ -220,7 +221,7 @@ def look_alike_warning(label_counts: Mapping[str, int]) -> str:
 
 
 def label_names(schema: pa.Schema, column: str | None, where: str) -> tuple[str, ...]:
-    """The names of the classes whose numbers a column holds, as Hugging Face datasets keep them in the metadata.
+    """The class names of a column with class numbers, from the metadata of Hugging Face datasets.
 
     Args:
         where: the file, for the error.

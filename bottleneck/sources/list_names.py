@@ -10,7 +10,7 @@ from bottleneck.storage.local import FolderStore
 from bottleneck.storage.store import Store
 
 MAX_NAME = 10_000
-"""Characters of a name or label; of long ones too few would fit the memory."""
+"""Longest name or label, in characters, so that enough of them fit in memory."""
 
 
 WITH_SUFFIX, STRIPPED, SLASHED, BELOW_ROOTS = (
@@ -19,11 +19,11 @@ WITH_SUFFIX, STRIPPED, SLASHED, BELOW_ROOTS = (
     "with / for \\",
     "below --roots",
 )
-"""How a name was found, as it is told."""
+"""How a name was found, as reported."""
 
 
 def spellings(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Names that a listed one may mean, the likeliest first, and what was done to it."""
+    """Possible spellings of a listed name, the likeliest first, and what was changed."""
     yield name, ()
     if (tidied := tidy(name)) != name:
         yield tidied, ()  # only then, as in a bucket ./a.jpg may be a name
@@ -35,7 +35,7 @@ def spellings(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def tidy(name: str) -> str:
-    """A name or URI as a folder takes it: without ./ and //."""
+    """Normalise a name or URI: without ./ and //."""
     scheme, separator, rest = name.partition("://")
     if not separator:
         return posixpath.normpath(name)
@@ -44,7 +44,7 @@ def tidy(name: str) -> str:
 
 
 def stems(names: Iterator[str]) -> dict[str, str | None]:
-    """The images in a folder by their names without suffix; None where several share one."""
+    """The images in a folder by name without suffix; None if several share one."""
     by_stem: dict[str, str | None] = {}
     for name in names:
         stem, suffix = os.path.splitext(name)
@@ -65,7 +65,7 @@ def names_in(store: Store, folder: str) -> Iterator[str]:
 
 
 def leaves(root: str, path: str) -> bool:
-    """Whether a path below a root leads out of it, read as the root's kind of place reads paths."""
+    """Whether a path below a root leads out of it, by the path rules of its kind."""
     if root.startswith("s3://"):
         return False  # keys are names, sent as they are
     if "://" in root:  # a server may decode, more than once, before it walks

@@ -8,28 +8,28 @@ from typing import NamedTuple
 import pyarrow as pa
 
 ROWS_SORTED_AT_ONCE = 150_000
-"""About 100 MB while they are."""
+"""Lines sorted in memory: about 100 MB."""
 
 
 class Line(NamedTuple):
-    """What is kept of a row: enough for an image of the plan."""
+    """What is kept of a row: enough to plan an image."""
 
     key: bytes
-    """In UTF-8, by which lines are sorted."""
+    """In UTF-8, the sort key."""
     label: str | None
     size: int
     etag: str
 
 
 class Found(NamedTuple):
-    """What looking for the image of a row found."""
+    """The result of looking up the image of a row."""
 
     line: Line
     how: tuple[str, ...]
-    """Of those above, where the name had to be read otherwise than it stands."""
+    """How the name was changed to find it; empty if it was found as written."""
     listed: str
     looked_for: str
-    """Where the image would be; of a missing one."""
+    """Where a missing image was searched."""
     is_missing: bool
 
 
@@ -38,7 +38,7 @@ def line_order(line: Line) -> tuple[bytes, str]:
 
 
 def sorted_runs(lines: Iterator[Line], folder: str) -> list[Iterator[Line]]:
-    """Lines as sorted runs: one in memory if they are few, else each in a file of its own."""
+    """Sort lines into runs: one in memory if there are few, else each in a file."""
     runs: list[Iterator[Line]] = []
     while batch := sorted(itertools.islice(lines, ROWS_SORTED_AT_ONCE), key=line_order):
         if not runs and len(batch) < ROWS_SORTED_AT_ONCE:

@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 NUM_NAMED = 3
-"""Missing images a refusal names."""
+"""Missing images that an error names."""
 
 
 class ListReport:
-    """What became of the names of a list, for a person to read."""
+    """Collect how the names of a list were found, and report it."""
 
     def __init__(self, name: str, reading: Reading) -> None:
         self.name, self.reading = name, reading
@@ -38,7 +38,7 @@ class ListReport:
             self.looked_for += [found.looked_for] if len(self.looked_for) < NUM_NAMED else []
 
     def check(self, max_missing: float) -> None:
-        """Raise UsageError where more of the list is missing than may be."""
+        """Raise UsageError if too much of the list is missing."""
         if not self.columns or self.missing <= max_missing * self.total:
             return
         others = [column for column in self.columns.columns if column not in (self.columns.image, self.columns.label)]

@@ -38,45 +38,45 @@ NAMES = (
     *("uri", "url", "image", "img", "path", "file", "file_name", "filename", "key", "image_path", "image_url"),
     *("image_file", "image_name", "img_path", "filepath", "image_id", "id"),
 )
-"""Of the column of images, in lower case, where the user names none; the first that is there."""
+"""Possible names of the image column, in lower case; the first that exists is used."""
 SEPARATORS = ",\t;|"
 BUFFER_BYTES = 1_000_000
 MAX_FIELD = 10_000_000
-"""Characters of a field of CSV; captions may be long."""
+"""Longest CSV field, in characters; captions may be long."""
 MAX_LINE = 20_000_000
 ROWS_READ_AT_ONCE = 256
-"""Of Parquet, where a small file can have one long text in a million rows."""
+"""Rows of Parquet read at a time, as a small file can repeat a long text a million times."""
 NUM_FOR_COLUMNS = 100
-"""Objects of JSON Lines that tell which columns there are."""
+"""JSON Lines objects that determine the columns."""
 
 
 class ListRow(NamedTuple):
     """One row of a list."""
 
     number: int
-    """Of its line in the file, from 1; in Parquet of the row, from 0."""
+    """Its line in the file, from 1; in Parquet its row, from 0."""
     name: str | None
     label: Any
 
 
 @dataclass(frozen=True)
 class ListFile:
-    """A list that is open."""
+    """An open list."""
 
     columns: list[str]
     image: str
     label: str | None
-    """The column of labels; None where there is none, or none is wanted."""
+    """The label column; None if there is none or none is wanted."""
     label_names: tuple[str, ...]
-    """Of the classes, where labels are their numbers; else empty."""
+    """Class names if labels are numbers; else empty."""
     unit: str
-    """What `ListRow.number` counts."""
+    """The unit of `ListRow.number`."""
     rows: Iterator[ListRow]
 
 
 @contextlib.contextmanager
 def open_list(file: ContainerFile, reading: Reading, name: str) -> Iterator[ListFile]:
-    """Open a list by its suffix, whatever it has for a separator.
+    """Open a list by its suffix, and detect its separator.
 
     Raises:
         UsageError: also while rows are read, for a list that is damaged, or has no column of images.
@@ -100,7 +100,7 @@ def open_list(file: ContainerFile, reading: Reading, name: str) -> Iterator[List
 
 
 def find_image_column(columns: Sequence[str], reading: Reading, name: str) -> str:
-    """The column that names images. Raises UsageError where it cannot be told."""
+    """The column with image names. Raises UsageError if it is not clear."""
     if double := sorted({one for one in columns if columns.count(one) > 1}):
         raise UsageError(f"{name} has several columns called {', '.join(double)}. Expected each name once.")
     listed = ", ".join(columns)
@@ -169,12 +169,12 @@ def _separated(text: io.TextIOWrapper, reading: Reading, name: str) -> ListFile:
 
 
 class _Lines:
-    """The lines of a text, none too long for the memory."""
+    """The lines of a text, with a limit on their length."""
 
     def __init__(self, text: io.TextIOWrapper, name: str) -> None:
         self.text, self.name = text, name
         self.ended = True
-        """Whether the last line has a line end."""
+        """Whether the last line ends with a newline."""
 
     def __iter__(self) -> Iterator[str]:
         while line := self.text.readline(MAX_LINE):
@@ -241,7 +241,7 @@ def _parquet(table: Any, reading: Reading, name: str) -> ListFile:
 
 
 def _name(value: Any, where: str) -> str | None:
-    """The name of an image as text: some datasets number their images."""
+    """The name of an image as text; some datasets number their images."""
     if isinstance(value, bytes):
         value = value.decode()
     if isinstance(value, float) and value.is_integer():

@@ -26,15 +26,15 @@ ARCHIVES = (
     *(f".tar.{suffix}" for suffix in ("gz", "bz2", "xz", "zst", "lz4", "z")),
 )
 ARCHIVE_KINDS = {f".{name.rpartition('.')[2]}" for name in ARCHIVES}
-"""As what is skipped is counted."""
+"""The suffixes under which skipped objects are counted."""
 NO_ARCHIVES = (
     "Images in archives and compressed tars cannot be read one by one. Expected files, or tars that are not "
     "compressed: unpack them (unzip, tar -xf), or write them anew as .tar."
 )
 CLASSES = "classes.txt"
-"""Beside tars: the names of the classes whose numbers their labels are, a line each."""
+"""File beside tars with the class names for numeric labels, one per line."""
 NUM_LOOKED_AT = 1000
-"""Objects of a prefix that decide what kind of source it is: a page of a listing."""
+"""Objects that decide the kind of a source: one page of a listing."""
 KINDS: dict[SourceFormat, str] = {"files": "image files", "webdataset": "tars", "parquet": "Parquet files"}
 
 
@@ -42,17 +42,17 @@ class Source(Protocol):
     """Where the images of a plan come from. Both verbs may raise StoreError."""
 
     def images(self, skipped: Counter[str]) -> Iterator[Image]:
-        """Yield the images in the order of their keys' UTF-8 bytes; count what is none in `skipped`, by kind."""
+        """Yield the images in the order of their keys' UTF-8 bytes; count other objects in `skipped`, by kind."""
 
     def first(self, skipped: Counter[str]) -> Image | None:
-        """Some image, at little cost; None where there is none."""
+        """Find any image cheaply; None if there is none."""
 
     def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
-        """Read images, which are in the plan's order, with several requests in flight."""
+        """Read images, given in the plan's order, with several requests in flight."""
 
 
 def open_source(uri: str, reading: Reading) -> Source:
-    """Open a source as a plan says it is read.
+    """Open a source with the reading options of a plan.
 
     Raises:
         UsageError: for a source of another form than `reading.source_format`.
@@ -95,7 +95,7 @@ def images_to_plan(uri: str, reading: Reading, skipped: Counter[str], max_missin
 
 
 def resolve_reading(uri: str, reading: Reading) -> Reading:
-    """What a plan records: `auto` made concrete by the name of the source, or by the first objects it holds.
+    """Resolve `auto` by the name of the source, or by its first objects.
 
     Raises:
         UsageError: where these are of several kinds.
@@ -116,7 +116,7 @@ def resolve_reading(uri: str, reading: Reading) -> Reading:
 
 
 def with_class_names(uri: str, reading: Reading) -> Reading:
-    """Take the names of classes from a file beside the tars, if labels may be their numbers and nobody named them.
+    """Take class names from a file beside the tars, if none are given.
 
     Args:
         reading: as it was resolved.
@@ -142,7 +142,7 @@ def with_class_names(uri: str, reading: Reading) -> Reading:
 
 
 def check_one_kind(uri: str, reading: Reading, num_images: int, skipped: Counter[str]) -> None:
-    """Refuse a source of several kinds, once all of it is listed, if nobody said which kind is meant.
+    """Raise UsageError for a source of several kinds, once all is listed, unless one was requested.
 
     Args:
         reading: as it was resolved.
@@ -193,7 +193,7 @@ def _form_of_file(store: Store, only: str, reading: Reading) -> SourceFormat:
 
 
 def _open(uri: str, reading: Reading, form: SourceFormat = "auto") -> tuple[Store, str | None]:
-    """The store of a source; where the source is one object, the store that holds it, and its key there.
+    """The store of a source; for a single object, the store that contains it and its key.
 
     Raises:
         UsageError: for an archive, which none of the forms reads.

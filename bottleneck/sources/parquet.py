@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", ".pq")
 BUFFER_BYTES = 8_000_000
-"""Read at once of a column; a row group of images may be larger than the memory."""
+"""Bytes of a column read at a time; a row group of images may be larger than the memory."""
 MAX_TEXT = 10_000
 """Characters of a label or path: a dictionary of one long text and a million places where it stands is a small file."""
 
 
 class Table:
-    """The images of the Parquet files of a source; a key is FILE/ROW, or FILE/ROW/PATH where the row has one."""
+    """The images of the Parquet files of a source; keys are FILE/ROW, or FILE/ROW/PATH if the row has a path."""
 
     def __init__(self, store: Store, only: str | None, reading: Reading) -> None:
         self.store, self.only, self.reading = store, only, reading
@@ -76,7 +76,7 @@ class Table:
         return None
 
     def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
-        """Each image's bytes, in order; an image that is null has none."""
+        """Yield each image's bytes, in order; a null image has none."""
         for (name, etag), group in itertools.groupby(images, key=lambda image: (image.object or "", image.etag)):
             rows = [image.offset or 0 for image in group]
             yield from self._read_rows(name, etag, rows)
@@ -156,14 +156,14 @@ class Table:
 
 
 class _ColumnLabels:
-    """What the values of a table's label column mean; each label is held once."""
+    """Convert the values of a label column; each distinct label is stored once."""
 
     def __init__(self, names: tuple[str, ...], where: str) -> None:
         self.names, self.where = names, where
         self.known: dict[str, str] = {}
 
     def of(self, value: Any, row: int) -> str | None:
-        """The label of a row. Raises UsageError where it cannot be used."""
+        """The label of a row. Raises UsageError if it cannot be used."""
         try:
             label = as_label(value, self.names)
         except LabelError as error:
@@ -172,7 +172,7 @@ class _ColumnLabels:
 
 
 def _paths_and_labels(file: pq.ParquetFile, group: int, columns: Columns) -> Iterator[tuple[str | None, Any]]:
-    """The path and the value of the label of each row of a row group."""
+    """The path and label value of each row of a row group."""
     wanted = ([f"{columns.image}.path"] if columns.has_path else []) + ([columns.label] if columns.label else [])
     if not wanted:
         yield from itertools.repeat((None, None), file.metadata.row_group(group).num_rows)
@@ -191,7 +191,7 @@ def _paths_and_labels(file: pq.ParquetFile, group: int, columns: Columns) -> Ite
 
 
 def _values(file: pq.ParquetFile, columns: Columns, rows: Sequence[int]) -> Iterator[bytes]:
-    """The image bytes of these rows, which are in order."""
+    """Yield the image bytes of these rows, which are sorted."""
     column = f"{columns.image}.bytes" if columns.is_struct else columns.image
     wanted = iter(rows)
     row = next(wanted, None)
@@ -213,7 +213,7 @@ def _values(file: pq.ParquetFile, columns: Columns, rows: Sequence[int]) -> Iter
 
 
 def holds_images(store: Store, name: str, reading: Reading) -> bool:
-    """Whether a Parquet file, or its column that is named, holds images, if only in a way that is refused."""
+    """Whether a Parquet file, or the named column, holds images in any form, accepted or not."""
     entry = store.stat(name)
     if entry is None:
         return False

@@ -11,28 +11,28 @@ from bottleneck.sources.reading import Reading
 from bottleneck.storage.parquet import is_plain, is_text
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
-"""What damaged files make pyarrow raise; texts that are not UTF-8 are a ValueError."""
+"""Exceptions of pyarrow for damaged files; text that is not UTF-8 is a ValueError."""
 ROWS_AT_ONCE = 32
 LEAST_IMAGE_BYTES = 16
-"""Of a file for each of its rows: the smallest GIF has 26. A file can say that it has more rows than memory holds."""
+"""Smallest bytes of a file per row: the smallest GIF has 26. A file can declare more rows than fit in memory."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a table has what is needed of it."""
+    """The columns of a table to read."""
 
     image: str
     is_struct: bool
-    """Whether the bytes are a field of the column."""
+    """Whether the bytes are a field of a struct column."""
     has_path: bool
     label: str | None
-    """None where there is none, or none is wanted."""
+    """None if there is none or none is wanted."""
     names: tuple[str, ...]
-    """Of the classes, where labels are their numbers; else empty."""
+    """Class names if labels are numbers; else empty."""
 
 
 def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
-    """Find the columns of images and labels: those that are named, else the only one of its kind and `label`.
+    """Find the image and label columns: the named ones, else the only image column and `label`.
 
     Raises:
         UsageError: if there are none, or several.
@@ -77,7 +77,7 @@ def _image_column(schema: pa.Schema, asked: str | None, name: str) -> str:
 
 
 def other_images(kind: pa.DataType) -> str:
-    """What to say of a column that holds images otherwise than as bytes of their files; empty for all others."""
+    """The explanation for a column that holds images in an unsupported form; empty for others."""
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if is_list and (bytes_type(kind.value_type) is not None or other_images(kind.value_type)):
         return "several images in a row. Expected one image a row: write a row for each, as DataFrame.explode does."
@@ -100,7 +100,7 @@ _PATHS_ONLY = (
 
 
 def check_bytes(file: pq.ParquetFile, columns: Columns, name: str) -> None:
-    """Raise UsageError where all images of a file are elsewhere: datasets that are not embedded have paths alone."""
+    """Raise UsageError if a file has only paths, as datasets without embedded images do."""
     if not columns.has_path or _has_bytes(file, columns.image):
         return
     for batch in file.iter_batches(ROWS_AT_ONCE, columns=[f"{columns.image}.path"], use_threads=False):
@@ -111,7 +111,7 @@ def check_bytes(file: pq.ParquetFile, columns: Columns, name: str) -> None:
 
 
 def _has_bytes(file: pq.ParquetFile, image: str) -> bool:
-    """Whether any row has bytes: by the statistics, or where a file has none by reading groups too small for images."""
+    """Whether any row has bytes, by statistics, else by reading row groups that are too small for images."""
     column = f"{image}.bytes"
     for group in range(file.num_row_groups):
         metadata = file.metadata.row_group(group)
@@ -130,7 +130,7 @@ def _has_bytes(file: pq.ParquetFile, image: str) -> bool:
 
 
 def bytes_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type of the bytes in a column that can hold images; None for any other."""
+    """The type of the bytes in an image column; None for any other column."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)

@@ -7,7 +7,7 @@ from bottleneck.storage.store import Store, normal_uri, open_store
 
 
 def open_place(uri: str, reading: Reading, *places: str) -> Store:
-    """Open a store to be read as part of a source.
+    """Open a store as part of a source.
 
     Args:
         uri: of the store.

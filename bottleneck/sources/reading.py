@@ -47,7 +47,7 @@ class Reading:
         object.__setattr__(self, "roots", tuple(root.rstrip("/") or "/" for root in roots))
 
     def asked(self) -> dict[str, Any]:
-        """What a plan must agree with: not what was left to be found."""
+        """The options that a plan must agree with; detected ones are left out."""
         return {name: value for name, value in self.to_json().items() if value not in ("auto", None, [])}
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Limits:
                 raise UsageError(f"`{name}` takes a number from 1 up. Received: {getattr(self, name)}.")
 
     def check_installed(self) -> None:
-        """Raise UsageError where the decoder of a format is not installed."""
+        """Raise UsageError if the decoder of a format is not installed."""
         if "heic" in self.formats and importlib.util.find_spec("pillow_heif") is None:
             raise UsageError(
                 "`formats` heic takes the package pillow-heif, which is not installed. Install it wherever images are "
@@ -91,7 +91,7 @@ class Limits:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read limits, also those of plans from before there were `formats`, which say whether `tiff` is one."""
+        """Read limits, including those of older plans, which have `tiff` instead of `formats`."""
         given = dict(value)
         formats = ["tiff"] if given.pop("tiff", False) else []
         return cls(**{**given, "formats": tuple(given.get("formats", formats))})

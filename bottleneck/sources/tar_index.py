@@ -9,13 +9,13 @@ from bottleneck.sources.image import no_image
 from bottleneck.text import counted
 
 HEADER_BYTES = 10_000_000
-"""Read at once of a tar's headers, which may say that a name takes terabytes."""
+"""Largest header read from a tar, which may declare a name of terabytes."""
 PADDING_BYTES = 65_536
-"""Looked at behind the end mark, where writers fill up their last block."""
+"""Bytes checked behind the end mark, where writers pad their last block."""
 
 
 class CutError(Exception):
-    """A tar ends before its end mark: what lay behind its last whole header, if anything did, is lost."""
+    """A tar ends before its end mark: anything behind its last complete header is lost."""
 
 
 def tar_members(file: ContainerFile, name: str) -> Iterator[tarfile.TarInfo]:
@@ -73,7 +73,7 @@ def damaged(name: str, offset: int) -> UsageError:
 
 
 def no_member(member: tarfile.TarInfo) -> str:
-    """Why a member is no image, as a suffix to count it under; empty for an image."""
+    """The suffix under which a non-image member is counted; empty for an image."""
     if member.isdir():
         return "(directory marker)"
     if not member.isreg() or member.issparse():

@@ -30,13 +30,13 @@ from bottleneck.storage.source_folder import SourceFolder
 from bottleneck.storage.store import Entry, ObjectError, Store, normal_uri
 
 NUM_LOOKED_AT = 1024
-"""Objects asked for ahead of what is planned, 32 at a time."""
+"""Objects looked up ahead, 32 at a time."""
 NUM_FOLDERS_HELD = 16
-"""Whose names are in memory, where a list leaves out suffixes."""
+"""Folders whose names are kept in memory for lists without suffixes."""
 
 
 class UriList:
-    """The images a list names; a key is the name below the list's own place, or the whole URI elsewhere."""
+    """The images of a list; keys are names below the list's folder, or whole URIs elsewhere."""
 
     def __init__(self, store: Store, only: str, reading: Reading) -> None:
         self.store, self.only, self.reading = store, only, reading
@@ -75,11 +75,11 @@ class UriList:
             yield next(fetched[root])
 
     def _place(self, uri: str) -> tuple[str, str]:
-        """The root and the key in it of an image of the plan. Raises UsageError for one outside the roots."""
+        """The root and key of a planned image. Raises UsageError for one outside the roots."""
         return self._places(uri)[0]
 
     def _places(self, uri: str) -> list[tuple[str, str]]:
-        """Where a name may mean an object: roots and keys in them. Raises UsageError for one outside the roots."""
+        """Possible roots and keys of a name. Raises UsageError for one outside the roots."""
         if "://" not in uri and not uri.startswith("/"):
             if found := [
                 (root, uri if "://" in root else os.path.normpath(uri)) for root in self.roots if not leaves(root, uri)
@@ -98,7 +98,7 @@ class UriList:
         )
 
     def _key(self, root: str, name: str) -> str:
-        """The one key of an object, however a list spells it."""
+        """The key of an object, whatever its spelling in the list."""
         if root != self.store.uri:  # an object below another root may be below the list's own place as well
             root, name = self._place(f"{root.rstrip('/')}/{name}")
         is_relative = root == self.store.uri and "://" not in name and not name.startswith("/")
@@ -148,7 +148,7 @@ class UriList:
         return store.stat(key)
 
     def _with_suffix(self, root: str, key: str) -> Entry | None:
-        """The one image that is called like this but for its suffix; None where there is none, or several."""
+        """The only image with this name apart from its suffix; None if there is none, or several."""
         folder, _, stem = key.rpartition("/")
         if not stem or os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES:
             return None
@@ -180,7 +180,7 @@ class UriList:
             raise while_planning(self.store, entry, error) from None
 
     def _found(self, pool: ThreadPoolExecutor, skipped: Counter[str], report: "ListReport") -> Iterator[Line]:
-        """The lines of the list in its own order, each with what there is of its image."""
+        """Yield the lines of the list in its order, each with its image."""
         with self._open() as opened:
             report.columns = opened
             rows = self._rows(opened, skipped)
@@ -199,7 +199,7 @@ class UriList:
                 yield row
 
     def _once(self, lines: Iterator[Line], skipped: Counter[str]) -> Iterator[Line]:
-        """Each key once. Raises UsageError where a key is listed with two labels."""
+        """Yield each key once. Raises UsageError for a key with two labels."""
         last: Line | None = None
         for line in lines:
             if last is None or line.key != last.key:

@@ -26,26 +26,26 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".tar",)
 CUT = "(cut)"
-"""What tars that end before their end mark are counted under, beside the suffixes of members that are no images."""
+"""The entry under which truncated tars are counted, among the suffixes of non-images."""
 RANGE_BYTES = 16_000_000
-"""Of one read: long enough to be as fast as a store gives, short enough that decoding need not wait for it."""
+"""Bytes of one read: long enough for full throughput, short enough that decoding does not wait."""
 GAP_BYTES = 100_000
-"""Read and thrown away rather than asked for around: what lies between images, captions for the most part."""
+"""Bytes between images, mostly captions, that are read and dropped rather than skipped."""
 WINDOW = 128
-"""Images whose ranges are made together: where a tar is not in the order of its names, so many wait for their turn."""
+"""Images whose ranges are planned together; in an unsorted tar this many may wait."""
 LABEL_BYTES = 1_000_000
-"""Larger files beside an image are no label."""
+"""Larger files beside an image are not labels."""
 
 
 class _Index(NamedTuple):
-    """What looking through one tar found."""
+    """The index of one tar."""
 
     images: list[Image]
     """In key order."""
     others: Counter[str]
-    """Members that are no images, by suffix."""
+    """Non-image members, by suffix."""
     cut: str
-    """Where a tar was cut off, what is to be told of it; else empty."""
+    """The warning about a truncated tar; else empty."""
 
 
 class WebDataset:
@@ -71,7 +71,7 @@ class WebDataset:
         return None
 
     def read(self, images: Sequence[Image]) -> Iterator[bytes | ObjectError]:
-        """Each image's bytes, in order: the members of one tar by as few ranges as there can be."""
+        """Yield each image's bytes, in order; members of one tar are read in as few ranges as possible."""
         windows = [images[start : start + WINDOW] for start in range(0, len(images), WINDOW)]
         divided = [_ranges(window) for window in windows]
         fetched = self.store.get_many([one for ranges in divided for one, _ in ranges])
@@ -140,7 +140,7 @@ class WebDataset:
         return _Index(sorted(images.values(), key=lambda image: image.key.encode()), others, cut)
 
     def _label(self, file: ContainerFile, member: tarfile.TarInfo, where: str) -> tuple[int, str | None] | None:
-        """What a file beside an image says of its label, and how much that counts: .cls before .json.
+        """The label in a file beside an image, and its priority: .cls before .json.
 
         Raises:
             UsageError: for a value that is there and cannot be a label.
@@ -167,7 +167,7 @@ class WebDataset:
 
 
 class _TarLabels:
-    """The labels that stand beside images, by the names they share with them."""
+    """The labels beside images, by their common names."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -200,20 +200,20 @@ class _TarLabels:
             self.by_sample[sample] = label if label[0] > rank or label[1] == text else (rank, None)
 
     def of(self, name: str) -> str | None:
-        """The label of an image; None where there is none, or none of several is closer than the others."""
+        """The label of an image; None if there is none, or if several are equally close."""
         if found := self.by_stem.get(name.rpartition(".")[0]):
             return found[1]
         return self.by_sample.get(_sample(name), (0, None))[1]
 
 
 def _sample(name: str) -> str:
-    """What the files of one sample share: the name up to the first dot of its last part."""
+    """The common name of a sample: up to the first dot of its last part."""
     folder, slash, rest = name.rpartition("/")
     return folder + slash + rest.partition(".")[0]
 
 
 def _ranges(images: Sequence[Image]) -> list[tuple[Wanted, list[int]]]:
-    """The ranges to read for these images, in an order that serves the first image first, each with its images."""
+    """The ranges to read for these images, each with its images, the first image first."""
     ranges: list[tuple[Wanted, list[int]]] = []
     order = sorted(range(len(images)), key=lambda n: (images[n].object or "", images[n].offset or 0))
     for number in order:
