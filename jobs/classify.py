@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 NUM_CLASSES = 1000
-"""ImageNet's, which the whole network of every base tells apart."""
+"""The ImageNet classes of a whole network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,8 @@ class NetworkClassifier:
 def classify(
     images: tuple[str, ...], classifier: HeadClassifier | NetworkClassifier, top: int
 ) -> Iterator[dict[str, Any]]:
-    """One JSON object an image, in order: `image` with `classes`, or with the `reason` it cannot be used for."""
+    """Classify images, one JSON object each, in order: `image` with `classes`, or with the `reason` of its
+    rejection."""
     decoded = [_decoded(image, classifier.base) for image in images]
     pixels = [one.pixels_HWC for one in decoded if isinstance(one, Decoded)]
     answers = iter(classifier(np.stack(pixels), top) if pixels else [])

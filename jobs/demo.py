@@ -57,13 +57,13 @@ def main(config: Config) -> int:
 
 
 def head_of(features: str) -> str:
-    """The head's folder, beside that of its features: `demo/features-random` -> `demo/head-random`."""
+    """The head's folder for a features folder: `demo/features-random` -> `demo/head-random`."""
     path = Path(features)
     return str(path.with_name(path.name.replace("features", "head", 1)))
 
 
 def write_digits(folder: Path) -> int:
-    """Write the digits as PNG files, one folder a class, unless they are there. Returns their number."""
+    """Write the digits as PNG files, one folder per class, unless they exist. Returns their number."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -79,7 +79,7 @@ def write_digits(folder: Path) -> int:
 
 
 def extract_with_any_weights(images: Path, folder: Path) -> Summary:
-    """Extract with ImageNet weights if they can be had, else with random ones, and say which."""
+    """Extract with ImageNet weights if they are available, else with random ones."""
     if imagenet_is_at_hand():
         try:
             return _extract(images, folder / "features-imagenet", "imagenet")
@@ -93,7 +93,7 @@ def extract_with_any_weights(images: Path, folder: Path) -> Summary:
 
 
 def imagenet_is_at_hand() -> bool:
-    """Whether Keras has the weights in its cache, or the host it loads them from answers."""
+    """Whether Keras has the weights in its cache, or can download them."""
     cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
     if any(cache.glob("vgg16_weights_*_notop.h5")):
         return True

@@ -52,7 +52,7 @@ def main(config: Config) -> int:
 
 
 def extract(config: Config) -> Summary:
-    """The whole job, without its printing of the result."""
+    """Run the job without printing the result."""
     started = time.monotonic()
     check_output_uri(config.output)
     check_use_gpu(config.run.use_gpu)
@@ -76,9 +76,9 @@ def extract(config: Config) -> Summary:
 
 
 def _plan(config: Config) -> tuple[Plan | Survey, Extended | None]:
-    """The plan, made if there is none before Ray is started: it stays if Ray does not start.
+    """Open or make the plan before Ray starts, so that it remains if Ray fails.
 
-    Only what is to be planned, where the workers are other machines: they alone can tell which weights they have.
+    On a cluster only survey the source, as only the workers know their weights.
     """
     there = load_plan(config.output)
     if there is None and cluster_address():
@@ -140,7 +140,7 @@ def tell_extended(extended: Extended) -> None:
 
 
 def report(summary: Summary) -> None:
-    """Show what a person wants to know at the end."""
+    """Show the result of a run."""
     rejected = sum(summary.rejected.values())
     rate = summary.details.get("images_per_second")
     told_rate = f", {rate:,.1f} images/s from its first batch on" if rate else ""

@@ -58,7 +58,7 @@ def main(config: Config) -> int:
 
 
 def fit(config: Config) -> dict[str, Any]:
-    """The whole job, without its printing of the result."""
+    """Run the job without printing the result."""
     from bottleneck.heads.head import Head
 
     started = time.monotonic()
@@ -129,7 +129,7 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
 
 
 def try_report(uri: str, head: "Head", features: Features, evaluation: Evaluation | None = None) -> bool:
-    """Write the report beside a head that is saved; log why where that fails, and return False.
+    """Write the report beside a saved head; log the reason and return False if that fails.
 
     Args:
         evaluation: on the held-out images; made here where it is None.
@@ -147,7 +147,7 @@ def try_report(uri: str, head: "Head", features: Features, evaluation: Evaluatio
 
 
 def write_head_report(uri: str, head: "Head", features: Features, evaluation: Evaluation) -> None:
-    """The page beside the head, on the held-out images."""
+    """Write the report of a head, on its held-out images."""
     details = head.origin.details
     grid = [
         {"C": row["c"], "folds": row["accuracies"], "mean": row["mean"], "std": row["std"], "seconds": row["seconds"]}
@@ -162,7 +162,7 @@ def write_head_report(uri: str, head: "Head", features: Features, evaluation: Ev
 
 
 def split_notes(details: dict[str, Any]) -> list[str]:
-    """What is worth knowing of how images were divided, a sentence each."""
+    """Notes on how images were divided, one sentence each."""
     request, notes = details["request"], []
     if request["test_keys"]:
         moved = details["held_out_with_test_keys"]
@@ -181,14 +181,14 @@ def split_notes(details: dict[str, Any]) -> list[str]:
 
 
 def end_of_grid(details: dict[str, Any]) -> str:
-    """Advice where the best C is at an end of the grid; else nothing."""
+    """Advice if the best C is at an end of the grid; else empty."""
     if not (end := details["grid_end"]):
         return ""
     return f"The best C, {details['c']:g}, is the {end} of the grid: a {end.replace('est', 'er')} one may be better."
 
 
 def _check_same(head: "Head", features: Features, request: HeadRequest, layer: str, uri: str) -> None:
-    """Refuse a place where another head is, and say in what it differs."""
+    """Raise if another head is in this place, naming the differences."""
     asked = {**request.to_json(), "layer": layer}
     there = head.origin.details.get("request", {})
     if there:  # an earlier version may not have had all options of this one
@@ -224,7 +224,7 @@ def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
 
 
 class GridTable:
-    """The grid as it fills: on a terminal a live table while it does; when it is full, lines of the result."""
+    """Show the grid: as a live table on a terminal while it fills, then as lines of the result."""
 
     def __init__(self, request: HeadRequest) -> None:
         self.request = request

@@ -29,7 +29,7 @@ from jobs.results import answer, show
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What a plan is made of; `bottleneck extract` asks for the same."""
+    """The options of a plan, shared with `bottleneck extract`."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder, s3://bucket/prefix or URI with images, tars or Parquet files; or a single tar, Parquet file or list."""
@@ -85,7 +85,7 @@ def main(config: Config) -> int:
 
 
 def estimated(plan: Plan) -> Estimate | None:
-    """The plan's estimate, told in a line; None where nothing is left to do, or nothing can be measured here."""
+    """Measure and show the plan's estimate; None if nothing is left to do or can be measured."""
     try:
         estimate = measure_sample(plan)
     except BottleneckError as error:  # the plan is made, whatever this machine can do with it
@@ -99,7 +99,7 @@ def estimated(plan: Plan) -> Estimate | None:
 
 
 def describe(plan: Plan) -> list[str]:
-    """The plan for a person to read, a fact a line."""
+    """Describe a plan, one fact per line."""
     spec = plan.spec
     labels = list(plan.label_counts.items())
     shown = ", ".join(f"{label} ({count:,})" for label, count in labels[:8]) + (", ..." if len(labels) > 8 else "")
@@ -118,10 +118,10 @@ def describe(plan: Plan) -> list[str]:
 
 
 def skipped(plan: Plan) -> str:
-    """What the source holds besides images, as of the last look at it."""
+    """What the source holds besides images, as last listed."""
     return ", ".join(f"{count:,} x {suffix}" for suffix, count in plan.skipped.items())
 
 
 def expected_bytes(plan: Plan) -> int:
-    """Features as they are plus 150 bytes a row for the rest; compression makes it less, by how much no plan knows."""
+    """Uncompressed features plus 150 bytes per row; compression makes it smaller."""
     return plan.num_images * (sum(plan.spec.dims) * np.dtype(plan.spec.dtype).itemsize + 150)

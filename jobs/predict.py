@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_SHOWN = 20
-"""Classes that are shown with their images, the most frequent."""
+"""Number of most frequent classes to show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def main(config: Config) -> int:
 
 
 def told(output: str) -> dict[str, Any]:
-    """Show what was predicted, and give it as JSON."""
+    """Show the predicted classes, and return them as JSON values."""
     plan = load_plan(output)
     found = count_predicted(plan) if plan is not None else None
     if found is None:
@@ -98,7 +98,7 @@ def told(output: str) -> dict[str, Any]:
 
 
 def predict(config: Config) -> Summary:
-    """The whole job, without its printing of the result."""
+    """Run the job without printing the result."""
     from bottleneck.heads.head import Head
 
     check_output_uri(config.output)

@@ -81,7 +81,7 @@ def tell(requeued: Requeued, again: str | None) -> None:
 
 
 def command(plan: Plan) -> str:
-    """What goes on with a plan: the command that agrees with it, with the options that are not the default."""
+    """The command that continues a plan, with its non-default options."""
     words = ["bottleneck", "extract", plan.source, plan.output]
     if plan.predictions:
         words = ["bottleneck", "predict", plan.source, plan.predictions.head, plan.output]

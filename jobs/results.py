@@ -19,17 +19,17 @@ from bottleneck.text import printable
 
 
 class _Streams:
-    """Where results go, as `answering` was told."""
+    """Where results go."""
 
     as_json = False
     stdout: TextIO | None = None
     options: frozenset[str] = frozenset()
-    """Of the job that runs, by the names of their fields."""
+    """Options of the running job, by field name."""
 
 
 @contextlib.contextmanager
 def answering(*, as_json: bool) -> Iterator[None]:
-    """Have jobs answer on what stdout is now, whatever is redirected meanwhile."""
+    """Make jobs answer on the current stdout, even if it is redirected later."""
     before = _Streams.as_json, _Streams.stdout, _Streams.options
     _Streams.as_json, _Streams.stdout, _Streams.options = as_json, sys.stdout, frozenset()
     for stream in (sys.stdout, sys.stderr):
@@ -42,12 +42,12 @@ def answering(*, as_json: bool) -> Iterator[None]:
 
 
 def speak_of(options: Iterable[str]) -> None:
-    """Have errors and logs name the options of a job where the library names its parameters."""
+    """Make errors and logs name options of the job instead of parameters of the library."""
     _Streams.options = frozenset(options)
 
 
 def with_options(message: str) -> str:
-    """What the library says of parameters (`test_fraction`), said of a job's options (--test-fraction)."""
+    """Replace parameters in a message (`test_fraction`) with the job's options (--test-fraction)."""
     options = _Streams.options
     return re.sub(r"`(\w+)`", lambda one: f"--{one[1].replace('_', '-')}" if one[1] in options else one[0], message)
 
@@ -62,13 +62,13 @@ def show(line: str, lead: str = "") -> None:
 
 
 def answer(result: dict[str, Any]) -> None:
-    """Give the job's result as JSON, if that was asked for. Called once, at the end."""
+    """Print the job's result as JSON, if requested. Called once, at the end."""
     if _Streams.as_json:
         _print(json.dumps(_finite(result), allow_nan=False), _Streams.stdout or sys.stdout)
 
 
 def _finite(value: Any) -> Any:
-    """A result with null for NaN and infinity, which JSON has not and its readers refuse."""
+    """Replace NaN and infinity, which JSON does not have, with null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -77,7 +77,7 @@ def _finite(value: Any) -> Any:
 
 
 def fail(error: str, message: str, exit_code: int) -> int:
-    """Tell in one line why there is no result, and as JSON; returns the exit code."""
+    """Report an error in one line, and as JSON; returns the exit code."""
     message = with_options(message)
     _print(f"error: {printable(message)}", sys.stderr)
     answer({"error": error, "message": message, "exit_code": exit_code})
@@ -90,7 +90,7 @@ def has_terminal() -> bool:
 
 
 def flush() -> None:
-    """Before `os._exit`, which flushes nothing, and after help, whose reader may have left."""
+    """Flush before `os._exit`, which does not, and after help, whose reader may have left."""
     for stream in (_Streams.stdout or sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -99,7 +99,7 @@ def flush() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Send the rest to nobody: whoever reads, `head` say, has read enough; the job has not done enough."""
+    """Discard the rest of a stream whose reader, such as `head`, has left."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -115,7 +115,7 @@ def _print(text: str, stream: TextIO) -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """One record, one line; a traceback's lines are indented below it, so that none looks like a record."""
+    """Format a record as one line, with a traceback's lines indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
         lines = [printable(with_options(record.getMessage()))]

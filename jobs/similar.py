@@ -86,7 +86,7 @@ def main(config: Config) -> int:
 
 
 def read_image(image: str) -> bytes | None:
-    """The bytes of a file or object; None where there is none."""
+    """Read a file or object; None if it does not exist."""
     store, name = place_of(image)
     try:
         return store.read(name)
@@ -95,7 +95,7 @@ def read_image(image: str) -> bytes | None:
 
 
 def stored(features: Features, key: str, layer: str) -> np.ndarray:
-    """The query of an image of the dataset."""
+    """The query for an image of the dataset."""
     found_D = features_of(features, key, layer)
     if found_D is None:
         raise UsageError(
@@ -106,7 +106,7 @@ def stored(features: Features, key: str, layer: str) -> np.ndarray:
 
 
 def extracted(data: bytes, config: Config, features: Features, layer: str) -> np.ndarray:
-    """The query of any other image: its features, made as the dataset's were."""
+    """The query for another image, whose features are extracted as the dataset's were."""
     plan = features.plan
     decoded = decode(data, plan.spec, plan.limits)
     if isinstance(decoded, Rejected):
@@ -119,7 +119,7 @@ def extracted(data: bytes, config: Config, features: Features, layer: str) -> np
 
 
 def own_key(features: Features, image: str) -> str | None:
-    """The key that a file has in the dataset; None for one that is not in it."""
+    """The key of a file in the dataset; None if it is not in it."""
     uri, plan = normal_uri(image), features.plan
     # Below the source, below the folder of a list, or a whole URI, which a list may hold too.
     roots = (plan.source, plan.source.rpartition("/")[0]) if plan.reading.source_format == "list" else (plan.source,)
@@ -131,7 +131,7 @@ def own_key(features: Features, image: str) -> str | None:
 def search(
     features: Features, query_D: np.ndarray, top: int, layer: str, own: str | None
 ) -> tuple[list[Neighbour], int]:
-    """The neighbours without the image itself, and how many images were compared, with progress on stderr."""
+    """Find the neighbours without the image itself, and the number of images compared, with progress on stderr."""
     seen = 0
     with Display("similar") as display:
 
@@ -144,7 +144,7 @@ def search(
 
 
 def table(found: Sequence[Neighbour]) -> list[str]:
-    """The result for a person to read."""
+    """The result as lines."""
     labels = ["" if one.label is None else printable(one.label) for one in found]
     width = max(map(len, ["label", *labels]))
     return [
@@ -159,7 +159,7 @@ def table(found: Sequence[Neighbour]) -> list[str]:
 def write_sheet(
     sheet: str, image: str, data: bytes | None, features: Features, found: Sequence[Neighbour], details: dict[str, Any]
 ) -> None:
-    """Thumbnails come from the source; of a file that was asked about, from its own bytes."""
+    """Write the contact sheet; thumbnails come from the source, a file's own from its bytes."""
     from bottleneck.inspect.contact_sheet import contact_sheet
     from bottleneck.inspect.report import thumbnail, thumbnails_of
 

@@ -44,7 +44,7 @@ def main(config: Config) -> int:
 
 
 def watch(config: Config) -> Status:
-    """Look until it is finished, or until Ctrl-C, and return what was seen last."""
+    """Repeat until the output is finished, or until Ctrl-C, and return the last state."""
     status = look(config.output)
     live: Any = start_live()
     try:
@@ -65,7 +65,7 @@ def watch(config: Config) -> Status:
 
 
 def lines(status: Status) -> list[str]:
-    """What a person wants to know, the most important first."""
+    """The state as lines, the most important first."""
     told = [f"{status.output}: {line(status)}"]
     if status.shards_again:
         told.append(f"  requeued for some of their images: {counted(status.shards_again, 'shard')}")

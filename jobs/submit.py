@@ -38,9 +38,9 @@ from jobs.submit_checks import check_job
 log = logging.getLogger(__name__)
 
 AGENT_SECONDS = 60
-"""A cluster that has just started has a dashboard some seconds before it has agents, which start jobs."""
+"""How long to wait for the agents of a new cluster, which start after its dashboard."""
 NOT_FOUND = 127
-"""A shell's exit code where there is no such command."""
+"""A shell's exit code for an unknown command."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +59,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Sent:
-    """A job that the cluster has."""
+    """A submitted job."""
 
     name: str
     submission_id: str
     logs: str
-    """The line for a shell that shows what it does."""
+    """The shell command that shows its log."""
     stop: str
-    """The line for a shell that ends it."""
+    """The shell command that stops it."""
 
     def tell(self, show: Callable[[str], None]) -> None:
         show(f"sent: {self.submission_id}")
@@ -78,7 +78,7 @@ class Sent:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Without the `--` the job's options would be taken for ours."""
+    """Require the `--`, without which the job's options would be parsed as ours."""
     if not {"--", "--help", "-h"} & set(arguments):
         raise UsageError(
             "Expected `--` between the options of submit and the job, as in: bottleneck submit --address "
@@ -113,7 +113,7 @@ def written_out(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def send(client: Any, dashboard: Dashboard, config: Config) -> Sent:
-    """Have the cluster start the job."""
+    """Submit the job."""
     started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     submission_id = f"{config.job[0]}-{started}-{secrets.token_hex(2)}"
     sent = Sent(
@@ -144,7 +144,7 @@ def send(client: Any, dashboard: Dashboard, config: Config) -> Sent:
 
 
 def patient(submit: Callable[..., Any], pause_seconds: float = 2.0) -> Callable[..., Any]:
-    """Try again for a minute while no agent is there to start jobs; nothing was sent then."""
+    """Retry for a minute while there is no agent to start jobs."""
     return tenacity.retry(
         retry=tenacity.retry_if_exception_type(NoAgentError),
         stop=tenacity.stop_after_delay(AGENT_SECONDS),
@@ -160,7 +160,7 @@ def _tell_waiting(state: tenacity.RetryCallState) -> None:
 
 
 def entrypoint(words: tuple[str, ...], *, with_code: bool) -> str:
-    """The line that the cluster's head gives to a shell."""
+    """The command line that the cluster's head runs."""
     # With the code sent along, the image need not have the command at all.
     start = ("python", "-m", "jobs") if with_code else ("bottleneck",)
     return shlex.join([*start, EXPECT_VERSION, __version__, JSON, *words])
@@ -172,7 +172,7 @@ CODE = (".py", ".j2", ".css", ".js")
 
 @contextlib.contextmanager
 def code_folder() -> Iterator[Path]:
-    """A folder with this installation's code and nothing else, for as long as it takes to send it."""
+    """A temporary folder with this installation's code and nothing else."""
     with tempfile.TemporaryDirectory(prefix="bottleneck-code-") as name:
         num_files = num_bytes = 0
         for package in (bottleneck, jobs):
@@ -212,7 +212,7 @@ def wait(client: Any, sent: Sent) -> int:
 
 
 def outcome(ended: Any, result: dict[str, Any] | None) -> tuple[int, str]:
-    """The exit code of a job that has ended, and what to say where it was not its own doing."""
+    """The exit code of an ended job, and a message if the job did not cause it."""
     code: int | None = ended.driver_exit_code
     own = (result or {}).get("exit_code")
     if ended.status.name == "STOPPED":

@@ -19,7 +19,7 @@ PLACES = {
     *("source", "output", "head", "features", "images", "image", "file", "a", "b", "roots", "weights"),
     *("report", "sheet", "plot", "names", "folder", "bucket"),
 }
-"""Options that name a file or folder; a test asks that each new one is among them, or known not to be."""
+"""Options that name a file or folder; a test requires a decision for each new one."""
 SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN")
 CREDENTIALS = re.compile(
     r"://[^/]*@|[?&][^=&]*(key|secret|token|signature|credential|password|sig)[^=&]*=|aws_(secret|session)_", re.I
@@ -27,7 +27,7 @@ CREDENTIALS = re.compile(
 
 
 def check_job(words: tuple[str, ...], is_loopback: bool) -> None:
-    """Raise where a job cannot be sent; wrong options end the process with exit code 2, as the job itself would.
+    """Raise if a job cannot be sent; wrong options exit with code 2, as in the job itself.
 
     Raises:
         UsageError: unknown job, credentials in an argument, a folder that the cluster's machines do not see.

@@ -46,9 +46,9 @@ def check_footer(objects: Objects, plan: AuditedPlan, shard: int) -> tuple[Count
 
 
 def check_bytes(data: bytes) -> None:
-    """Find every byte of a data file as it was written, by the digest in its own footer. Raises Wrong.
+    """Check every byte of a data file against the digest in its footer. Raises Wrong.
 
-    Page checksums leave headers, statistics, names and the footer itself open, which other readers trust.
+    Page checksums do not cover headers, statistics, names and the footer.
     """
     digest = json.loads((pq.read_metadata(pa.BufferReader(data)).metadata or {})[b"bottleneck"])["sha256"].encode()
     before, field, after = data.rpartition(b'"sha256": "' + digest + b'"')

@@ -30,23 +30,23 @@ REASONS = frozenset(
 )
 """Why an image may be rejected."""
 Fields = dict[type, str]
-"""The fields of a JSON object by type; it may have more."""
+"""The required fields of a JSON object, by type."""
 SUCCESS: Fields = {int: "format images ok", str: "fingerprint plan_sha256 finished", dict: "rejected", list: "shards"}
 SUCCESS_SHARD: Fields = {int: "shard images ok bytes", dict: "rejected"}
 
 
 class Wrong(Exception):
-    """What is wrong with one object, in words; whoever catches it knows the object's name."""
+    """What is wrong with an object, in words."""
 
 
 def expect(what: str, received: object, expected: object, but: str = "expected") -> None:
-    """Compare two values; `what` and `but` are the words before them. Raises Wrong."""
+    """Compare two values, and raise Wrong with the words `what` and `but` if they differ."""
     if received != expected:
         raise Wrong(f"{what} {_short(received)}, {but} {_short(expected)}")
 
 
 def check_fields(value: dict[str, Any], fields: Fields) -> None:
-    """Find every field, and of its type. Raises TypeError."""
+    """Raise TypeError unless every field exists with its type."""
     words = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
     for kind, names in fields.items():
         for name in names.split():
@@ -55,7 +55,7 @@ def check_fields(value: dict[str, Any], fields: Fields) -> None:
 
 
 def check_counts(counts: dict[str, Any], known: frozenset[str] = REASONS) -> Counter[str]:
-    """Take a JSON object for numbers of images by outcome. Raises Wrong."""
+    """Check that a JSON object holds numbers of images by outcome. Raises Wrong."""
     for outcome, number in counts.items():
         if outcome not in known or type(number) is not int or number < 0:
             raise Wrong(f"counts {number!r} as {outcome!r}, expected whole numbers of {', '.join(sorted(known))}")
@@ -64,7 +64,7 @@ def check_counts(counts: dict[str, Any], known: frozenset[str] = REASONS) -> Cou
 
 @dataclass(frozen=True)
 class Objects:
-    """Every object under an output, and the way to read it."""
+    """The objects under an output."""
 
     fs: Any
     root: str
@@ -72,7 +72,7 @@ class Objects:
     """By name under the output."""
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Fetch an object or a range of it. Raises StoreError, or Wrong where it was not listed."""
+        """Fetch an object or a range of it. Raises StoreError, or Wrong if it was not listed."""
         if name not in self.sizes_bytes:
             raise Wrong("is not there")
         size = self.sizes_bytes[name]  # no more than was listed: a link may lead to a device without end

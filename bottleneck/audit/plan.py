@@ -57,13 +57,13 @@ class AuditedPlan:
 
     @property
     def first_parts(self) -> list[dict[str, Any]]:
-        """Without those of revisions: every shard once."""
+        """The parts without revisions: every shard once."""
         grown = (document for document in self.documents.values() if "revised" not in document)
         return [part for document in grown for part in document["parts"]]
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What the last look at the source found beside images, by suffix."""
+        """What the last listing of the source found besides images, by suffix."""
         looks = [document["skipped"] for document in self.documents.values() if "revised" not in document]
         return looks[-1] if looks else {}
 
@@ -73,7 +73,7 @@ class AuditedPlan:
 
     @cached_property
     def planned_in(self) -> dict[int, list[int]]:
-        """By shard, the numbers of the documents it is in, as a footer says them: 0, then its revisions."""
+        """For each shard the numbers of its documents, as in footers: 0, then its revisions."""
         found: dict[int, list[int]] = {shard: [0] for shard in range(self.num_shards)}
         for number, document in enumerate(self.documents.values()):
             for shard in document.get("revised", []):
@@ -82,11 +82,11 @@ class AuditedPlan:
 
     @property
     def sha256(self) -> str:
-        """What `_SUCCESS.json` says as `plan_sha256`."""
+        """The digest that `_SUCCESS.json` has as `plan_sha256`."""
         return sha256_json({"fingerprint": self.fingerprint, "parts": [part["sha256"] for part in self.parts]})
 
     def data_name(self, shard: int) -> str:
-        """Name the file of a shard."""
+        """The name of a shard's data file."""
         return f"data/s{shard:08d}-{self.fingerprint[:8]}.parquet"
 
     def extend(self, objects: Objects, name: str) -> "AuditedPlan":
@@ -129,7 +129,7 @@ class AuditedPlan:
         return AuditedPlan({**self.documents, name: document})
 
     def _check_revised(self, document: dict[str, Any]) -> None:
-        """Find a revision's own fields, and in it shards of the plan so far, each once and in order."""
+        """Check a revision's fields, and that it has known shards, each once and in order."""
         if not self.documents:
             raise Wrong("revises shards, but only an extension can")
         check_fields(document, _REVISION)
@@ -200,7 +200,7 @@ def sha256_json(value: Any) -> str:
 
 
 def _fingerprint(document: dict[str, Any]) -> str:
-    """Of the features a plan.json or a footer describes, or of the predictions made of them."""
+    """The fingerprint of the features or predictions in a plan.json or footer."""
     features = sha256_json({key: value for key, value in document["spec"].items() if key != "weights"})
     if "predictions" not in document:
         return features

@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 _NUM_NAMES = 20
-"""Missing files that the JSON line lists; all of them may be missing, and the report itself names them all."""
+"""Missing files listed in the JSON line; the report has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found. Where nothing is corrupt, planned = ok + the sum of rejected + missing."""
+    """The findings. If nothing is corrupt, planned = ok + sum(rejected) + missing."""
 
     level: str
     """`footers`, or `full`: every value of every row was read."""
@@ -18,20 +18,19 @@ class Report:
     rejected: dict[str, int]
     """Images by reason."""
     skipped: dict[str, int]
-    """What the plan counts beside images, by suffix; `(cut)` are tars that were cut off, and what they lost with it is
-    not in the plan."""
+    """What the plan counts besides images, by suffix; `(cut)` are truncated tars, whose lost part is not in the
+    plan."""
     missing: int
-    """Images of the shards that have no file; running the extraction again makes them. A shard that is to be done again
-    counts as its file has it."""
+    """Images of shards without a file; run the extraction again. A replanned shard counts as in its file."""
     missing_files: tuple[str, ...]
     foreign: tuple[str, ...]
-    """Objects under the output that belong to nothing in the plan."""
+    """Objects under the output that do not belong to the plan."""
     corrupt: tuple[tuple[str, str], ...]
     """(name, problem) of the objects that are not what they should be. Files with a wrong footer are not counted."""
     unused_parts: int
-    """Harmless leftovers of a planning that was killed."""
+    """Harmless parts of a killed planning."""
     leftovers: int
-    """Files under a temporary name, of writers that were killed: harmless, and removed by a run that finds them old."""
+    """Temporary files of killed writers: harmless, and removed by a later run."""
     unfinished: str
     """Why `finished` is false, in words; else empty."""
 

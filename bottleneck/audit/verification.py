@@ -175,7 +175,7 @@ class Verification:
             self.on_shard(len(self.images), self.plan.num_shards)
 
     def _check_keys_unique(self) -> None:
-        """No key in two documents. Within one the order was checked, so merging them keeps memory flat."""
+        """Check that no key is in two documents, by merging their sorted keys in flat memory."""
 
         def keys(name: str) -> Iterator[tuple[str, str]]:
             for _, images in self._shards(name):
@@ -266,7 +266,7 @@ class Verification:
 
 
 def _outcomes(value: dict[str, Any], where: str) -> Counter[str]:
-    """The rejected and ok of a shard or of the totals, as one count."""
+    """Rejected and ok images of a shard or of the totals, as one count."""
     outcomes = check_counts(value["rejected"]) + check_counts({"ok": value["ok"]}, frozenset({"ok"}))
     expect(f"{where}images is", value["images"], outcomes.total(), "but ok and rejected add up to")
     return outcomes

@@ -13,26 +13,26 @@ from urllib.parse import urlsplit
 from bottleneck.errors import ClusterError, UsageError
 
 OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-"""Variables by which Ray replaces the address it is given, and so also one that was checked."""
+"""Variables with which Ray overrides the given address, even one that was checked."""
 TIMEOUTS_SECONDS = (5, 60)
-"""To reach the dashboard, and for its answer; Ray itself would wait for ever."""
+"""Timeout for connecting and for the response; Ray itself has none."""
 
 
 class LostError(ClusterError):
-    """No answer, this time."""
+    """No response; a retry may help."""
 
 
 class NoAgentError(LostError):
-    """The dashboard sent the job to nobody: the agents that start jobs come a while after it."""
+    """The dashboard has no agent to start the job yet."""
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """Where a cluster's dashboard is: a URL that `check_address` let pass."""
+    """A cluster's dashboard: a URL that `check_address` accepted."""
 
     url: str
     ca_file: str | None = None
-    """Certificates to trust instead of the system's: a file, or a folder of them."""
+    """Certificates to trust instead of the system's: a file or a folder."""
 
     @property
     def is_loopback(self) -> bool:
@@ -40,11 +40,11 @@ class Dashboard:
 
     @property
     def is_private(self) -> bool:
-        """What is said is heard by nobody else."""
+        """Whether the connection is private."""
         return self.is_loopback or self.url.startswith("https://")
 
     def command(self, verb: str, submission_id: str, *options: str) -> str:
-        """A line for a shell that does something with a job; the token comes from the environment, as here."""
+        """A shell command for a job; the token comes from the environment, as here."""
         words = ["ray", "job", verb, submission_id, "--address", self.url, *options]
         words += ["--verify", self.ca_file] if self.ca_file else []
         unset = [word for name in OVERRIDES if os.environ.get(name) for word in ("-u", name)]
@@ -52,7 +52,7 @@ class Dashboard:
 
 
 def check_address(address: str, ca_file: str | None = None) -> Dashboard:
-    """A dashboard to which code and data may be sent: this machine's, or one with TLS, or one that asks for a token.
+    """Validate a dashboard's address: this machine's, one with TLS, or one that requires a token.
 
     Raises:
         UsageError: for what is no URL of a dashboard.
@@ -87,7 +87,7 @@ def check_address(address: str, ca_file: str | None = None) -> Dashboard:
 
 
 def _without_query(address: str) -> str:
-    """What may be shown of an address that was refused: secrets are also given after a question mark."""
+    """A refused address without its query, which may hold secrets."""
     shown = address.partition("?")[0].partition("#")[0]
     return shown if shown == address else f"{shown}?..."
 
@@ -113,7 +113,7 @@ def _has_token() -> bool:
 
 
 def connect(dashboard: Dashboard) -> Any:
-    """Ray's client of a dashboard, a JobSubmissionClient with timeouts whose every error is a ClusterError.
+    """Connect to a dashboard: Ray's JobSubmissionClient with timeouts, whose errors are ClusterErrors.
 
     Raises:
         ClusterError: where nobody answers, the token is missing or wrong, or it is no dashboard.
@@ -178,7 +178,7 @@ def _who(url: str) -> str:
 
 
 def _check_version(url: str, response: Any) -> None:
-    """Raise unless a server answers as Ray's dashboard does when it is asked for its version."""
+    """Raise unless a server reports a version as Ray's dashboard does."""
     try:
         found = response.json()
     except ValueError:
@@ -194,7 +194,7 @@ def _check_version(url: str, response: Any) -> None:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What went wrong, below the errors of requests and urllib3 that are around it."""
+    """The error below those of requests and urllib3."""
     while True:
         inner = [one for one in (*error.args, getattr(error, "reason", None)) if isinstance(one, BaseException)]
         if not inner:

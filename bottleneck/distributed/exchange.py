@@ -12,7 +12,7 @@ from bottleneck.heads.solver.worker import Worker
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """A method of `Worker`, with the arguments of each worker by rank; those without any have nothing to do."""
+    """A method of `Worker` with the arguments of each worker, by rank; ranks without arguments do nothing."""
 
     method: Callable[..., Any]
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -32,7 +32,7 @@ class Failed:
 
 
 class RayWorkers:
-    """The workers of a group, as its coordinator sees them; one of them is in the coordinator's own process."""
+    """The workers of a Ray Train group, seen from the coordinator, which has one of them in its process."""
 
     def __init__(self, exchange: Any, token: str, size: int, worker: Worker) -> None:
         self.exchange, self.token, self.size, self.worker = exchange, token, size, worker
@@ -84,7 +84,7 @@ class RayWorkers:
 
 
 class Exchange:
-    """An actor beside the group: requests, answers, and what must outlive a worker."""
+    """An actor beside the group that holds requests, answers, and everything that must outlive a worker."""
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, int], list[Any]] = {}

@@ -5,21 +5,21 @@ import ctypes
 import time
 
 TRIM_SECONDS = 10.0
-"""Between two returns: each takes some milliseconds."""
+"""Seconds between two trims, each of which takes some milliseconds."""
 
 
 class Trimmer:
-    """Gives what is free back to the system now and then.
+    """Return free memory to the system now and then.
 
-    Objects of many sizes, some of them long-lived, leave glibc's heap full of holes: without it the driver grew by
-    50 kB a shard, with the memory in use staying what it was.
+    Objects of many sizes and lifetimes fragment glibc's heap: without trimming the driver grew by 50 kB per shard, with
+    constant memory in use.
     """
 
     def __init__(self) -> None:
         self._trimmed_at = time.monotonic()
 
     def __call__(self) -> None:
-        """Return it, if the last time was long enough ago; nothing where the C library has no such call."""
+        """Trim if the last time was long enough ago; does nothing on other C libraries."""
         if time.monotonic() - self._trimmed_at < TRIM_SECONDS:
             return
         with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS, Windows

@@ -14,16 +14,16 @@ from bottleneck.errors import ClusterError
 log = logging.getLogger(__name__)
 
 SILENT_SECONDS = 60
-"""Without a line of the log, until it is asked for anew: a connection can be lost without anybody saying so."""
+"""Seconds without a line after which the log is requested again: a connection can break silently."""
 PATIENCE_SECONDS = 300
-"""Without any answer, until nobody waits any longer: a head that is started anew is there again by then."""
+"""Seconds without any response before giving up: a restarted head is back by then."""
 LONGEST_PAUSE_SECONDS = 30
 STATE_DUMP = "[state-dump]"
 """In the hundreds of lines by which Ray's core tells what it counts, at times into the log of a job."""
 
 
 class Transcript:
-    """A job's log as it comes: each line is shown, but the last JSON object, the job's result, is kept apart."""
+    """A job's log as it arrives: every line is shown, except the last JSON object, the job's result."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self.result: dict[str, Any] | None = None
@@ -34,7 +34,7 @@ class Transcript:
         self._rest = ""
 
     def begin_again(self) -> None:
-        """The log is read from its beginning: what was seen before is passed over."""
+        """Start reading from the beginning again; lines seen before are skipped."""
         self._num_read = 0
 
     def add(self, text: str) -> None:
@@ -46,7 +46,7 @@ class Transcript:
             self._line(line)
 
     def end(self) -> None:
-        """What came without a line's end was a line."""
+        """Show a last line without a newline."""
         if self._rest:
             self._line(self._rest)
             self._rest = ""
@@ -71,7 +71,7 @@ def _json_object(line: str) -> dict[str, Any] | None:
 
 
 def follow(client: Any, submission_id: str, transcript: Transcript, patience_seconds: float = PATIENCE_SECONDS) -> Any:
-    """Read a job's log until it has ended. A connection that is lost is made again.
+    """Read a job's log until the job ends, and reconnect if the connection breaks.
 
     Args:
         patience_seconds: how long a dashboard may be silent.
@@ -108,7 +108,7 @@ def follow(client: Any, submission_id: str, transcript: Transcript, patience_sec
 
 
 async def _read_log(client: Any, submission_id: str, transcript: Transcript) -> None:
-    """Read until the job ends, the connection does, or nothing comes."""
+    """Read until the job ends, the connection breaks, or nothing arrives."""
     import aiohttp
 
     transcript.begin_again()

@@ -13,24 +13,24 @@ from typing import Any
 from bottleneck.cores import count_cores
 
 LEAST_STORE_BYTES = 1_000_000_000
-"""Ray's shared memory on one machine, of which Ray Data takes half: room for about six prepared shards."""
+"""Smallest object store, half of it for Ray Data: room for about six prepared shards."""
 STORE_BYTES_PER_CORE = 250_000_000
-"""As each core may prepare a shard of its own."""
+"""Object store per core, as each core may prepare a shard."""
 STORE_SHARE = 0.3
-"""Of the memory, at most; as Ray has it too."""
+"""Largest share of the memory, as in Ray."""
 NUM_STARTS = 3
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # looked at, Ray writes there
 FOLDER_PREFIX = "bn-ray-"
-"""Of a local Ray's folder. Short, as the sockets in it have names of at most 107 bytes."""
+"""Prefix of a local Ray's folder, short because socket names have at most 107 bytes."""
 MAX_FOLDER = 41
-"""Characters that the rest of these names leave for the folder's own."""
+"""Characters that socket names leave for the folder."""
 LOCK = "lock"
 UNLOCKED_SECONDS = 3600.0
-"""Such a folder without a lock is of a process that was killed, unless it is younger."""
+"""Age from which a folder without a lock is considered left by a killed process."""
 
 
 def local_store_bytes() -> int:
-    """What Ray's object store may take of this machine. It touches all of it before it uses a page again."""
+    """The size of Ray's object store on this machine. Ray touches all of it before it reuses a page."""
     import psutil
 
     memory_bytes = psutil.virtual_memory().total
@@ -39,7 +39,7 @@ def local_store_bytes() -> int:
 
 
 def store_bytes(cores: int, memory_bytes: int, shared_bytes: int) -> int:
-    """The same of a machine like this.
+    """The size of the object store for these resources.
 
     Args:
         shared_bytes: free where shared memory is kept; a store that is larger would lie on a disk.
@@ -49,10 +49,10 @@ def store_bytes(cores: int, memory_bytes: int, shared_bytes: int) -> int:
 
 
 class PrivateRay:
-    """What keeps other users of this machine out of a local Ray, until `end`: a token, and a folder of mode 0700.
+    """The token and the folder of mode 0700 that keep other users out of a local Ray, until `end`.
 
-    The token is in the environment of this process and of those it starts, and nowhere else. Left to itself Ray would
-    write one to ~/.ray/auth_token, which the user's next `ray start` would then ask for.
+    The token exists only in the environment of this process and its children. By default Ray would write one to
+    ~/.ray/auth_token, which the user's next `ray start` would then require.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class PrivateRay:
         _read_token_again()
 
     def end(self) -> None:
-        """Leave nothing; what this process does with Ray afterwards is its own matter again."""
+        """Remove the folder and restore the environment."""
         for name, value in self._before.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -80,14 +80,14 @@ class PrivateRay:
 
 
 def _read_token_again() -> None:
-    """Have Ray's C++ part, which remembers what it has read, look into the environment once more."""
+    """Make Ray's C++ part, which caches it, read the environment again."""
     _raylet: Any = importlib.import_module("ray._raylet")
     _raylet.Config.initialize("")
     _raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def temporary_root() -> str:
-    """The folder for temporary files, as Ray finds it; /tmp where that one's name is too long for sockets in it."""
+    """Ray's folder for temporary files, or /tmp if its name is too long for sockets."""
     root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  # mkdtemp makes what is used
     is_short = len(os.path.join(root, FOLDER_PREFIX)) + len("12345678/r") <= MAX_FOLDER
     return root if is_short else "/tmp"  # noqa: S108  # as above
@@ -117,13 +117,13 @@ def _sweep(root: str) -> None:
 
 
 def _remove(folder: str) -> None:
-    """The lock last, so that what is left half done is found again."""
+    """Remove a folder, its lock last, so that a partly removed one is found again."""
     shutil.rmtree(os.path.join(folder, "r"), ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def start_here(**options: Any) -> None:
-    """Start Ray on this machine; again where it takes its processes more than the 30 s it waits for them."""
+    """Start Ray on this machine; retry if its processes take longer than the 30 s it waits."""
     import psutil
     import ray
 

@@ -16,7 +16,7 @@ METRICS = {
 
 
 class RayMetrics:
-    """`METRICS` as Ray's; one process of a run tells them all, so that nothing is counted twice."""
+    """`METRICS` as Ray metrics; one process of a run reports them, so that nothing is counted twice."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter, Gauge
@@ -27,7 +27,7 @@ class RayMetrics:
         }
 
     def add(self, name: str, value: float, **tags: str) -> None:
-        """Add to a counter; Ray refuses to add nothing."""
+        """Add to a counter, except 0, which Ray refuses."""
         if value > 0:
             self._metrics[name].inc(value, tags=tags)
 
@@ -36,7 +36,7 @@ class RayMetrics:
 
 
 class NoMetrics(RayMetrics):
-    """In the place of `RayMetrics` where nobody looks."""
+    """A stand-in for `RayMetrics` without Ray."""
 
     def __init__(self) -> None:
         self._metrics = {}

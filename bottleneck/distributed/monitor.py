@@ -8,14 +8,14 @@ from typing import Any
 from bottleneck.distributed.metrics import NoMetrics, RayMetrics
 
 NUM_BATCHES = 64
-"""The last ones, whose lower quartile tells what a batch takes where nothing else has its cores: in the others decoding
-had them, which is counted apart, or Ray, which starts its workers while the first batches run."""
+"""Recent batches, whose lower quartile is the time of a batch with the cores to itself: in slower ones decoding had
+them, which is counted separately, or Ray, which starts its workers during the first batches."""
 
 
 class Live:
-    """A counter that the actors tell how far they are, batch by batch; the display and the run's prediction read it.
+    """A counter to which the actors report their progress, for the display and the forecast.
 
-    It is also what tells Prometheus, for all of them.
+    It also exports the metrics to Prometheus.
     """
 
     def __init__(self, with_metrics: bool = False) -> None:
@@ -38,7 +38,7 @@ class Live:
         self.emitted = True
 
     def report_placed(self) -> None:
-        """Count a network that has found a place, and is now being loaded."""
+        """Count a network that was placed and is being loaded."""
         self.num_placed += 1
 
     def report_resolved(self, resolved: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Live:
         self.metrics.add("bottleneck_stage_seconds_total", idle, stage="idle")
 
     def report_committed(self, statuses: dict[str, int], bytes_read: int, bytes_written: int) -> None:
-        """Count a shard that an actor has committed, for Prometheus alone: the accounts are the receipts'."""
+        """Count a committed shard for Prometheus; the run itself counts receipts."""
         ok = statuses.get("ok", 0)
         self.metrics.add("bottleneck_images_total", ok, status="ok")
         self.metrics.add("bottleneck_images_total", sum(statuses.values()) - ok, status="rejected")
@@ -71,12 +71,12 @@ class Live:
         self.metrics.add("bottleneck_bytes_written_total", bytes_written)
 
     def report_prepared(self, images: int, accepted: int, decode_core: float, read: float) -> None:
-        """Count a shard that an actor begins: what its images have cost already."""
+        """Count the cost of preparing a shard that an actor begins."""
         for name, value in (("prepared", images), ("accepted", accepted), ("decode_core", decode_core), ("read", read)):
             self.spent[name] += value
 
     def report_network(self, images: int, seconds: float, core_seconds: float) -> None:
-        """Count what a batch took, or committing a shard, which brings no images; not a network's first batch."""
+        """Count the time of a batch, or of committing a shard (0 images); a network's first batch is not counted."""
         self.spent["images"] += images
         self.spent["network_core"] += core_seconds
         if images:
@@ -87,7 +87,7 @@ class Live:
             self.metrics.add("bottleneck_stage_seconds_total", seconds, stage="write")
 
     def snapshot(self, forget: list[int], order: list[Any] | None, queued: int | None = None) -> dict[str, Any]:
-        """What is known.
+        """The current counts.
 
         Args:
             forget: shards whose receipts have arrived.
@@ -111,6 +111,6 @@ class Live:
         return result
 
     def _spent(self) -> dict[str, float]:
-        """All that was counted; the network's seconds as if every batch had been as fast as the quick ones."""
+        """All counts, with the network's seconds as if every batch were as fast as the quick ones."""
         quick = sorted(self.batch_seconds)[len(self.batch_seconds) // 4] if self.batch_seconds else 0.0
         return self.spent | {"network": quick * self.spent["images"] + self.spent["commit"]}

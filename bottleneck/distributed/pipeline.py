@@ -23,26 +23,26 @@ from bottleneck.extract.summary import pending_shards
 from bottleneck.extract.work import Work
 
 MAX_PREPARING = 1000
-"""Shards that are being prepared or wait for a core: more than clusters have cores, and all the driver has to hold of a
-plan of a hundred thousand. Without a bound Ray Data submits them all."""
+"""Shards being prepared or waiting for a core: more than clusters have cores, and all that the driver holds of a large
+plan. Without a bound Ray Data submits them all."""
 TASK_RETRIES = 2
-"""A task that dies this often again probably meets an image that kills decoders: it is then run apart."""
+"""Retries of a task that dies; after that it probably has an image that kills decoders, and runs in isolation."""
 ACTOR_RESTARTS = 1000
-"""Bounded, so that a network that cannot start does not start for ever; far above what a spot market does to a run."""
+"""Bounded, so that a network that cannot start is not restarted forever; far above what spot markets cause."""
 POLL_SECONDS = 0.05
-"""Between two looks for the plan."""
+"""Between two checks for the order."""
 
 
 @dataclass(frozen=True)
 class RunOrder:
-    """What the driver asks of the stages, handed to Ray once."""
+    """What the driver asks of the stages; handed to Ray once."""
 
     work: str
     """A `Work` as text."""
     done: frozenset[int] = frozenset()
     """Shards that the driver found committed."""
     shards: tuple[Shard, ...] | None = None
-    """Just these; None for all that are not done."""
+    """Only these shards; None for all that are not done."""
 
     def pending(self) -> list[Shard]:
         """The shards to extract. Raises BottleneckError if the plan cannot be read."""
@@ -53,7 +53,7 @@ class RunOrder:
 
 
 def stages(live: Any, placement: Placement, *, guarded: bool, **constructor: Any) -> Any:
-    """Every pending shard through both stages, as Ray Data's lazy dataset.
+    """Build the lazy dataset that takes every pending shard through both stages.
 
     Args:
         live: the counter, which says what to do.
@@ -121,7 +121,7 @@ def _stages(live: Any, placement: Placement, guarded: bool, constructor: dict[st
 
 
 def _emit(_: pa.Table, live: Any) -> Iterator[pa.Table]:
-    """Before the stages: one row a shard, as fast as they take them, once the driver has a plan."""
+    """Yield one row per shard, as fast as the stages take them, once there is an order."""
     import ray
 
     if ray.get(live.what_to_do.remote()) is None:

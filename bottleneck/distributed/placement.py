@@ -8,23 +8,23 @@ from bottleneck.errors import UsageError
 from bottleneck.networks.device import CORES_PER_ACTOR
 
 DECODE_CPUS = 0.49
-"""Of each task that prepares shards, beside networks on CPUs, which compute on all cores anyway."""
+"""CPUs of each preparing task beside networks on CPUs, which use all cores anyway."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How many networks, and what Ray sets aside for each."""
+    """The number of networks, and the resources Ray reserves for each."""
 
     min_actors: int
     max_actors: int
     num_gpus: int
-    """0 or 1, of each."""
+    """GPUs per network, 0 or 1."""
     num_cpus: float
-    """0 where no node needs to be found for it: on a single machine, and on GPUs."""
+    """CPUs per network; 0 on a single machine and on GPUs."""
     num_threads: int | None
-    """Of each network on CPUs."""
+    """Threads of each network on CPUs."""
     decode_cpus: float = 1
-    """What Ray sets aside for each task that prepares a shard."""
+    """CPUs that Ray reserves for each preparing task."""
 
 
 def place(
@@ -70,7 +70,7 @@ def place(
 
 
 def waiting_for(placement: Placement, total: Mapping[str, float], free: Mapping[str, float]) -> str:
-    """What a network finds no place for on a cluster; empty where there is room for it.
+    """The resource for which a network waits on a cluster; empty if there is room.
 
     Args:
         total, free: of the whole cluster, as Ray counts them.
@@ -85,7 +85,7 @@ def waiting_for(placement: Placement, total: Mapping[str, float], free: Mapping[
 
 
 def check_runtime(use_gpu: bool) -> bool:
-    """Whether the networks' runtime knows CPUs only. Raises UsageError where GPUs are asked for all the same."""
+    """Whether the networks' runtime supports CPUs only. Raises UsageError if GPUs are requested."""
     is_for_cpus = os.environ.get("KERAS_BACKEND") == "openvino"
     if use_gpu and is_for_cpus:
         raise UsageError("`use_gpu` and KERAS_BACKEND=openvino do not go together: OpenVINO runs networks on CPUs.")
@@ -93,7 +93,7 @@ def check_runtime(use_gpu: bool) -> bool:
 
 
 def check_gpus(use_gpu: bool, gpus: int) -> None:
-    """Refuse to wait for GPUs that a single machine does not have. Raises UsageError."""
+    """Raise UsageError instead of waiting for GPUs that a single machine does not have."""
     if use_gpu and not gpus:
         raise UsageError(
             "`use_gpu` takes a machine with a GPU that Ray finds, or a cluster named by RAY_ADDRESS, which may get its "

@@ -7,7 +7,7 @@ from typing import Any
 from bottleneck.distributed.ray_session import cluster_address, log, start_ray
 
 WAITING_SECONDS = 60.0
-"""Between two lines that say what a run waits for."""
+"""Seconds between two lines that say what a run waits for."""
 
 
 def check_use_gpu(use_gpu: bool) -> None:
@@ -20,7 +20,7 @@ def check_use_gpu(use_gpu: bool) -> None:
 
 
 def _count_gpus() -> int:
-    """Of this machine, as a Ray that starts here would count them."""
+    """Count the GPUs of this machine as Ray would."""
     accelerators: Any = importlib.import_module("ray._private.accelerators")
     manager = accelerators.get_accelerator_manager_for_resource("GPU")
     visible = manager.get_current_process_visible_accelerator_ids()
@@ -29,7 +29,7 @@ def _count_gpus() -> int:
 
 
 def workers_have_bfloat16(use_gpu: bool = False) -> bool:
-    """Ask a worker like those that will run: on a cluster one with a GPU if it has any, or is to get one."""
+    """Ask a worker of the kind that will run: on a cluster one with a GPU, if it has or expects any."""
     # Not with this module, which also `doctor` needs, where packages may be broken.
     from bottleneck.networks.device import has_bfloat16
 
@@ -50,7 +50,7 @@ def workers_have_bfloat16(use_gpu: bool = False) -> bool:
 
 
 def tell_waiting(kind: str, wanted: int) -> None:
-    """Say so where a cluster does not have yet what is wanted of it: it may never come."""
+    """Log that a cluster does not have a requested resource yet."""
     import ray
 
     there = int(ray.cluster_resources().get(kind, 0))

@@ -17,32 +17,32 @@ log = logging.getLogger(__name__)
 
 
 RUN = "bottleneck"
-"""Set in the context of a run's datasets, which tells them from those of whoever called the library."""
+"""Marks the context of a run's datasets, to tell them from the caller's."""
 RESULTS_THREAD = "results"
-"""Name of a thread that iterates over a dataset."""
+"""Name of the thread that iterates over a dataset."""
 THREAD_SECONDS = 10.0
-"""To wait for a thread that still speaks with Ray; two are the most that Ray Data itself waits for."""
+"""How long to wait for a thread that still uses Ray; Ray Data itself waits at most 2 s."""
 _ours: str | None = None
 """The worker id, new for every `ray.init`, under which `start_ray` last started or joined a Ray."""
 
 
 def cluster_address() -> str:
-    """The cluster RAY_ADDRESS names; empty for a Ray of this machine alone, which Ray calls `local`."""
+    """The cluster in RAY_ADDRESS; empty for a local Ray."""
     address = os.environ.get("RAY_ADDRESS", "")
     return "" if address == "local" else address
 
 
 def check_reachable(address: str) -> None:
-    """Raise OSError where nothing listens: Ray itself tries for minutes to reach a cluster that is not there."""
+    """Raise OSError if nothing listens, as Ray itself tries for minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def start_ray() -> None:
-    """Join the cluster RAY_ADDRESS names, or start Ray on this machine, reachable from nowhere else.
+    """Join the cluster in RAY_ADDRESS, or start a Ray on this machine that no other machine can reach.
 
-    A Ray that runs in this process already is used as it is; `stop_ray` then leaves it running.
+    A Ray that this process already uses is left as it is, also by `stop_ray`.
     """
     global _ours, _alone
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
@@ -137,16 +137,16 @@ def _is_about_token(error: BaseException | None) -> bool:
 
 
 def is_ours() -> bool:
-    """Whether `start_ray` started, or joined, the Ray of this process, rather than whoever called the library."""
+    """Whether `start_ray`, not the caller of the library, started or joined the Ray of this process."""
     import ray
 
     return bool(ray.is_initialized() and ray.get_runtime_context().get_worker_id() == _ours)
 
 
 def stop_ray() -> None:
-    """Leave the cluster, or end the Ray that was started on this machine, if `start_ray` did so.
+    """Leave the cluster or stop the local Ray, if `start_ray` joined or started it.
 
-    Of a Ray that was running before, only the datasets of a run are ended.
+    In a Ray of the caller, only the datasets of the run are stopped.
     """
     import psutil
     import ray
@@ -168,9 +168,9 @@ def stop_ray() -> None:
 
 
 def _end_datasets(only: str = "") -> None:
-    """End what still iterates: a thread that calls Ray while it shuts down makes Ray end the process, with exit code 1.
+    """Stop threads that still iterate: one that calls Ray during its shutdown makes Ray exit the process with code 1.
 
-    It does so without a word (`QuickExit` of Ray's core worker), which hid one error of a run in some thousand.
+    It does so silently (`QuickExit` of Ray's core worker), which hid the error of about one run in a thousand.
 
     Args:
         only: datasets whose context has this set.

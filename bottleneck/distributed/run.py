@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 
 
 EMIT_RETRIES = 5
-"""How often the task that hands out shards may be lost."""
+"""How often the task that emits shards may be lost."""
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
-"""Between two looks at what the cluster has free, while no network has a place."""
+"""Between two looks at the free resources, while no network is placed."""
 DETAILS_SECONDS = 10.0
-"""At most, for the counter's last answer on a busy machine."""
+"""Timeout for the counter's last answer on a busy machine."""
 
 
 class Run:
-    """One run on Ray: the actors start at once, and wait for the plan that says what to extract.
+    """One run on Ray: the actors start at once and wait for the plan.
 
     A context manager:
 
@@ -54,7 +54,7 @@ class Run:
     def __init__(
         self, request: FeatureRequest, precision: Precision, options: RunOptions, shard_size: int | None = None
     ) -> None:
-        """Start Ray, if it is not running, and the actors.
+        """Start the actors, and Ray if it is not running.
 
         Args:
             request: what to extract; a plan made before must agree with it.
@@ -105,7 +105,7 @@ class Run:
         stop_ray()
 
     def spec(self) -> FeatureSpec:
-        """The spec the request resolves to, as the first actor to be ready found it.
+        """The resolved spec, from the first actor that is ready.
 
         Raises:
             UsageError, WeightsError: what the actor met.
@@ -262,7 +262,7 @@ class Run:
         return live
 
     def _waiting(self, live: dict[str, Any]) -> str:
-        """What the networks have no place for, or empty once one has: asked of the cluster now and then.
+        """The resource the networks wait for; empty once one is placed. Asks the cluster now and then.
 
         Args:
             live: as the counter knows it; where that does not answer nothing is known.
@@ -279,7 +279,7 @@ class Run:
         return self.waiting_for
 
     def _details(self, tally: Tally) -> dict[str, Any]:
-        """Measured by the run itself: the time until its first batch, and its rate from there to its last shard."""
+        """The run's own measurements: time to its first batch, and rate from there to its last shard."""
         live = self._snapshot(DETAILS_SECONDS)
         if "first_batch_at" not in live:
             return {}

@@ -25,13 +25,13 @@ from bottleneck.networks.base import Base
 from bottleneck.spec import FeatureRequest, Precision
 
 WARM_UP = {"receipt": None}
-"""In the place of a shard: lets a worker start before there is a plan."""
+"""Takes the place of a shard, so that a worker starts before there is a plan."""
 TABLES = ("rows", "of_row", "taken")
-"""The tables of a `Prepared`, as columns of a message."""
+"""The tables of a `Prepared`, each a column of a message."""
 
 
 def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
-    """First stage: a shard's number -> its rows and pixels."""
+    """First stage: prepare a shard, giving its rows and pixels."""
     row = json.loads(table.column("shard")[0].as_py())
     if "error" in row or row == WARM_UP:
         return _message(note=row)
@@ -59,9 +59,9 @@ def prepare_stage(table: pa.Table, guarded: bool) -> pa.Table:
 
 
 class ExtractFeatures:
-    """Second stage, one actor a network: rows and pixels -> the committed data file's receipt.
+    """Second stage, one actor per network: extract and commit a prepared shard, giving its receipt.
 
-    Where the work is one of predictions, the actor loads the head as well, and stores its answers.
+    For predictions the actor also loads the head, and stores its predictions instead of features.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ExtractFeatures:
         timings = {"idle": idle, "read": note["read"], "decode": note["decode"]}
 
         def count(images: int) -> float:
-            """Tell what was spent since the last count, or the start."""
+            """Report the time since the last count or the start."""
             nonlocal now, core_now
             before, core_before, now, core_now = now, core_now, time.monotonic(), time.process_time()
             if self.is_warm:
@@ -133,7 +133,7 @@ class ExtractFeatures:
 
 
 def _message(prepared: Prepared | None = None, note: dict[str, Any] | None = None, work: str = "") -> pa.Table:
-    """One row between the stages; the pixels are not copied into it."""
+    """One row between the stages, without copying the pixels."""
     tables: list[pa.Table | None] = [None] * len(TABLES)
     buffer = pa.py_buffer(b"")
     if prepared is not None:

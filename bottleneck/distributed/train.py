@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 MAX_FAILURES = 30
-"""Of the group, before the fit is given up; a spot market may take many workers during a long one."""
+"""Failures of the group before the fit is given up; spot markets may take many workers."""
 POLL_SECONDS = 0.2
 TRAIN_SETTINGS = {
     # Two seconds by default, of which a short fit waits for several.
@@ -39,7 +39,7 @@ TRAIN_SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-"""Of Ray Train, unless the environment says otherwise."""
+"""Settings of Ray Train, unless the environment has others."""
 
 
 def train_head(
@@ -53,7 +53,7 @@ def train_head(
 ) -> Fitted:
     """Fit a head with a group of Ray Train workers.
 
-    Runs on the Ray of this process and leaves it as it is; without one it starts or joins one, and stops that again.
+    Uses the Ray of this process and leaves it running; without one it starts or joins one, and stops it afterwards.
 
     Args:
         rows_of: ok images of each file, at least.
@@ -172,7 +172,7 @@ def _check_resources(resources: dict[str, float], num_workers: int, use_gpu: boo
 
 
 def _work(given: dict[str, Any]) -> None:
-    """What every worker of the group runs."""
+    """The function every worker of the group runs."""
     import ray.train
     import ray.train.collective
 
@@ -215,7 +215,7 @@ def _follow(exchange: Any, token: str, rank: int, worker: Worker) -> None:
 
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Limit the threads of matrix products, which otherwise are one a core for every worker."""
+    """Limit the threads of matrix products, of which every worker otherwise has one per core."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(count):

@@ -12,18 +12,18 @@ from typing import Literal
 from bottleneck.errors import BottleneckError
 
 CHECK_SECONDS = 45.0
-"""For one check: a store that stalls is told by itself after 30 s."""
+"""Time limit of a check; a stalled store reports itself after 30 s."""
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|_KEY$|ACCESS_KEY")
 _THREAD = "check of "
 _SHORTEST_SECRET = 6
-"""Shorter values of such variables (`1`, `token`) are words of messages rather than secrets."""
+"""Shorter values of such variables (`1`, `token`) are not treated as secrets."""
 
 State = Literal["ok", "warning", "failure"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and where it is not well what to do about it."""
+    """The result of a check, with a remedy if it is not ok."""
 
     name: str
     state: State
@@ -35,18 +35,18 @@ Look = Callable[[], Iterator[Finding]]
 
 @dataclass(frozen=True)
 class Check:
-    """Something to look at; it may find several things, one after the other."""
+    """A check, which may yield several findings."""
 
     name: str
     look: Look
     limit_seconds: float = CHECK_SECONDS
-    """For all of it."""
+    """Time limit in seconds."""
 
 
 def examine(check: Check) -> Iterator[Finding]:
-    """Yield what a check finds as it finds it; an error is a failure it found, and so is taking too long.
+    """Yield the findings of a check; an error or a timeout is a failure.
 
-    A check that took too long may go on in a thread of its own, which is a daemon.
+    A check that timed out may continue in a daemon thread.
     """
     found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
 
@@ -75,12 +75,12 @@ def examine(check: Check) -> Iterator[Finding]:
 
 
 def is_examining() -> bool:
-    """Whether a check that took too long goes on."""
+    """Whether a check that timed out is still running."""
     return any(thread.name.startswith(_THREAD) for thread in threading.enumerate())
 
 
 def without_secrets(text: str) -> str:
-    """A text without the values of those environment variables that hold secrets by their names."""
+    """Remove the values of environment variables with secret names from a text."""
     for name, value in os.environ.items():
         if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET and not os.path.exists(value):
             text = text.replace(value, f"<{name}>")

@@ -24,18 +24,18 @@ from bottleneck.errors import BottleneckError, UsageError
 from bottleneck.text import counted
 
 JOIN_SECONDS = 90.0
-"""To join, and to start a worker on a node of each kind: some 5 s where nothing is wrong."""
+"""Time limit to join and start a worker on a node of each kind; normally 5 s."""
 JOB_SECONDS = 180.0
-"""The same as a job, whose start takes about 10 s more."""
+"""The same as a job, which takes about 10 s more."""
 NUM_KINDS = 16
 CLOCK_SECONDS = 5.0
-"""Workers' clocks date data files' footers only; but what differs more is set up wrongly."""
+"""Largest clock difference. Clocks only date footers, but a larger difference means a wrong setup."""
 _TRIED = "BOTTLENECK_CLUSTER "
-"""What the program's one line of result begins with, among what Ray and a job print."""
+"""Marks the program's line of result among the output of Ray and a job."""
 
 
 def checks_of_cluster(address: str) -> list[Check]:
-    """Those of a cluster. Raises UsageError for what is no address."""
+    """The checks of a cluster. Raises UsageError for an invalid address."""
     check_address(address)
     seconds = JOB_SECONDS if is_dashboard(address) else JOIN_SECONDS
     return [Check("cluster", lambda: try_cluster(address), seconds + 10)]
@@ -46,7 +46,7 @@ def is_dashboard(address: str) -> bool:
 
 
 def check_address(address: str) -> None:
-    """Refuse what is neither HOST:PORT nor a dashboard's URL, nor Ray's own `auto` for the cluster of this machine."""
+    """Raise UsageError unless an address is HOST:PORT, a dashboard's URL, or `auto`."""
     if address == "auto":
         return
     parts = urlsplit(address if "://" in address else f"ray://{address}")
@@ -63,7 +63,7 @@ def check_address(address: str) -> None:
 
 
 def try_cluster(address: str) -> Iterator[Finding]:
-    """Have the program run, here or as a job, and judge what it tells."""
+    """Run the program, here or as a job, and check its report."""
     if is_dashboard(address):
         try:
             is_open = not dashboard.check_address(address).is_private
@@ -171,7 +171,7 @@ def _ray_version() -> str:
 
 
 def run() -> None:
-    """The program: print what a cluster tells, as one line."""
+    """The program: print a report of a cluster as one line."""
     try:
         address = sys.argv[1] if len(sys.argv) > 1 else ""
         told = submit(address) if is_dashboard(address) else join(address)
@@ -184,7 +184,7 @@ def run() -> None:
 
 
 def submit(address: str) -> dict[str, Any]:
-    """Run this program as a job of a cluster, by its dashboard."""
+    """Run this program as a job, through the dashboard."""
     client = dashboard.connect(dashboard.check_address(address))
     job = client.submit_job(entrypoint="python -m bottleneck.doctor.cluster")
     ends = time.monotonic() + JOB_SECONDS - 15
@@ -202,7 +202,7 @@ def submit(address: str) -> dict[str, Any]:
 
 
 def join(address: str) -> dict[str, Any]:
-    """Join a cluster and run a task on a node of each kind. Within a job the address is known to Ray."""
+    """Join a cluster and run a task on a node of each kind."""
     import logging
 
     import ray
@@ -234,7 +234,7 @@ def join(address: str) -> dict[str, Any]:
 
 
 def _start(node: str) -> tuple[Any, Any]:
-    """A task that tells of its node, and its first run: the second finds a worker started."""
+    """Start a task that reports its node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -18,21 +18,21 @@ from bottleneck.text import counted
 
 DISTRIBUTION = "bottleneck-features"
 NAMED = ("ray", "keras", "pyarrow", "pillow", "s3fs")
-"""Packages whose versions are told when all is well; all are compared."""
+"""Packages whose versions are shown; all are compared."""
 BACKENDS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu"),
     "torch": ("torch",),
     "jax": ("jax",),
     "openvino": ("openvino",),
 }
-"""Distributions that hold each of Keras' backends, one of which is enough."""
+"""Distributions of each Keras backend, one of which is enough."""
 NEEDED_BYTES = 3_000_000_000
-"""Memory: a run of VGG16 on two cores takes 2.7 GB in all its processes."""
+"""Required memory: a VGG16 run on two cores takes 2.7 GB in all its processes."""
 SHARED_BYTES = 1_000_000_000
-"""What Ray asks of /dev/shm for a run on this machine."""
+"""Shared memory that Ray needs in /dev/shm."""
 TEMPORARY_BYTES = 2_000_000_000
 FULL = 0.95
-"""Ray stops writing to a disk that is fuller."""
+"""Largest use of a disk to which Ray writes."""
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat")
 WEIGHTS = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{WEIGHTS}"
@@ -41,7 +41,7 @@ BACKEND_SECONDS = 100.0
 
 
 def checks_of_machine() -> list[Check]:
-    """What is looked at on this machine, in the order in which it is told."""
+    """The checks of this machine, in order."""
     return [
         Check("packages", packages),
         Check("network", backend, BACKEND_SECONDS + 10),
@@ -54,7 +54,7 @@ def checks_of_machine() -> list[Check]:
 
 
 def packages() -> Iterator[Finding]:
-    """Compare what is installed with what this project asks for."""
+    """Compare the installed packages with the required ones."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -110,7 +110,7 @@ def _version(name: str) -> str:
 
 
 def backend() -> Iterator[Finding]:
-    """Start Keras in a process of its own, as what it loads may crash, and ask it for GPUs."""
+    """Start Keras in a child process, as its libraries may crash, and ask it for GPUs."""
     num_gpus = _count_nvidia()
     try:
         done = subprocess.run(  # noqa: S603  # this Python, no shell
@@ -144,7 +144,7 @@ def _count_nvidia() -> int:
 
 
 def processor() -> Iterator[Finding]:
-    """Cores that may be used, and bfloat16."""
+    """Check usable cores and bfloat16."""
     from bottleneck.networks.device import has_bfloat16
 
     cores, there = count_cores(), os.cpu_count() or 1
@@ -157,7 +157,7 @@ def processor() -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """Memory that is free, within a container's limit, and Ray's shared part of it."""
+    """Check free memory, within a container's limit, and shared memory."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -177,7 +177,7 @@ def memory() -> Iterator[Finding]:
 
 
 def temporary_folder() -> Iterator[Finding]:
-    """Where Ray keeps its logs and what does not fit the memory."""
+    """Check the folder for Ray's logs and spilled objects."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -191,7 +191,7 @@ def temporary_folder() -> Iterator[Finding]:
 
 
 def token() -> Iterator[Finding]:
-    """Whether others can read the file with the token of a cluster, if there is one."""
+    """Check that others cannot read the token file of a cluster."""
     path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.join(os.path.expanduser("~"), ".ray", "auth_token")
     with contextlib.suppress(OSError):
         mode = os.stat(path).st_mode
@@ -203,7 +203,7 @@ def token() -> Iterator[Finding]:
 
 
 def weights() -> Iterator[Finding]:
-    """Whether Keras has, or can get, the ImageNet weights of the default base."""
+    """Check that the ImageNet weights of the default base are cached or can be downloaded."""
     from urllib.request import Request, urlopen
 
     home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")

@@ -22,7 +22,7 @@ PROBE = "plan/d0c70000-00000000-00000000.parquet"
 """What is written. By its name it is a part of a plan that was never finished, the one kind of object that may lie in
 an output without belonging to it; always the same, as a run's role has no right to delete it."""
 CLOCK_SECONDS = 60.0
-"""S3 refuses requests that are dated 15 minutes from its own time."""
+"""S3 rejects requests dated more than 15 minutes off its own time."""
 
 _SPEC = FeatureSpec(
     base="vgg16",
@@ -38,11 +38,11 @@ _SPEC = FeatureSpec(
     precision="float32",
     dtype="float16",
 )
-"""To decode by: the defaults."""
+"""The default spec, for decoding."""
 
 
 def try_source(uri: str) -> Iterator[Finding]:
-    """List it, read an image and decode it."""
+    """List a source, read an image and decode it."""
     name, skipped = normal_uri(uri), Counter[str]()
     reading = resolve_reading(uri, Reading())
     source = open_source(uri, reading)
@@ -68,7 +68,7 @@ def try_source(uri: str) -> Iterator[Finding]:
 
 
 def try_output(uri: str) -> Iterator[Finding]:
-    """List it, see that nothing else lies there, and write."""
+    """List an output, check that nothing foreign is in it, and write."""
     check_output_uri(uri)
     check_output(uri)
     store, plan = open_store(uri), load_plan(uri)
@@ -78,7 +78,7 @@ def try_output(uri: str) -> Iterator[Finding]:
 
 
 def try_writing(store: Store) -> Iterator[Finding]:
-    """Create an object, try to create it again, read it."""
+    """Create an object, try to create it again, and read it."""
     there = _existing_folder(store)
     written = f"Written by `bottleneck doctor`; may be deleted. {uuid.uuid4()}\n".encode()
     try:
@@ -109,7 +109,7 @@ def try_writing(store: Store) -> Iterator[Finding]:
 
 
 def _existing_folder(store: Store) -> str:
-    """The lowest folder on the way to the probe that is there already; empty for a bucket."""
+    """The lowest existing folder above the probe; empty for a bucket."""
     if not isinstance(store, FolderStore):
         return ""
     folder = os.path.dirname(os.path.join(store.uri, PROBE))
@@ -119,7 +119,7 @@ def _existing_folder(store: Store) -> str:
 
 
 def _remove(store: Store, there: str) -> None:
-    """Leave a folder as it was found; of a bucket nobody has the right to delete."""
+    """Restore a folder; in a bucket there may be no right to delete."""
     if isinstance(store, FolderStore):
         path = os.path.join(store.uri, PROBE)
         with contextlib.suppress(OSError):

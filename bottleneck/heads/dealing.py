@@ -6,11 +6,11 @@ Legend: U units, K classes, P pairs of a unit and a class it has images of.
 import numpy as np
 
 HELD_OUT = -2
-"""The fold of an image that no fit sees; folds themselves count from 0."""
+"""The fold number of held-out images; folds count from 0."""
 
 
 class Units:
-    """What is dealt, and where it lies."""
+    """The units that are dealt, and their folds."""
 
     def __init__(
         self, units_N: np.ndarray, class_indices_N: np.ndarray, digests_N: np.ndarray, num_classes: int
@@ -33,7 +33,7 @@ class Units:
         self.dealt_as_U = self.by_rarity[rank_U]
 
     def of(self, code: int) -> tuple[np.ndarray, np.ndarray]:
-        """The units of a class, and how many of its images each has."""
+        """The units of a class, with the number of its images in each."""
         own = slice(self.starts[code], self.starts[code + 1])
         return self.unit_P[own], self.images_P[own]
 
@@ -44,12 +44,12 @@ class Units:
         return found
 
     def hold_out(self, units: np.ndarray) -> None:
-        """Take units for the test before any are dealt."""
+        """Hold out units before any are dealt."""
         self.is_test_U[units] = True
         self.folds_U[units] = HELD_OUT
 
     def too_few(self, test_fraction: float, num_folds: int) -> tuple[np.ndarray, int]:
-        """Classes that have not enough units, and how many are enough."""
+        """Classes with too few units, and how many are needed."""
         # Two images of a class that is cross-validated are both fitted on; three give one to the test.
         needed = min((1 if num_folds == 1 else 2) + (1 if test_fraction else 0), 2)
         counts_K = np.bincount(self.class_P[self.folds_U[self.unit_P] >= 0], minlength=self.num_classes)
@@ -85,7 +85,7 @@ class Units:
         self._take_back(least)
 
     def _take_back(self, least: int) -> None:
-        """Fit on held-out units of classes that have too few others; units of several classes can leave them so."""
+        """Return held-out units to classes with too few others, which units of several classes can cause."""
         counts_K = np.bincount(self.class_P[self.folds_U[self.unit_P] >= 0], minlength=self.num_classes)
         for code in np.flatnonzero(counts_K < least).tolist():
             units, _ = self.of(code)
@@ -94,7 +94,7 @@ class Units:
             self.folds_U[out[: least - len(self.fitted(code))]] = 0
 
     def mend(self, num_folds: int) -> None:
-        """Move units where a fold is empty, or has all units of a class, which would not be fitted on without it."""
+        """Move units if a fold is empty, or has all units of a class."""
         for _ in range(num_folds):
             for code in self.lonely():
                 units = self.fitted(code)
@@ -129,7 +129,7 @@ class Units:
 
 
 def connected(copies_N: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
-    """Numbers of units such that copies and images of one group, and what these have in common, are in one."""
+    """Number units so that copies and images of a group, transitively, share one."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -143,7 +143,7 @@ def connected(copies_N: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
 
 
 def _mixed(digests: np.ndarray) -> np.ndarray:
-    """Another order of the same digests (the finalizer of SplitMix64, Steele et al. 2014)."""
+    """Mix digests into another order (the finalizer of SplitMix64, Steele et al. 2014)."""
     mixed = digests.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

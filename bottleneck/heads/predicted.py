@@ -37,7 +37,7 @@ class Predicted:
 
 
 def count_predicted(plan: Plan) -> Predicted | None:
-    """Count the rows of an output by class; None where that would be a second job, of more than MOST_COUNTED shards."""
+    """Count the rows of an output by class; None for more than MOST_COUNTED shards."""
     if plan.num_shards > MOST_COUNTED:
         return None
     store = open_store(plan.output)

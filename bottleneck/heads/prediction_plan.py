@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def prediction_spec(head: "Head", uri: str, top: int, source: str, plan: Plan | None) -> PredictionSpec:
-    """What an output of a head's predictions holds.
+    """The spec of predictions by a head.
 
     Args:
         uri: where the head is.
@@ -37,7 +37,7 @@ def prediction_spec(head: "Head", uri: str, top: int, source: str, plan: Plan | 
 
 
 def check_predictions(plan: Plan, source: str, spec: PredictionSpec, **asked: Limits | Reading | int | None) -> None:
-    """Raise FingerprintError, naming each differing field, unless a plan is one of these predictions.
+    """Raise FingerprintError, naming each differing field, unless a plan is of these predictions.
 
     Args:
         asked: further fields of the plan by name; None asks for nothing.
@@ -68,7 +68,7 @@ def check_predictions(plan: Plan, source: str, spec: PredictionSpec, **asked: Li
 def plan_like(
     features: Plan, output: str, spec: PredictionSpec, plan: Plan | None, *, extend: bool
 ) -> tuple[Plan, Extended | None]:
-    """The plan of predictions from features: the same shards, in copies of the same parts.
+    """Plan predictions from features: the same shards, in copies of their parts.
 
     Args:
         plan: the output's, if it has one.
@@ -99,7 +99,7 @@ def plan_like(
 
 
 def tell_newer(plan: Plan, features: Plan) -> None:
-    """Say what the features have been extended by, or requeued, since a plan was made from them."""
+    """Log extensions and revisions of the features since the predictions were planned."""
     if more := features.num_images - plan.num_images:
         log.info("the features have %s that this plan has not; `extend` adds what is new", counted(more, "image"))
     newer = [shard for shard in plan.shards() if revision_of(features, shard.number) > shard.revision]
@@ -113,7 +113,7 @@ def revision_of(plan: Plan, number: int) -> int:
 
 
 def _check_same_images(plan: Plan, features: Plan) -> None:
-    """The plan's parts are copies of the first parts of the features', unless those were made anew."""
+    """Raise unless the plan's parts are copies of the features' first parts."""
     mine = [part.sha256 for part in plan.parts]
     theirs = [part.sha256 for part in features.parts]
     if mine != theirs[: len(mine)]:

@@ -16,10 +16,10 @@ Kind = Literal["logistic", "svm", "mlp"]
 Scale = Literal["none", "standard", "l2"]
 ClassWeight = Literal["none", "balanced"]
 Arrays = dict[str, np.ndarray]
-"""Of a head by name, without the closing underscore of its attributes."""
+"""Arrays of a head by name, without the trailing underscore of its attributes."""
 
 HEAD_JSON = "head.json"
-"""Of a head that is saved, beside its arrays: written last, so that where it is, the head is whole."""
+"""The JSON file of a head, written last: where it exists, the head is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,12 @@ class HeadRequest:
 
     @property
     def cross_validated(self) -> bool:
-        """An svm is, whatever the grid: its probabilities come from the folds."""
+        """Whether there is a cross-validation; always for an svm, whose probabilities come from the folds."""
         return self.kind != "mlp" and (len(self.c) > 1 or self.kind == "svm")
 
     @property
     def split_rule(self) -> SplitRule:
-        """How the images are divided."""
+        """The rule that divides the images."""
         return SplitRule(
             test_fraction=0.0 if self.test_keys else self.test_fraction,
             num_folds=self.folds if self.cross_validated else 1,
@@ -92,15 +92,15 @@ class HeadRequest:
 
 @dataclass
 class Grid:
-    """Cross-validation as it went."""
+    """The result of a cross-validation."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """For each C its accuracy on every fold, the mean, how far objectives are above their optima, relative."""
+    """For each C: the accuracy on every fold, the mean, and the relative gaps of the objectives."""
     best_c: float = 1.0
 
     @property
     def end(self) -> Literal["smallest", "largest"] | None:
-        """Which end of the grid the best C is at, beyond which others may be better; None where all are as good."""
+        """The end of the grid at which the best C lies, beyond which others may be better; None if all are equal."""
         values = [row["c"] for row in self.rows]
         if len({row["mean"] for row in self.rows}) < 2 or min(values) < self.best_c < max(values):
             return None

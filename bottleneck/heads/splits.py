@@ -24,11 +24,11 @@ from bottleneck.text import counted
 
 NUM_NAMED = 5
 GROUP_COLUMNS = tuple(field.name for field in IMAGE_FIELDS if field.name not in ("key", "status", "reason", "sha256"))
-"""Of a data file, those that may tell the group of an image."""
+"""Columns of a data file that may name the group of an image."""
 
 
 class Traits(NamedTuple):
-    """What a split goes by, of some images."""
+    """The properties of images that a split uses."""
 
     digests_N: np.ndarray
     """uint64, the first eight bytes of the sha256 of the image's bytes."""
@@ -39,28 +39,28 @@ class Traits(NamedTuple):
     num_matches: np.ndarray
     """Of each glob."""
     num_ungrouped: int
-    """Images that the rule finds no group for."""
+    """Images without a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """What divides images. Kept in a head, so that its held-out images can be told from others later."""
+    """The rule that divides images. Stored in a head, so that its held-out images are known later."""
 
     test_fraction: float
     """Share of each class that is held out, from 0 (nothing is) to below 1; without `test_keys`."""
     num_folds: int
-    """1 where there is no cross-validation."""
+    """1 without cross-validation."""
     test_keys: tuple[str, ...] = ()
     """Globs; images whose keys match one are held out, and no others."""
     group_by: str | None = None
     """A column of GROUP_COLUMNS, or else a regular expression searched for in keys, whose groups name the group."""
 
     def columns(self) -> list[str]:
-        """What must be read of a data file."""
+        """The columns to read of a data file."""
         return ["key", "sha256", *(name for name in GROUP_COLUMNS if name == self.group_by)]
 
     def traits(self, rows: pa.Table) -> Traits:
-        """What the rule says of rows with these columns."""
+        """The traits of rows with these columns."""
         keys, digests_N = rows.column("key").to_pylist(), self.digests(rows)
         tests_N, num_matches = np.zeros(len(keys), bool), np.zeros(len(self.test_keys), int)
         for number, glob in enumerate(self.test_keys):
@@ -77,12 +77,12 @@ class SplitRule:
 
     @staticmethod
     def digests(rows: pa.Table) -> np.ndarray:
-        """Every image's digest, as in `Traits`."""
+        """The digest of every image, as in `Traits`."""
         values = np.frombuffer(b"".join(value[:8] for value in rows.column("sha256").to_pylist()), ">u8")
         return values.astype(np.uint64)
 
     def no_traits(self) -> Traits:
-        """Those of no images."""
+        """The traits of no images."""
         none = np.empty(0, np.uint64)
         return Traits(none, none, np.empty(0, bool), np.zeros(len(self.test_keys), int), 0)
 
@@ -91,7 +91,7 @@ class SplitRule:
         return [one and ("\0".join(map(str, one.groups())) if one.re.groups else one[0]) for one in found]
 
     def check(self, traits: Traits) -> None:
-        """Raise UsageError where the rule does not fit these images, which are all there are."""
+        """Raise UsageError if the rule does not suit these images, all of them."""
         num_images = len(traits.digests_N)
         for glob, count in zip(self.test_keys, traits.num_matches.tolist(), strict=True):
             if not count:
@@ -112,7 +112,7 @@ class SplitRule:
             )
 
     def split(self, class_indices_N: np.ndarray, traits: Traits, classes: Sequence[str]) -> "Split":
-        """The side of every image. Raises UsageError where images cannot be split so."""
+        """Split the images. Raises UsageError if that is impossible."""
         self.check(traits)
         fraction, tests_N = (0.0, traits.tests_N) if self.test_keys else (self.test_fraction, None)
         groups_N = None if self.group_by is None else traits.groups_N
@@ -134,7 +134,7 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class Split:
-    """The side of every image."""
+    """The split of all images."""
 
     folds_N: np.ndarray
     """HELD_OUT, or 0 to the number of folds - 1 (all 0 without folds)."""
@@ -149,7 +149,7 @@ class Split:
 
 
 def all_traits(parts: Iterable[Traits]) -> Traits:
-    """Those of all images, from those of parts of them."""
+    """Concatenate the traits of parts."""
     digests, groups, tests, matches, ungrouped = zip(*parts, strict=True)
     return Traits(
         np.concatenate(digests), np.concatenate(groups), np.concatenate(tests), np.sum(matches, axis=0), sum(ungrouped)
@@ -157,7 +157,7 @@ def all_traits(parts: Iterable[Traits]) -> Traits:
 
 
 def held_out_sha256(held_out: np.ndarray) -> str:
-    """What the held-out images are known again by.
+    """The digest of a set of held-out images.
 
     Args:
         held_out: their digests.

@@ -19,34 +19,34 @@ from bottleneck.inspect.recompute import MIN_COSINE
 
 @dataclass
 class Diff:
-    """What comparing two outputs found; `a` and `b` are their URIs."""
+    """The result of a comparison; `a` and `b` are URIs."""
 
     a: str
     b: str
     min_cosine: float
     layers: dict[str, LayerDiff]
-    """Of the layers both have."""
+    """The common layers."""
     num_images: int = 0
-    """In both."""
+    """Images in both outputs."""
     only_a: Group = field(default_factory=Group)
     only_b: Group = field(default_factory=Group)
     outcomes: dict[tuple[str, str], Group] = field(default_factory=lambda: defaultdict(Group))
-    """Images with another outcome in A than in B: `ok`, or the reason of a rejection."""
+    """Images whose outcome differs: `ok`, or the reason of a rejection."""
     labels: Group = field(default_factory=Group)
     """Images with another label."""
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    """What differs between the plans: the fields of their specs, their sources."""
+    """Differences between the plans: spec fields and sources."""
     made_with: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)
-    """Versions and devices that differ, as the data files name them."""
+    """Differing versions and devices, from the data files."""
 
     @property
     def num_below(self) -> int:
-        """Images below the smallest cosine, in the layer that has most of them."""
+        """Images below the smallest allowed cosine, in the layer with the most of them."""
         return max(layer.below for layer in self.layers.values())
 
     @property
     def is_same(self) -> bool:
-        """Whether every image that is in both came to the same outcome and no cosine is too small."""
+        """Whether all common images have the same outcome and no cosine is too small."""
         return not self.outcomes and not self.num_below
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def diff_features(
     min_cosine: float = MIN_COSINE,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> Diff:
-    """Compare two outputs image by image; a data file of every listing of each is in memory.
+    """Compare two outputs image by image, with one data file per listing in memory.
 
     Args:
         top: worst images to name of each layer.

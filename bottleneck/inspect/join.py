@@ -13,7 +13,7 @@ from bottleneck.errors import CorruptError
 
 
 class MadeWith(defaultdict[str, set[str]]):
-    """What the footers of data files say they were made with: name -> values."""
+    """Versions and devices from the footers of data files: name -> values."""
 
     def __init__(self) -> None:
         super().__init__(set)
@@ -36,7 +36,7 @@ class JoinedRow(NamedTuple):
 
 
 class _Listing:
-    """The rows of one listing in the order of their keys, a data file at a time."""
+    """The rows of one listing in key order, one data file at a time."""
 
     def __init__(self, features: Features, names: list[str], columns: list[str], made: MadeWith) -> None:
         self._tables = (features.table(name, columns) for name in names)
@@ -57,7 +57,7 @@ class _Listing:
                 raise CorruptError(f"{self._output} holds rows out of order. Look at it with `bottleneck verify`.")
 
     def take(self, last: bytes) -> pa.Table:
-        """The rows up to a key."""
+        """Take the rows up to a key."""
         end = bisect.bisect_right(self.keys, last)
         taken, self._table, self.keys = self._table.slice(0, end), self._table.slice(end), self.keys[end:]
         self._read()
@@ -65,7 +65,7 @@ class _Listing:
 
 
 def join_rows(a: Features, b: Features, columns: list[str], made: tuple[MadeWith, MadeWith]) -> Iterator[JoinedRow]:
-    """Rows of both by key, whatever their shards: as far as the key that every listing has been read up to."""
+    """Join the rows of both outputs by key, up to the key that every listing has reached."""
     sides = [_listings(one, columns, own) for one, own in zip((a, b), made, strict=True)]
     while waiting := [listing for side in sides for listing in side if listing.keys]:
         last = min(listing.keys[-1] for listing in waiting)
@@ -83,7 +83,7 @@ def join_rows(a: Features, b: Features, columns: list[str], made: tuple[MadeWith
 
 
 def _rows(table: pa.Table | None, rows: list[int]) -> pa.Table:
-    """These rows of a table; all of them, which is the rule, as they are."""
+    """Take rows of a table; usually all, without a copy."""
     return table if table is None or len(rows) == table.num_rows else table.take(pa.array(rows, pa.int64()))
 
 

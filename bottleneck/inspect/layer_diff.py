@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 NUM_NAMED = 5
-"""Keys named of each group of images; all are counted."""
+"""Keys named per group of images; all are counted."""
 
 
 # Cosines of features that should be equal crowd below 1, so bins are of their distance from it, each 1.5 % wider than
@@ -17,7 +17,7 @@ _EDGES = np.concatenate([[0.0], np.geomspace(1e-12, 2.0, 1904)])
 
 @dataclass
 class Group:
-    """Images that have something in common."""
+    """A group of images."""
 
     images: int = 0
     keys: list[str] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Group:
 
 
 class LayerDiff:
-    """What became of one layer's features."""
+    """The differences of one layer's features."""
 
     def __init__(self, top: int, min_cosine: float) -> None:
         self.top, self.min_cosine = top, min_cosine
@@ -72,7 +72,7 @@ class LayerDiff:
         return self._sum / self.images
 
     def percentile(self, percent: float) -> float:
-        """The cosine that this share of images is below; its distance from 1 is known to 1.5 %."""
+        """The cosine below which this share of images lies; its distance from 1 is accurate to 1.5 %."""
         # The largest distances are the smallest cosines, so counting starts at the far end.
         from_below = np.cumsum(self._counts[::-1])
         place = int(np.searchsorted(from_below, percent / 100 * self.images, side="right"))

@@ -17,9 +17,9 @@ from bottleneck.heads.evaluator import NUM_BINS
 ImageFileFormat = Literal["png", "svg"]
 
 MAX_NUMBERED = 40
-"""Classes up to which each cell shows its count; with more the cells are too small for digits."""
+"""Most classes whose cells show counts; with more, cells are too small for digits."""
 MAX_CELLS = 250
-"""Cells a side; beyond it neighbouring classes share one, as a cell below 3 pixels cannot be seen."""
+"""Cells per side; with more classes, neighbours share a cell, as a cell below 3 pixels cannot be seen."""
 MAX_LABEL_CHARACTERS = 22
 NUM_TICKS = 25
 
@@ -40,7 +40,7 @@ DARK = Theme(surface="#171b23", text="#e6e9ef", line="#7d8799", right="#5b9bf5",
 
 
 def draw_confusion(evaluation: Evaluation, file_format: ImageFileFormat = "png", theme: Theme = LIGHT) -> bytes:
-    """The confusion matrix: a row is a true class, its colours the shares of what it was taken for.
+    """Draw the confusion matrix: rows are true classes, colours the shares of predicted classes.
 
     Up to MAX_NUMBERED classes each cell holds its count. With more than MAX_CELLS, a cell on the diagonal shows the
     recall of its group of classes, any other the largest share of a class of one group taken for one of the other.
@@ -75,7 +75,7 @@ def draw_confusion(evaluation: Evaluation, file_format: ImageFileFormat = "png",
 
 
 def draw_calibration(evaluation: Evaluation, file_format: ImageFileFormat = "svg", theme: Theme = LIGHT) -> bytes:
-    """Accuracy by top probability, with the number of images below: bars that end on the diagonal are calibrated."""
+    """Draw accuracy by top probability, with the number of images below; calibrated bars end on the diagonal."""
     check_choice("file_format", file_format, ImageFileFormat)
     counts = np.array(evaluation.bin_counts)
     filled = counts > 0
@@ -96,7 +96,7 @@ def draw_calibration(evaluation: Evaluation, file_format: ImageFileFormat = "svg
 
 
 def _figure(theme: Theme, size_inches: tuple[float, float], num_rows: int = 1, **layout: Any) -> tuple[Any, Any]:
-    """A figure without pyplot, whose state is the process's, in the colours of a theme."""
+    """Make a figure in the colours of a theme, without pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=size_inches, facecolor=theme.surface, layout="constrained")

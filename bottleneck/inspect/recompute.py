@@ -18,23 +18,23 @@ from bottleneck.sources.open import open_source
 from bottleneck.storage.store import open_store
 
 MIN_COSINE = 0.999
-"""Below it features differ: bfloat16 on other hardware stays above 0.9999, another image is far below."""
+"""Features with a smaller cosine differ: bfloat16 on other hardware stays above 0.9999."""
 
 
 @dataclass
 class Recomputed:
-    """What recomputing found."""
+    """The result of recomputing."""
 
     num_images: int = 0
     min_cosine: float = 1.0
     different: list[tuple[str, float]] = field(default_factory=list)
     """Keys whose features are not those of their images, with the cosine."""
     unreadable: list[str] = field(default_factory=list)
-    """Keys whose images have changed or gone since."""
+    """Keys whose images have changed or gone."""
 
 
 def check_recomputable(output: str) -> None:
-    """Refuse an output of predictions. Raises UsageError."""
+    """Raise UsageError for an output of predictions."""
     plan = load_plan(output)
     if plan is not None and plan.predictions:
         raise UsageError(
@@ -66,7 +66,7 @@ def recompute(output: str, num_images: int, seed: int | None = None, batch_size:
 
 
 def _shares(sizes: list[int], num_images: int) -> list[int]:
-    """How many images to take of each file, as evenly as their sizes allow."""
+    """The number of images to take from each file, as even as their sizes allow."""
     shares = [0] * len(sizes)
     left = min(num_images, sum(sizes))
     while left:

@@ -30,13 +30,13 @@ EVALUATION_JSON = "evaluation.json"
 MAX_THUMBNAILS = 60
 """About 10 kB each, so that a page stays near a megabyte."""
 THUMBNAIL_PX = 224
-"""Twice as large as they are shown: sharp on any screen, and something to see when enlarged."""
+"""Twice the displayed size: sharp on any screen, and useful when enlarged."""
 MAX_REJECTED_KEYS = 20
-"""Keys named for each reason."""
+"""Keys listed per reason."""
 
 
 class Material(TypedDict):
-    """What `write_report` shows beside an evaluation; `report_of_features` gathers it."""
+    """What `write_report` shows besides an evaluation; made by `report_of_features`."""
 
     details: dict[str, dict[str, Any]]
     thumbnails: Thumbnails
@@ -54,7 +54,7 @@ def write_report(
     rejected: dict[str, Rejections],
     notes: Sequence[str] = (),
 ) -> None:
-    """Write `report.html`, `confusion.png` and `evaluation.json` to a folder or s3:// prefix, in place of old ones.
+    """Write `report.html`, `confusion.png` and `evaluation.json` to a folder or s3:// prefix, replacing old ones.
 
         write_report(uri, "Flowers", evaluation, grid=grid, **report_of_features(features, head, evaluation))
 
@@ -73,7 +73,7 @@ def write_report(
 
 
 def report_of_features(features: Features, head: "Head", evaluation: Evaluation) -> Material:
-    """Gather what a report shows beside the evaluation: from the plan, the first data file's footer and the source."""
+    """Collect what a report shows besides the evaluation, from the plan, a data file's footer and the source."""
     plan, spec = features.plan, features.spec
     footer = _footer(features)
     made = {name: value for name, value in spec.to_json().items() if name not in ("layers", "dims")}
@@ -114,7 +114,7 @@ def keys_shown(evaluation: Evaluation) -> list[str]:
 
 
 def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
-    """Small pictures of images of a plan, from its source; what cannot be had any more is said, never an error.
+    """Small pictures of planned images, from the source; unavailable ones are reported, never an error.
 
     Read by the plan's etags, so that no picture is shown that is not the one the features are of, and decoded within
     the plan's limits: the centre square, turned as for the features.
@@ -138,7 +138,7 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
 
 
 def thumbnail(data: bytes, plan: Plan) -> bytes | None:
-    """One small picture as JPEG; None of what is no image within the plan's limits."""
+    """A small picture as JPEG; None for a rejected image."""
     spec = replace(plan.spec, image_size_px=THUMBNAIL_PX, resize="crop", interpolation="bilinear")
     decoded = decode(data, spec, plan.limits)
     return _jpeg(decoded) if isinstance(decoded, Decoded) else None
@@ -175,7 +175,7 @@ def _footer(features: Features) -> dict[str, Any]:
 
 
 def _is_long(value: Any) -> bool:
-    """Grids and lists of keys: too much for a line of a page."""
+    """Whether a value is too long for a line of a page, as grids and lists of keys are."""
     return len(json.dumps(value, default=str)) > 400
 
 

@@ -25,7 +25,7 @@ class Thumbnails:
     images: dict[str, bytes] = field(default_factory=dict)
     """JPEG by key."""
     missing: str = ""
-    """Why some or all are not here, as a sentence for people."""
+    """Why pictures are missing, as a sentence."""
 
 
 @dataclass(frozen=True)

@@ -19,23 +19,23 @@ from bottleneck.errors import CorruptError, UsageError
 BLOCK_VALUES = 1 << 18
 """Converted at once: 1 MB of float32, which stays in a core's cache while it is used three times."""
 FILES_AHEAD = 512
-"""Handed to the threads at once, so that a dataset of any size is never a list of tasks."""
+"""Files handed to the threads at a time, so that a large dataset is never a list of tasks."""
 BUCKET_THREADS = 8
-"""Reads of a bucket that wait at once; a disk needs no more threads than there are cores."""
+"""Concurrent reads of a bucket; a disk needs no more threads than cores."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An image like the one asked about."""
+    """A similar image."""
 
     cosine: float
-    """From -1 to 1; 0 where either is all zeros."""
+    """From -1 to 1; 0 if either is all zeros."""
     key: str
     label: str | None
 
 
 class _Place(NamedTuple):
-    """Where a candidate is; the first of equals is the one that comes first in the dataset."""
+    """The position of a candidate; of equals the first in the dataset wins."""
 
     distance: float
     file: int
@@ -94,7 +94,7 @@ def nearest(
 
 
 def features_of(features: Features, key: str, layer: str | None = None) -> np.ndarray | None:
-    """The stored features_D of an image of the dataset; None of a key that is not planned.
+    """The stored features_D of an image of the dataset; None if the key is not planned.
 
     Raises:
         UsageError: if the image was rejected, or its shard is not extracted yet.
@@ -119,7 +119,7 @@ def features_of(features: Features, key: str, layer: str | None = None) -> np.nd
 
 
 def cosines(features_ND: np.ndarray, query_D: np.ndarray) -> np.ndarray:
-    """The cosine of every row to a vector, 0 where either is all zeros.
+    """The cosine of every row to a vector; 0 if either is all zeros.
 
     A row's is the same wherever the row stands, so equal rows have equal cosines.
     """
@@ -140,7 +140,7 @@ def cosines(features_ND: np.ndarray, query_D: np.ndarray) -> np.ndarray:
 
 
 def _search(features: Features, number: int, column: str, query_D: np.ndarray, top: int) -> tuple[int, list[_Place]]:
-    """The images of one data file, and the best of them."""
+    """Count the images of one data file, and find the best."""
     values = features.table(features.files[number], [column]).column(column)
     cosines_N = cosines(vectors(values), query_D)
     best_T = np.arange(len(cosines_N))
@@ -155,7 +155,7 @@ def _search(features: Features, number: int, column: str, query_D: np.ndarray, t
 
 
 def _named(features: Features, column: str, query_D: np.ndarray, places: list[_Place]) -> list[Neighbour]:
-    """Keys and labels are read of these only, and their cosines computed in float64."""
+    """Read keys and labels of the best only, and compute their cosines in float64."""
     found: dict[_Place, Neighbour] = {}
     for number in sorted({place.file for place in places}):
         table = features.table(features.files[number], ["key", "label", column])

@@ -21,20 +21,20 @@ from bottleneck.errors import UsageError
 from bottleneck.storage.store import Entry, Store, open_store
 
 RECENT_SECONDS = 600.0
-"""The rate that the ETA follows is that of the last minutes before the newest data file."""
+"""The ETA uses the rate of these last minutes before the newest data file."""
 STILL_SECONDS = 300.0
-"""A run that has committed nothing for so long stands still, as far as a store can tell; a shard takes some seconds."""
+"""A run without a commit for this long counts as stalled; a shard takes some seconds."""
 NUM_GAPS = 5
-"""... unless its shards take longer: then this many times what has lately been between two data files."""
+"""Or for this many times the recent interval between data files, if that is longer."""
 NUM_SAMPLED = 64
-"""Data files whose footers are read for the rejected: a request each. Where there are no more, all are."""
+"""Data files whose footers are read to count rejected images, one request each."""
 
 RunState = Literal["finished", "running", "standing still", "planned"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a look at an output shows; a job prints it as JSON."""
+    """The state of an output; a job prints it as JSON."""
 
     output: str
     holds: str
@@ -49,17 +49,17 @@ class Status:
     """Planned."""
     shards_done: int
     shards_again: int
-    """Of those that are not done, how many have a file that `requeue` has planned again."""
+    """Pending shards that have a file but were replanned by `requeue`."""
     idle_seconds: float
-    """Since the newest data file was written; since the last planning where there is none from after it."""
+    """Seconds since the newest data file, or since the last planning if that is newer."""
     images_per_second: float | None
-    """Of the last ten minutes before the newest data file; None where that cannot be told yet."""
+    """Rate of the last ten minutes before the newest data file; None if unknown."""
     images_per_second_overall: float | None
-    """Of the whole, without pauses."""
+    """Overall rate, without pauses."""
     eta_seconds: float | None
-    """For the rest at the recent rate, from now on; None where nothing runs."""
+    """Remaining seconds at the recent rate; None if nothing runs."""
     rejected: dict[str, int]
-    """Done images by reason; an estimate where `sampled_shards` is less than `shards_with_file`."""
+    """Rejected images by reason; an estimate if `sampled_shards` is less than `shards_with_file`."""
     sampled_shards: int
     shards_with_file: int
 
@@ -69,9 +69,9 @@ class Status:
 
 
 def look(output: str) -> Status:
-    """Look at an output of `extract` or `predict` once.
+    """Determine the state of an output of `extract` or `predict`.
 
-    Costs a listing and a few small requests; a footer more for each shard that `requeue` has planned again.
+    Costs a listing, a few small requests, and a footer per requeued shard.
 
     Raises:
         UsageError: if there is no plan.
@@ -124,13 +124,13 @@ def look(output: str) -> Status:
 
 
 def _patience(times: Sequence[float]) -> float:
-    """How long nothing may be committed before a run counts as standing still."""
+    """Seconds without a commit after which a run counts as stalled."""
     gaps = [after - before for before, after in pairwise(times[-50:])]
     return max(STILL_SECONDS, NUM_GAPS * statistics.median(gaps)) if gaps else STILL_SECONDS
 
 
 def _rate(times: Sequence[tuple[float, int]], since: float, patience: float) -> float | None:
-    """Images a second; each data file's images took the time since the file before it. Pauses do not count.
+    """Images per second; a data file's images took the time since the previous file. Pauses do not count.
 
     Args:
         times: when each data file was written and how many images it has, in order.
@@ -144,7 +144,7 @@ def _rate(times: Sequence[tuple[float, int]], since: float, patience: float) -> 
 
 
 def _rejected(store: Store, files: dict[int, Entry]) -> tuple[dict[str, int], int]:
-    """Rejected images by reason in all data files, from the footers of some, and of how many."""
+    """Estimate the rejected images by reason from the footers of some data files, and return how many were read."""
     # An order as good as random (Knuth's multiplicative hash), but the same at every look: watching reads few anew.
     sampled = heapq.nsmallest(NUM_SAMPLED, files, key=lambda shard: shard * 2654435761 % 2**32)
     with ThreadPoolExecutor(NUM_FOOTERS_READ) as pool:
@@ -162,7 +162,7 @@ def _statuses(store: Store, entry: Entry) -> tuple[tuple[str, int], ...]:
 
 
 def _planned_at(store: Store, *, is_new: bool) -> float:
-    """When the plan was made, or its latest extension or revision where something is done; 0 where there is none."""
+    """When the plan, or its latest extension or revision, was made; 0 if unknown."""
     if is_new:
         dates = [when for entry, when in store.list_dated("plan.json") if entry.key == "plan.json"]
     else:

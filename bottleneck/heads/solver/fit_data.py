@@ -12,14 +12,14 @@ from bottleneck.heads.solver.worker import Worker
 MAX_GRAM_IMAGES = 8192
 """More images than this are not rotated: their eigenvectors would take minutes."""
 MAX_COMPACT_VALUES = 32_000_000
-"""Images times dimensions that one worker solves by itself: 256 MB in float64."""
+"""Images times dimensions that one worker solves alone: 256 MB in float64."""
 
 
 class FitData:
-    """One fit, once everybody knows the classes and folds of the images."""
+    """The data of one fit, once classes and folds are known."""
 
     solver = "sums"
-    """`products` of images, `images`, or `sums` over images: what the optimum is found from."""
+    """What the optimum is computed from: `products` of images, `images`, or `sums` over images."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class FitData:
         num_folds: int,
         weights_K: np.ndarray | None = None,
     ) -> None:
-        """Take the images' classes and folds, in the order of the workers, of whom each has so many.
+        """Place the images' classes and folds, in the order of the workers; `counts` are images per worker.
 
         Args:
             num_folds: 1 where there is no cross-validation.
@@ -66,7 +66,7 @@ class FitData:
         self.moments = self._moments() if self.request.scale == "standard" else {}
 
     def matrix(self, scaling: int) -> np.ndarray:
-        """All fitted images, or their inner products, scaled as a fold has it."""
+        """The Gram matrix of the fitted images, or the images, with the scaling of a fold."""
         center_D, scale_D = self.scaling(scaling)
         handles = self.workers.ask(Worker.share)
         if self.solver == "images":
@@ -87,7 +87,8 @@ class FitData:
         return products_NN
 
     def expanded(self, weights: np.ndarray) -> np.ndarray:
-        """Weights of images, where the way was products, as weights of features [D, K]; others as they are."""
+        """Convert weights of images, from the Gram matrix, to weights of features [D, K]; others are returned as they
+        are."""
         if self.solver != "products":
             return weights
         weights_NK = np.zeros((len(self.class_indices_N), weights.shape[1]))
@@ -97,7 +98,7 @@ class FitData:
         return total(self.workers.ask_each(Worker.expand, asked))
 
     def class_weights(self, left_out: int) -> np.ndarray:
-        """Of the images a fold leaves, as scikit-learn's `balanced` has them. [K]"""
+        """Class weights [K] of the images outside a fold, as scikit-learn's `balanced`."""
         if self.weights_K is not None:
             return self.weights_K
         if self.request.class_weight == "none":
@@ -114,7 +115,7 @@ class FitData:
         return total(self.workers.ask(Worker.sums, self.num_folds))
 
     def _moments(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Mean and standard deviation of the images each fold leaves, as scikit-learn's StandardScaler has them."""
+        """Mean and standard deviation of the images outside each fold, as scikit-learn's StandardScaler."""
         sums_FD = self.sums()
         seen = [[f for f in range(self.num_folds) if f != left_out] for left_out in (*range(self.num_folds), -1)]
         counts_F = np.bincount(self.folds_fit, minlength=self.num_folds)
@@ -133,6 +134,6 @@ class FitData:
         return found
 
     def by_worker(self, *arrays: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-        """Every worker's part of arrays over all images."""
+        """Cut arrays over all images into the parts of the workers."""
         parts = zip(self.bounds, self.bounds[1:], strict=False)
         return [tuple(array[start:end] for array in arrays) for start, end in parts]

@@ -18,9 +18,9 @@ from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows
 from bottleneck.heads.solver.newton import Coordinates, Solver, minimize
 
 DIRECT_IMAGES = 4096
-"""An svm's Newton equations are solved directly up to here: its set of support vectors changes with every step."""
+"""Largest system of an svm's Newton equations that is solved directly: its support vectors change with every step."""
 ROUGH_TOLERANCE = 1e-9
-"""Up to here Hessian products in float32 are as good as any."""
+"""Up to this tolerance, Hessian products in float32 are accurate enough."""
 WAY_TOLERANCE = 1e-4
 RANK_TOLERANCE = 1e-14
 """Of the largest variance, an image: below it is the rounding of the products."""
@@ -28,10 +28,10 @@ RANK_TOLERANCE = 1e-14
 
 @dataclass(frozen=True)
 class Basis:
-    """The span of the images a fold sees."""
+    """The span of the images outside a fold."""
 
     rows_NR: np.ndarray
-    """Every image in it, seen or not, centred where b is free."""
+    """Every image in its coordinates, centred if the intercept is free."""
     variances_R: np.ndarray
     seen_N: np.ndarray
     back: np.ndarray
@@ -42,7 +42,7 @@ class Basis:
 
 @dataclass
 class Path:
-    """The optima of one fold along C."""
+    """The optima of one fold along growing C."""
 
     left_out: int
     c: list[float]
@@ -59,7 +59,7 @@ class Path:
 
 
 def basis_of_products(products_NN: np.ndarray, seen_N: np.ndarray, *, centred: bool) -> Basis:
-    """From the inner products of all images."""
+    """The basis from the Gram matrix of all images."""
     inner_MM = products_NN[np.ix_(seen_N, seen_N)]
     center_M = inner_MM.mean(axis=0) if centred else np.zeros(len(inner_MM))
     if centred:
@@ -71,7 +71,7 @@ def basis_of_products(products_NN: np.ndarray, seen_N: np.ndarray, *, centred: b
 
 
 def basis_of_rows(features_ND: np.ndarray, seen_N: np.ndarray, *, centred: bool) -> Basis:
-    """From the images themselves, at least as many as dimensions."""
+    """The basis from the images, at least as many as dimensions."""
     seen_MD = features_ND[seen_N]
     center_D = seen_MD.mean(axis=0) if centred else np.zeros(seen_MD.shape[1])
     seen_MD = seen_MD - center_D
@@ -89,7 +89,7 @@ def solve_path(
     class_weights_K: np.ndarray,
     tolerance: float,
 ) -> Path:
-    """Solve one fold for each C, from the smallest up.
+    """Solve one fold for each C, in growing order.
 
     Args:
         kind: `softmax`, `logistic` (two classes) or `svm`.
@@ -136,20 +136,20 @@ def solve_path(
 
 
 def accuracy(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
-    """Share of images whose best score is their class."""
+    """The share of images whose best score is their class."""
     best_N = scores_NK.argmax(axis=1) if scores_NK.shape[1] > 1 else (scores_NK[:, 0] > 0).astype(int)
     return float((best_N == truth_N).mean())
 
 
 def problem_shape(kind: str, num_classes: int) -> tuple[int, int]:
-    """Problems and score columns of one C and fold: a softmax couples its classes, an svm has a problem a class."""
+    """Problems and score columns per C and fold: a softmax couples its classes, an svm has one problem per class."""
     if kind == "softmax":
         return 1, num_classes
     return (num_classes if kind == "svm" and num_classes > 2 else 1), 1
 
 
 def problems_of(kind: str, c: np.ndarray, left_out: np.ndarray, class_weights: np.ndarray) -> Problems:
-    """The problems of pairs of C and fold; with an svm each pair's classes one after the other."""
+    """The problems of pairs of C and fold; for an svm, each pair's classes in turn."""
     num_classes = class_weights.shape[1]
     repeat, _ = problem_shape(kind, num_classes)
     positive = np.arange(repeat) if repeat > 1 else np.ones(1, int)
@@ -175,7 +175,7 @@ def _start(
     ends: list[np.ndarray],
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    """Where the smaller values of C point to, if that is better than where the last one ended."""
+    """Extrapolate from smaller values of C, if that is better than the last optimum."""
     if not ends:
         return np.zeros(shape)
     if len(ends) == 1:
@@ -224,7 +224,7 @@ def _support_vector_solver(rows: Rows, products_MM: np.ndarray, problems: Proble
 
 
 def _eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and vectors of the span, without what is only rounding."""
+    """Eigenvalues and eigenvectors of the span, without those below rounding."""
     values, vectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
     kept = values > max(values[-1], 0) * RANK_TOLERANCE * len(values)
     return values[kept], vectors[:, kept]

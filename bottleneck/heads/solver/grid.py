@@ -11,11 +11,11 @@ from bottleneck.heads.solver.gram import Path, accuracy
 
 GRID_TOLERANCE = 1e-9
 FINAL_TOLERANCE = 1e-18
-"""Of the objective above its optimum, relative: the square root of it is that of the coefficients."""
+"""Largest relative gap of the objective; the error of the coefficients is its square root."""
 
 
 def fill_grid(grid: Grid, paths: list[Path], data: FitData) -> None:
-    """The grid's rows in the order of the request, and the best C: of equals the first, as GridSearchCV has it."""
+    """Fill the grid's rows in the order of the request, and choose the best C: the first of equals, as GridSearchCV."""
     if not paths:
         return
     for c in data.request.c:

@@ -12,14 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 
 KEPT_VALUES = 64_000_000
-"""Curvatures are kept from product to product where they are no more than this, else computed again."""
+"""Largest curvatures that are kept between products; larger ones are computed again."""
 BLOCK_VALUES = 4_000_000
-"""Scores of one block of rows: 32 MB, a few such arrays at a time."""
+"""Scores per block of rows: 32 MB, a few such arrays at a time."""
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What is minimised, P times over."""
+    """P minimisation problems."""
 
     kind: str
     """`softmax` (K columns a problem), `logistic` or `svm` (one column: a positive class against the others)."""
@@ -43,19 +43,19 @@ class Problems:
 
 @dataclass
 class Rows:
-    """The rows one worker holds."""
+    """The rows of one worker."""
 
     features_ND: np.ndarray
     """float32 or float64, as stored; never changed."""
     class_indices_N: np.ndarray
-    """Classes, as numbers."""
+    """Class indices."""
     folds_N: np.ndarray
     """The fold of a row; -2 for rows that no problem sees."""
     factors_N: np.ndarray | None = None
     """What each row is multiplied with: one over its length, where rows are scaled to length 1."""
 
     def block(self, part: slice, dtype: Any) -> np.ndarray:
-        """Rows, scaled, to compute with."""
+        """A block of scaled rows."""
         block_ND = self.features_ND[part].astype(dtype, copy=False)
         return block_ND if self.factors_N is None else block_ND * self.factors_N[part, None].astype(dtype)
 
@@ -79,7 +79,7 @@ class Objective(Protocol):
         """Loss [P], its gradients by W and b, and the sums of s times curvature [P, K]."""
 
     def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> None:
-        """Say where the Hessian of the next products is."""
+        """Fix the point of the Hessian for the next products."""
 
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
         """The Hessian of the loss of the fixed problems with these numbers, times a direction: by W and by b."""
@@ -89,7 +89,7 @@ class LocalObjective:
     """The sums over one worker's rows."""
 
     def __init__(self, rows: Rows, product_dtype: Any = np.float64) -> None:
-        """Keep the rows.
+        """Hold the rows.
 
         Args:
             product_dtype: of Hessian products. float32 halves their time and bends only the way to the optimum; where
@@ -231,7 +231,7 @@ def log_loss(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float:
 
 
 def l2_scaled(features_ND: np.ndarray) -> np.ndarray:
-    """Rows of length 1; rows of zeros stay."""
+    """Scale rows to length 1; rows of zeros stay."""
     norms_N = np.linalg.norm(features_ND, axis=1, keepdims=True)
     result_ND: np.ndarray = features_ND / np.where(norms_N == 0, 1, norms_N)
     return result_ND

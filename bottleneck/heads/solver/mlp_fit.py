@@ -15,7 +15,7 @@ from bottleneck.heads.solver.worker import Worker
 
 
 def fit_mlp(data: FitData) -> Arrays:
-    """The small network, on rotated images, images, or images that stay where they are."""
+    """Fit the small network, and return the arrays of the head."""
     center_D, scale_D = data.scaling(-1)
     weights_K = data.class_weights(-1)
 

@@ -22,7 +22,7 @@ from bottleneck.heads.solver.losses import Objective, Problems
 
 MAX_STEPS = 200
 MAX_PRODUCTS = 3000
-"""Of one Newton step; rounding ends the use of more."""
+"""Most iterations of one Newton step; rounding makes more useless."""
 TRUNCATION = 0.2
 """Conjugate gradients stop when one more of them gains less than this share of the mean so far (Nash and Sofer 1990).
 Measured on 680 rows, C from 0.1 to 10,000: 0.5 takes a tenth longer, 0.1 a third."""
@@ -30,7 +30,7 @@ Measured on 680 rows, C from 0.1 to 10,000: 0.5 takes a tenth longer, 0.1 a thir
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Where the optimiser works: x W + b = ((x - center) / scale) rotation theta + theta_b."""
+    """The coordinates of the optimiser: x W + b = ((x - center) / scale) rotation theta + theta_b."""
 
     centers_PD: np.ndarray
     scales_PD: np.ndarray
@@ -63,7 +63,7 @@ class Coordinates:
 
 @dataclass
 class Optimum:
-    """Where the problems ended."""
+    """The result of the problems."""
 
     theta_JPK: np.ndarray
     values_P: np.ndarray
@@ -87,7 +87,7 @@ def minimize(
     on_step: Callable[[Optimum], None] | None = None,
     solve: Solver | None = None,
 ) -> Optimum:
-    """Solve every problem until its gap is below the tolerance, or rounding lets it come no nearer.
+    """Solve every problem until its gap is below the tolerance, or limited by rounding.
 
     Args:
         start_JPK: where to begin; zeros, or the optimum of a smaller C.
@@ -139,7 +139,7 @@ def _direction(
     inverse: np.ndarray,
     active: np.ndarray,
 ) -> np.ndarray:
-    """Newton's direction of the active problems, truncated; zero for the others."""
+    """The truncated Newton direction of the active problems; zero for the others."""
     penalty_J11 = coordinates.penalty_J[:, None, None]
     direction = np.zeros_like(gradient)
     residual = -gradient

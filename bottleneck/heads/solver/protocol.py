@@ -42,7 +42,7 @@ class Workers(Protocol):
     def remember(self, name: str, value: Any) -> None: ...
 
     def report(self, event: dict[str, Any]) -> None:
-        """Tell the person who waits."""
+        """Report progress."""
 
 
 class LocalWorkers:

@@ -92,7 +92,7 @@ class SumsFit:
         return minimize(WorkersObjective(data.workers), problems, coordinates, start, tolerance, on_step), coordinates
 
     def _rotation(self, center_D: np.ndarray, scale_D: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """Coordinates in which the images' covariance is diagonal; for the speed of the solver only."""
+        """Coordinates in which the images' covariance is diagonal; only for speed."""
         data = self.data
         if data.kind == "svm" and not data.moments:
             center_D = np.zeros(data.dim)
@@ -107,7 +107,7 @@ class SumsFit:
     def _scored(
         self, pairs: list[tuple[float, int]], W: np.ndarray, b: np.ndarray, optimum: Optimum, seconds: float
     ) -> list[Path]:
-        """What the folds' optima say of the images they left out, as paths without scores but accuracies."""
+        """Evaluate the folds' optima on the images they left out, as paths with accuracies instead of scores."""
         data = self.data
         paths = []
         repeat = len(optimum.values_P) // len(pairs)
@@ -130,7 +130,7 @@ class SumsFit:
         return paths
 
     def _temperature(self, c: float) -> float:
-        """As `svm_temperature`, of images that stay where they are: the best of ever finer grids."""
+        """Like `svm_temperature`, for images that stay with their workers: the best of ever finer grids."""
         low, high = -4.0, 4.0
         for _ in range(4):
             grid = np.linspace(low, high, 33)

@@ -41,7 +41,7 @@ class WholeFit:
         return arrays
 
     def _solve(self, folds: list[int], c_values: list[float], tolerance: float) -> list[Path]:
-        """One path for each fold, the workers taking folds in turns."""
+        """Solve one path per fold; the workers take turns."""
         data = self.data
         paths: list[Path] = []
         while len(paths) < len(folds):
@@ -71,7 +71,7 @@ class WholeFit:
         return paths
 
     def _handle(self, fold: int, turn: list[int]) -> Any:
-        """By which workers read the matrix of a fold; one for all folds where they share their scaling."""
+        """The handle with which workers read the matrix of a fold; one for all folds if they share their scaling."""
         data = self.data
         scaling = fold if data.moments else -1
         if scaling not in self._handles:

@@ -23,11 +23,11 @@ from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows, log_l
 from bottleneck.heads.splits import SplitRule, Traits, all_traits
 
 PRODUCT_VALUES = 8_000_000
-"""Of one block while products are summed: 64 MB of float64."""
+"""Values per block while products are summed: 64 MB of float64."""
 
 
 class Worker:
-    """One worker's images. Every public method is a request of the coordinator's."""
+    """The images of one worker. The coordinator asks for its public methods."""
 
     def __init__(self, publish: Callable[[Any], Any] = lambda value: value, fetch: Callable[[Any], Any] = lambda h: h):
         """Args: publish, fetch: make an array readable by other workers, and read it there."""
@@ -80,12 +80,12 @@ class Worker:
         return *encoded(labels), all_traits(traits), unlabelled
 
     def hold(self, features_ND: np.ndarray) -> None:
-        """Take images that are in memory already."""
+        """Hold images that are already in memory."""
         self.features_ND = features_ND
         self.keys_N = np.array([str(number) for number in range(len(features_ND))], dtype=object)
 
     def place(self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str) -> None:
-        """Learn the images' classes and sides, and how they are scaled."""
+        """Take the images' class indices, folds and scaling."""
         self.class_indices_N, self.folds_N = class_indices_N, folds_N
         self.factors_N = None
         if scale == "l2":
@@ -97,11 +97,11 @@ class Worker:
     # Sums
 
     def sums(self, num_folds: int) -> np.ndarray:
-        """Sum of the features of every fold, [F, D]."""
+        """Sum the features of every fold, [F, D]."""
         return self._by_fold(num_folds)
 
     def squares(self, num_folds: int, means_FD: np.ndarray) -> np.ndarray:
-        """Sum of squared distances to the mean of what a fold leaves (row f of the means), of every fold: [F, F, D]."""
+        """Sum the squared distances to each mean, of every fold: [F, F, D]."""
         return np.stack([self._by_fold(num_folds, mean_D) for mean_D in means_FD])
 
     def _by_fold(self, num_folds: int, squared_from_D: np.ndarray | None = None) -> np.ndarray:
@@ -115,7 +115,7 @@ class Worker:
         return result_FD
 
     def covariance(self, center_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
-        """Of all images that are fitted on, times their number; float32 will do for a preconditioner. [D, D]"""
+        """Covariance [D, D] of the fitted images, times their number; float32 is enough for a preconditioner."""
         result_DD = np.zeros((len(center_D), len(center_D)))
         for part in self._parts():
             block_ND = self._block(part)[self.folds_N[part] >= 0]
@@ -126,7 +126,7 @@ class Worker:
     # Images as a whole
 
     def share(self) -> Any:
-        """A handle by which other workers read the images of this one that are fitted on."""
+        """A handle with which other workers read the fitted images of this one."""
         fitted_N = self.folds_N >= 0
         factors_N = None if self.factors_N is None else self.factors_N[fitted_N]
         return self.publish((self.features_ND if fitted_N.all() else self.features_ND[fitted_N], factors_N))
@@ -151,7 +151,7 @@ class Worker:
         return results
 
     def expand(self, weights_NK: np.ndarray, center_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
-        """Sum of this worker's scaled images times weights, [D, K]."""
+        """Sum this worker's scaled images times weights, [D, K]."""
         result_DK = np.zeros((len(center_D), weights_NK.shape[1]))
         for part in self._parts():
             result_DK += ((self._block(part) - center_D) / scale_D).T @ weights_NK[part]
@@ -191,7 +191,7 @@ class Worker:
         return self._objective.product(V, v, chosen_P)
 
     def right_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> tuple[int, int]:
-        """How many images of a fold these weights get right, and how many there are."""
+        """Count the images of a fold that these weights classify correctly, and all of them."""
         right = count = 0
         for scores_NK, class_indices_N in self._scores(W, b, left_out):
             right += round(accuracy(scores_NK, class_indices_N) * len(class_indices_N))
@@ -246,14 +246,14 @@ class Worker:
 
 
 def labelled_rows(table: pa.Table) -> tuple[pa.Table, int]:
-    """The ok rows that have a label, and the number of those that have none."""
+    """The ok rows with a label, and the number of ok rows without one."""
     ok = ok_rows(table)
     labelled = ok.filter(pc.is_valid(ok.column("label"))).combine_chunks()
     return labelled, len(ok) - len(labelled)
 
 
 def encoded(labels: list[Any]) -> tuple[list[str], np.ndarray]:
-    """Distinct labels and every row's number among them."""
+    """The distinct labels, and the index of every row's label."""
     chunks = [chunk.cast(pa.string()) for column in labels for chunk in column.chunks]
     encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
