@@ -22,6 +22,7 @@ from bottleneck.errors import FingerprintError
 from bottleneck.heads.evaluate import Evaluation, classification_report
 from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head
 from bottleneck.heads.request import HEAD_JSON, HeadRequest
+from bottleneck.heads.solver.protocol import FitEvent
 from bottleneck.inspect.report import REPORT_HTML, report_of_features, write_report
 from bottleneck.storage.store import check_output_uri, open_store
 from bottleneck.text import counted
@@ -243,7 +244,7 @@ class GridTable:
         for line in self.lines():
             show(line)
 
-    def show(self, event: dict[str, Any]) -> None:
+    def show(self, event: FitEvent) -> None:
         if "accuracy" in event:
             self.accuracies[event["c"], event["fold"]] = event["accuracy"]
             self.state = f"C = {event['c']:g}, fold {event['fold'] + 1}"

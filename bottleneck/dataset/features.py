@@ -1,7 +1,6 @@
 """Read the features of an output as arrays, tables and batches."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +8,7 @@ import pyarrow as pa
 from bottleneck.dataset.footer import read_footer
 from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.schema import check_schema, ok_rows
-from bottleneck.dataset.success import finished
+from bottleneck.dataset.success import Success, finished
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
 from bottleneck.spec import canonical_layer
 from bottleneck.storage.parquet import open_parquet
@@ -25,7 +24,7 @@ class Features:
         plan: Plan,
         files: list[str],
         entries: dict[int, Entry] | None = None,
-        success: dict[str, Any] | None = None,
+        success: Success | None = None,
     ) -> None:
         self.plan = plan
         self.spec = plan.spec

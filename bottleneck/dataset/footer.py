@@ -3,7 +3,7 @@
 import io
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,11 +11,30 @@ import pyarrow.parquet as pq
 from bottleneck.errors import CorruptError
 from bottleneck.storage.store import Entry, ObjectChangedError, ObjectGoneError, Store, Wanted
 
+
+class Footer(TypedDict, total=False):
+    """What a data file records about itself. Old files and foreign ones may lack fields."""
+
+    format: int
+    fingerprint: str
+    shard: int
+    revision: int
+    images: int
+    statuses: dict[str, int]
+    run_id: str
+    written: str
+    versions: dict[str, str]
+    device: str
+    spec: dict[str, Any]
+    predictions: dict[str, Any]
+    sha256: str
+
+
 TAIL_BYTES = 65_536
 """Bytes read from the end of a data file; a footer has a few thousand."""
 
 
-def read_footer(store: Store, entry: Entry) -> tuple[Entry, dict[str, Any]]:
+def read_footer(store: Store, entry: Entry) -> tuple[Entry, Footer]:
     """Read the footer of a data file.
 
     Args:
@@ -55,11 +74,11 @@ def _tail(store: Store, entry: Entry) -> bytes:
         num_bytes = min(needed, size)
 
 
-def _parse(store: Store, entry: Entry, tail: bytes) -> dict[str, Any]:
+def _parse(store: Store, entry: Entry, tail: bytes) -> Footer:
     try:
         # Metadata alone needs no more of the file than its closing part behind the opening magic.
         metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail)).metadata or {}
-        footer: dict[str, Any] = json.loads(metadata[b"bottleneck"])
+        footer: Footer = json.loads(metadata[b"bottleneck"])
         return footer
     except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise CorruptError(

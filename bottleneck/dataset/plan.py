@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -239,7 +239,7 @@ def _differing(name: str, planned: Any, requested: Any) -> str:
     return f"{name}: planned {shown(planned)}, requested {shown(requested)}"
 
 
-def json_bytes(document: dict[str, Any]) -> bytes:
+def json_bytes(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
 
 

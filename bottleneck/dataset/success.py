@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypedDict
 
 from bottleneck.dataset.footer import read_footer
 from bottleneck.dataset.plan import FORMAT, Plan, json_bytes
@@ -12,6 +12,30 @@ from bottleneck.dataset.write import Receipt
 from bottleneck.errors import IncompleteError
 from bottleneck.storage.store import Entry, ObjectGoneError, open_store
 from bottleneck.text import counted
+
+
+class ShardOutcome(TypedDict):
+    """A line of `_SUCCESS.json`."""
+
+    shard: int
+    images: int
+    ok: int
+    rejected: dict[str, int]
+    bytes: int
+
+
+class Success(TypedDict):
+    """The content of `_SUCCESS.json`."""
+
+    format: int
+    fingerprint: str
+    plan_sha256: str
+    images: int
+    ok: int
+    rejected: dict[str, int]
+    shards: list[ShardOutcome]
+    finished: str
+
 
 SUCCESS = "_SUCCESS.json"
 
@@ -21,7 +45,7 @@ def finish(
     receipts: dict[int, Receipt] | None = None,
     run_id: str = "",
     done: dict[int, int] | None = None,
-) -> dict[str, Any]:
+) -> Success:
     """Account for every shard and write `_SUCCESS.json`.
 
     Args:
@@ -68,7 +92,7 @@ def finish(
     if receipts is not None:
         receipts.update((one.shard, one) for one in accounts if one.created)
     totals = sum((Counter(receipt.statuses) for receipt in accounts), Counter())
-    document = {
+    document: Success = {
         "format": FORMAT,
         "fingerprint": plan.holds.fingerprint,
         "plan_sha256": plan.sha256,
@@ -85,7 +109,7 @@ def finish(
     return document
 
 
-def finished(plan: Plan, committed: dict[int, int] | None = None) -> dict[str, Any] | None:
+def finished(plan: Plan, committed: dict[int, int] | None = None) -> Success | None:
     """Read `_SUCCESS.json` if it is of this plan and every data file has the recorded size; else None.
 
     Args:
@@ -93,7 +117,7 @@ def finished(plan: Plan, committed: dict[int, int] | None = None) -> dict[str, A
     """
     store = open_store(plan.output)
     try:
-        document: dict[str, Any] = json.loads(store.read(SUCCESS))
+        document: Success = json.loads(store.read(SUCCESS))
         sizes = {line["shard"]: line["bytes"] for line in document["shards"]}
         if document["plan_sha256"] != plan.sha256:
             return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate
 
 from bottleneck.child import raised
-from bottleneck.heads.solver.protocol import Answer, P, Ts
+from bottleneck.heads.solver.protocol import Answer, FitEvent, P, Ts
 from bottleneck.heads.solver.worker import Worker
 
 
@@ -79,7 +79,7 @@ class RayWorkers:
     def remember(self, name: str, value: Any) -> None:
         self.exchange.remember.remote(name, value)
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: FitEvent) -> None:
         self.exchange.report.remote(event)
 
 
@@ -90,7 +90,7 @@ class Exchange:
         self.requests: dict[tuple[str, int], list[Any]] = {}
         self.given: dict[tuple[str, int], dict[int, Any]] = {}
         self.memory: dict[str, Any] = {}
-        self.told: list[dict[str, Any]] = []
+        self.told: list[FitEvent] = []
         self.outcome: dict[str, Any] | None = None
         self.met: list[Any] = []
         self.changed = asyncio.Condition()
@@ -123,7 +123,7 @@ class Exchange:
     async def recall(self, name: str) -> Any:
         return self.memory.get(name)
 
-    async def report(self, event: dict[str, Any]) -> None:
+    async def report(self, event: FitEvent) -> None:
         self.told.append(event)
 
     async def meet(self, controller: list[Any]) -> None:
@@ -134,7 +134,7 @@ class Exchange:
         """The handle that `meet` got, in a list; empty before."""
         return self.met
 
-    async def events(self) -> list[dict[str, Any]]:
+    async def events(self) -> list[FitEvent]:
         told, self.told = self.told, []
         return told
 

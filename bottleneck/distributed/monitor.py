@@ -3,13 +3,27 @@
 import math
 import time
 from collections import deque
-from typing import Any
+from typing import Any, TypedDict
 
 from bottleneck.distributed.metrics import NoMetrics, RayMetrics
 
 NUM_BATCHES = 64
 """Recent batches, whose lower quartile is the time of a batch with the cores to itself: in slower ones decoding had
 them, which is counted separately, or Ray, which starts its workers during the first batches."""
+
+
+class Snapshot(TypedDict, total=False):
+    """What a `Live` counter knows; without an answer, nothing."""
+
+    images: dict[int, int]
+    """Images of each shard in progress."""
+    limiting: str
+    resolved: dict[str, Any] | None
+    emitted: bool
+    spent: dict[str, float]
+    placed: int
+    networks: int
+    first_batch_at: float
 
 
 class Live:
@@ -86,7 +100,7 @@ class Live:
             self.spent["commit"] += seconds
             self.metrics.add("bottleneck_stage_seconds_total", seconds, stage="write")
 
-    def snapshot(self, forget: list[int], order: list[Any] | None, queued: int | None = None) -> dict[str, Any]:
+    def snapshot(self, forget: list[int], order: list[Any] | None, queued: int | None = None) -> Snapshot:
         """The current counts.
 
         Args:
@@ -99,15 +113,22 @@ class Live:
             self.metrics.set("bottleneck_shards_queued", queued)
         for shard in forget:
             self.images.pop(shard, None)
-        result: dict[str, Any] = {"images": self.images, "limiting": "start"}
-        result |= {"resolved": self.resolved, "emitted": self.emitted, "spent": self._spent()}
-        result |= {"placed": self.num_placed, "networks": self.num_networks}
+        result: Snapshot = {
+            "images": self.images,
+            "limiting": "start",
+            "resolved": self.resolved,
+            "emitted": self.emitted,
+            "spent": self._spent(),
+            "placed": self.num_placed,
+            "networks": self.num_networks,
+        }
         seconds = self.seconds
         if seconds["network"]:
             # Where the networks hardly wait they are the limit, else what they wait for.
             waiting = self.idle_seconds > 0.15 * (seconds["network"] + self.idle_seconds)
             slower = "decode" if seconds["decode"] > seconds["read"] else "read"
-            result |= {"limiting": slower if waiting else "network", "first_batch_at": self.first_batch_at}
+            result["limiting"] = slower if waiting else "network"
+            result["first_batch_at"] = self.first_batch_at
         return result
 
     def _spent(self) -> dict[str, float]:

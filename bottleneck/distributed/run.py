@@ -13,7 +13,7 @@ from bottleneck.dataset.plan import Plan, differences
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.write import Receipt
 from bottleneck.distributed.heap import Trimmer
-from bottleneck.distributed.monitor import Live
+from bottleneck.distributed.monitor import Live, Snapshot
 from bottleneck.distributed.pipeline import RunOrder, pulled, stages
 from bottleneck.distributed.placement import place, waiting_for
 from bottleneck.distributed.ray_resources import tell_waiting
@@ -250,18 +250,18 @@ class Run:
             raise StoreError(f"Ray gave up: {type(result).__name__}: {result}") from result
         return result
 
-    def _snapshot(self, seconds: float = POLL_SECONDS) -> dict[str, Any]:
+    def _snapshot(self, seconds: float = POLL_SECONDS) -> Snapshot:
         import ray
 
         try:
             forget, self.forget = self.forget, []
             # The order goes along each time, as a counter that was restarted has forgotten it.
-            live: dict[str, Any] = ray.get(self.live.snapshot.remote(forget, self.order, self.queued), timeout=seconds)
+            live: Snapshot = ray.get(self.live.snapshot.remote(forget, self.order, self.queued), timeout=seconds)
         except Exception:
             return {}  # the counter restarts, or the cluster is busy: receipts still count
         return live
 
-    def _waiting(self, live: dict[str, Any]) -> str:
+    def _waiting(self, live: Snapshot) -> str:
         """The resource the networks wait for; empty once one is placed. Asks the cluster now and then.
 
         Args:

@@ -23,6 +23,7 @@ from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, 
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.heads.fit import Fitted, fit_features
 from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.protocol import FitEvent
 from bottleneck.heads.solver.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def train_head(
     *,
     num_workers: int = 1,
     use_gpu: bool = False,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: Callable[[FitEvent], None] = lambda event: None,
 ) -> Fitted:
     """Fit a head with a group of Ray Train workers.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import pyarrow.compute as pc
 
 from bottleneck.dataset.features import Features
-from bottleneck.dataset.footer import read_footer
+from bottleneck.dataset.footer import Footer, read_footer
 from bottleneck.dataset.plan import Plan
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.heads.evaluate import Evaluation
@@ -167,7 +167,7 @@ def rejections_of(features: Features) -> dict[str, Rejections]:
     return {reason: Rejections(counts[reason], tuple(keys.get(reason, ()))) for reason in sorted(counts)}
 
 
-def _footer(features: Features) -> dict[str, Any]:
+def _footer(features: Features) -> Footer:
     files = features.entries
     if not files:
         return {}

@@ -10,13 +10,12 @@ What all of them minimise is C * sum of losses + |w|^2 / 2. How far above the op
 import math
 import tempfile
 import time
-from typing import Any
 
 from bottleneck.dataset.features import open_features
 from bottleneck.heads.fit import chosen_layer
 from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
-from bottleneck.heads.solver.protocol import LocalWorkers
+from bottleneck.heads.solver.protocol import FitEvent, LocalWorkers
 from bottleneck.heads.solver.worker import Worker
 from jobs.benchmark import Config
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched
@@ -70,7 +69,7 @@ class TimedWorkers(LocalWorkers):
 
     solved = math.nan
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: FitEvent) -> None:
         if "accuracy" in event:
             self.solved = time.perf_counter()
 

@@ -1,7 +1,7 @@
 """How a coordinator asks the workers of a fit: methods of `Worker`, here or elsewhere."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, TypeVarTuple
 
 import numpy as np
 
@@ -16,6 +16,22 @@ def total(answers: Sequence[np.ndarray]) -> np.ndarray:
     """Sum the arrays that the workers answered."""
     result: np.ndarray = sum(answers[1:], answers[0])
     return result
+
+
+class FitEvent(TypedDict, total=False):
+    """Progress of a fit, for whoever shows it: images read, a fold solved, an epoch, or a step of the solver."""
+
+    read: int
+    classes: int
+    seconds: float
+    c: float
+    fold: int
+    accuracy: float
+    epoch: int
+    epochs: int
+    step: int
+    passes: int
+    gap: float
 
 
 class Workers(Protocol):
@@ -41,7 +57,7 @@ class Workers(Protocol):
 
     def remember(self, name: str, value: Any) -> None: ...
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: FitEvent) -> None:
         """Report progress."""
 
 
@@ -73,5 +89,5 @@ class LocalWorkers:
     def remember(self, name: str, value: Any) -> None:
         pass
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: FitEvent) -> None:
         pass
