@@ -9,6 +9,7 @@ import numpy as np
 
 from bottleneck.heads.request import Arrays, Grid, HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
+from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.worker import Worker
 
 
@@ -60,7 +61,9 @@ def fit(
         worker.hold(features_ND[part])
     num_folds = request.folds if request.cross_validated else 1
     coordinator = Coordinator(
-        crew, [len(p) for p in parts], class_indices_N, folds_N, int(class_indices_N.max()) + 1, request, num_folds
+        FitData(
+            crew, [len(p) for p in parts], class_indices_N, folds_N, int(class_indices_N.max()) + 1, request, num_folds
+        )
     )
     arrays, grid = coordinator.fit(features_ND.shape[1])
     return arrays, grid, coordinator

@@ -15,6 +15,7 @@ from bottleneck.heads.evaluate import Evaluation
 from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
+from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.protocol import Workers
 from bottleneck.heads.solver.worker import Worker, encoded, labelled_rows
 from bottleneck.heads.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
@@ -65,7 +66,9 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
     traits = all_traits(parts)
     split = rule.split(class_indices_N, traits, classes)
     counts = [len(own) for own in codes]
-    coordinator = Coordinator(workers, counts, class_indices_N, split.folds_N, len(classes), request, rule.num_folds)
+    coordinator = Coordinator(
+        FitData(workers, counts, class_indices_N, split.folds_N, len(classes), request, rule.num_folds)
+    )
     arrays, grid = coordinator.fit(features.spec.dim_of(layer))
     head = Head.of(request, grid.best_c, classes, arrays)
     evaluator = Evaluator(classes)

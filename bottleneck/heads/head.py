@@ -28,6 +28,7 @@ from bottleneck.heads.head_file import (
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
 from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Scale, check_parameters
 from bottleneck.heads.solver.coordinator import Coordinator
+from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.losses import l2_scaled, probabilities
 from bottleneck.heads.solver.protocol import LocalWorkers
 from bottleneck.heads.solver.worker import Worker
@@ -109,17 +110,9 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         worker = Worker()
         worker.hold(features_ND)
         folds_N = np.zeros(len(class_indices_N), int)
-        coordinator = Coordinator(
-            LocalWorkers(worker),
-            [len(class_indices_N)],
-            class_indices_N,
-            folds_N,
-            len(self.classes_),
-            request,
-            1,
-            weights_K,
-        )
-        self._take(coordinator.fit(features_ND.shape[1])[0])
+        workers, num_classes = LocalWorkers(worker), len(self.classes_)
+        data = FitData(workers, [len(folds_N)], class_indices_N, folds_N, num_classes, request, 1, weights_K)
+        self._take(Coordinator(data).fit(features_ND.shape[1])[0])
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:

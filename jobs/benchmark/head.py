@@ -15,6 +15,7 @@ from bottleneck.dataset.features import open_features
 from bottleneck.heads.fit import chosen_layer
 from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
+from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.protocol import FitEvent, LocalWorkers
 from bottleneck.heads.solver.worker import Worker
 from jobs.benchmark import Config
@@ -85,13 +86,15 @@ def measure_solver(source: str, layer: str) -> Figures:
         worker.hold(data.features_ND)
         workers = TimedWorkers(worker)
         coordinator = Coordinator(
-            workers,
-            [len(data.class_indices_N)],
-            data.class_indices_N,
-            data.folds_N,
-            data.num_classes,
-            REQUEST,
-            REQUEST.folds,
+            FitData(
+                workers,
+                [len(data.class_indices_N)],
+                data.class_indices_N,
+                data.folds_N,
+                data.num_classes,
+                REQUEST,
+                REQUEST.folds,
+            )
         )
         _, grid = coordinator.fit(data.features_ND.shape[1])
         ended = time.perf_counter()

@@ -174,7 +174,7 @@ def test_one_pass_serves_every_c_and_fold(monkeypatch: pytest.MonkeyPatch) -> No
     passes = []
     for request in (HeadRequest(c=(100.0,)), HeadRequest(c=(0.1, 1.0, 10.0, 100.0))):
         _, _, led = crew.fit(features_ND, class_indices_N, folds_of(150, 3), request)
-        passes.append(sum(name in ("evaluate", "product") for name in led.workers.asked))  # type: ignore[attr-defined]
+        passes.append(sum(name in ("evaluate", "product") for name in led.data.workers.asked))  # type: ignore[attr-defined]
     assert passes[1] < 2.5 * passes[0]
 
 
@@ -185,11 +185,11 @@ def test_what_was_found_before_a_worker_died_is_not_done_again(way: str) -> None
     request = HeadRequest(c=C)
     first, _, led = crew.fit(features_ND, class_indices_N, folds_N, request, 2)
     again = crew.Crew([crew.Worker(), crew.Worker()])
-    again.memory = led.workers.memory  # type: ignore[attr-defined]
+    again.memory = led.data.workers.memory  # type: ignore[attr-defined]
     second, _, _ = crew.fit(features_ND, class_indices_N, folds_N, request, 2, again)
     np.testing.assert_allclose(second["coef"], first["coef"], atol=1e-8)
     busy = ("solve", "product")
-    assert sum(name in busy for name in again.asked) <= sum(name in busy for name in led.workers.asked) / 10  # type: ignore[attr-defined]
+    assert sum(name in busy for name in again.asked) <= sum(name in busy for name in led.data.workers.asked) / 10  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

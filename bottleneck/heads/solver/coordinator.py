@@ -7,12 +7,9 @@ workers.
 Legend: N images, D features, K classes, F folds, P problems.
 """
 
-import numpy as np
-
-from bottleneck.heads.request import Arrays, Grid, HeadRequest
+from bottleneck.heads.request import Arrays, Grid
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.mlp_fit import fit_mlp
-from bottleneck.heads.solver.protocol import Workers
 from bottleneck.heads.solver.sums_fit import SumsFit
 from bottleneck.heads.solver.whole_fit import WholeFit
 
@@ -20,25 +17,8 @@ from bottleneck.heads.solver.whole_fit import WholeFit
 class Coordinator:
     """One fit, once the classes and folds of all images are known."""
 
-    def __init__(
-        self,
-        workers: Workers,
-        counts: list[int],
-        class_indices_N: np.ndarray,
-        folds_N: np.ndarray,
-        num_classes: int,
-        request: HeadRequest,
-        num_folds: int,
-        weights_K: np.ndarray | None = None,
-    ) -> None:
-        """Take the images' classes and folds, in the order of the workers, of which each has so many.
-
-        Args:
-            num_folds: 1 without cross-validation.
-            weights_K: of the classes, in place of those of the request.
-        """
-        self.workers = workers
-        self.data = FitData(workers, counts, class_indices_N, folds_N, num_classes, request, num_folds, weights_K)
+    def __init__(self, data: FitData) -> None:
+        self.data = data
 
     @property
     def solver(self) -> str:
