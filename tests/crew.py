@@ -14,7 +14,7 @@ from bottleneck.heads.solver.worker import Worker
 
 
 class Crew:
-    """A workers of workers that answer one after the other."""
+    """Several workers that answer one after the other."""
 
     def __init__(self, workers: list[Worker]) -> None:
         self.workers, self.size = workers, len(workers)
