@@ -19,7 +19,7 @@ from bottleneck.child import as_result, raised
 from bottleneck.dataset.features import Features
 from bottleneck.distributed.exchange import Exchange, Failed, RayWorkers, WorkerRequest, fetch_object
 from bottleneck.distributed.ray_resources import tell_waiting
-from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, start_ray, stop_ray
+from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, is_ours, start_ray, stop_ray
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.heads.fit import Fitted, fit_features
 from bottleneck.heads.request import HeadRequest
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 30
 """Failures of the group before the fit is given up; spot markets may take many workers."""
 POLL_SECONDS = 0.2
+CONTROLLER_SECONDS = 60.0
+"""How long to wait for the controller of a stopped fit in a Ray that goes on: a busy machine starts it slowly."""
 TRAIN_SETTINGS = {
     # Two seconds by default, of which a short fit waits for several.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -152,7 +154,7 @@ def _end_training(thread: threading.Thread, exchange: Any) -> None:
     """
     import ray
 
-    deadline = time.monotonic() + THREAD_SECONDS
+    deadline = time.monotonic() + (THREAD_SECONDS if is_ours() else CONTROLLER_SECONDS)
     while thread.is_alive() and time.monotonic() < deadline:
         with contextlib.suppress(Exception):  # either actor may have died
             if known := ray.get(exchange.controller.remote(), timeout=POLL_SECONDS):
