@@ -44,15 +44,10 @@ def _write_hdf5(path: str, contents: Contents) -> None:
 
 def _write_npy(path: str, contents: Contents) -> None:
     """Write the matrix alone."""
-    if not contents.num_images:  # a map of no bytes cannot be made
-        np.save(path, np.empty(contents.shape, contents.dtype))
-        return
-    matrix = np.lib.format.open_memmap(path, "w+", contents.dtype, contents.shape, version=(1, 0))
-    start = 0
-    for batch in contents.batches():
-        matrix[start : start + len(batch.features)] = batch.features
-        start += len(batch.features)
-    matrix.flush()
+    with open(path, "wb") as file:  # not a memory map: on a full disk, writing to one kills the process with SIGBUS
+        _write_header(file, contents.dtype, contents.shape)
+        for batch in contents.batches():
+            file.write(batch.features.data)
 
 
 def _write_npz(path: str, contents: Contents) -> None:
