@@ -98,6 +98,11 @@ NETWORKS = {
 STUB = CatalogEntry("Stub", "inside", 32, "mean:none", heavy_top=True)
 """The base `stub`, for benchmarks of everything but the network: the mean colour of 32 x 32 pixels, without weights."""
 
+ONNX_BASE = "onnx"
+"""The base of any network in an ONNX file, which `weights` names."""
+ONNX = CatalogEntry("", "inside", 0, "", heavy_top=True)
+"""Its entry: size and layers are in the file."""
+
 
 def base_names() -> list[str]:
     """The names of all bases."""
@@ -113,7 +118,7 @@ def base_named(name: str) -> str:
         UsageError: if there is none of that name; it has the nearest three.
     """
     wanted = _squeezed(name)
-    for base in (*base_names(), "stub"):
+    for base in (*base_names(), "stub", ONNX_BASE):
         if wanted in (_squeezed(base), _squeezed(base.removesuffix("_1.0"))):
             return base
     names = {_squeezed(base): base for base in base_names()}
@@ -129,10 +134,10 @@ def _squeezed(name: str) -> str:
 
 
 def find_network(base: str) -> tuple[CatalogEntry, float | None]:
-    """`mobilenet_0.75` -> (its row, 0.75); `stub` is known too. Raises UsageError as `base_named` does."""
+    """`mobilenet_0.75` -> (its row, 0.75); `stub` and `onnx` are known too. Raises UsageError as `base_named` does."""
     base = base_named(base)
-    if base == "stub":
-        return STUB, None
+    if base in ("stub", ONNX_BASE):
+        return STUB if base == "stub" else ONNX, None
     if base in NETWORKS:
         return NETWORKS[base], None
     family, _, width = base.rpartition("_")

@@ -7,12 +7,13 @@ plan records. Whatever changes a feature's value is in the spec, whatever change
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
-from bottleneck.catalog import base_named
+from bottleneck.catalog import ONNX_BASE, base_named
 from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
+from bottleneck.pixels import Pixels, PixelsRequest
 
 Pooling = Literal["avg", "max", "none"]
 Precision = Literal["float32", "bfloat16"]
@@ -21,6 +22,8 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Exif = Literal["apply", "ignore"]
 DecodeMode = Literal["exact", "draft"]
 Dtype = Literal["float16", "float32"]
+RuntimeName = Literal["auto", "keras", "onnxruntime", "ncnn", "openvino"]
+"""How a network is executed; not part of a spec, as every runtime gives the same features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +32,11 @@ class FeatureRequest:
 
     base: str = "vgg16"
     """The frozen network, any of keras.applications: `vgg16`, `inception_v3`, `resnet50`, `mobilenet_v2_0.35`, ...
-    `bottleneck describe` lists all. Keras' class names (`VGG16`, `ResNet50V2`) work, too."""
+    `bottleneck describe` lists all. Keras' class names (`VGG16`, `ResNet50V2`) work, too. `onnx` is the network of an
+    ONNX file."""
     weights: str = "imagenet"
-    """`imagenet` (Keras' cache or download), a file or URI of Keras weights (.h5), or `random:SEED`."""
+    """`imagenet` (Keras' cache or download), a file or URI of Keras weights (.h5), or `random:SEED`. For base `onnx`
+    the file or URI of the network (.onnx)."""
     layers: tuple[str, ...] = ()
     """Layers to take features from, as LAYER:POOLING with pooling avg, max or none (the default). Several layers are
     computed in one pass. Default: the last layer before the top, averaged, as `block5_pool:avg`."""
@@ -49,12 +54,14 @@ class FeatureRequest:
     else float32."""
     dtype: Dtype = "float16"
     """How feature values are stored."""
+    input: PixelsRequest = field(default_factory=PixelsRequest)
 
     def __post_init__(self) -> None:
         check_choices(self)
         object.__setattr__(self, "base", base_named(self.base))
         for layer in self.layers:
             split_layer(layer)
+        self._check_onnx()
         names = [canonical_layer(layer) for layer in self.layers]
         if len(set(names)) < len(names):
             raise UsageError(f"`layers` names a layer twice. Received: {' '.join(self.layers)}. Name each one once.")
@@ -66,6 +73,25 @@ class FeatureRequest:
             raise UsageError(
                 f"`weights` random:SEED needs a whole number as its seed. Received: {self.weights}. Try random:0."
             )
+
+    def _check_onnx(self) -> None:
+        is_onnx = self.weights.endswith(".onnx")
+        if (self.base == ONNX_BASE) != is_onnx:
+            raise UsageError(
+                f"`base` {ONNX_BASE} goes with `weights` FILE.onnx, and no other base does. Received: base "
+                f"{self.base}, weights {self.weights}."
+            )
+        if self.input.is_given and not is_onnx:
+            raise UsageError(
+                f"`pixels` and what belongs to it describe the network of an ONNX file. Received: base {self.base}, "
+                "which knows how it takes pixels: leave them out."
+            )
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` wrote."""
+        asked = {**value["input"], "mean": tuple(value["input"]["mean"]), "std": tuple(value["input"]["std"])}
+        return cls(**{**value, "layers": tuple(value["layers"]), "input": PixelsRequest(**asked)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +113,8 @@ class FeatureSpec:
     decode: DecodeMode
     precision: Precision
     dtype: Dtype
+    pixels: Pixels | None = None
+    """How the network of an ONNX file takes pixels; None for a base of the catalog, which knows."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -94,13 +122,16 @@ class FeatureSpec:
     @property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON of every field that changes a feature's value; 64 hex digits."""
-        return sha256_json({key: value for key, value in asdict(self).items() if key != "weights"})
+        return sha256_json({key: value for key, value in self.to_json().items() if key != "weights"})
 
     @property
     def request(self) -> FeatureRequest:
         """The request that resolves to this spec."""
-        shared = {field.name for field in fields(FeatureRequest)}
-        return FeatureRequest(**{name: value for name, value in vars(self).items() if name in shared})
+        shared = {one.name for one in fields(FeatureRequest)}
+        asked = PixelsRequest()
+        if self.base == ONNX_BASE:
+            asked = PixelsRequest(**(vars(self.pixels) if self.pixels else {}), image_size=self.image_size_px)
+        return FeatureRequest(**{name: value for name, value in vars(self).items() if name in shared}, input=asked)
 
     @property
     def short_fingerprint(self) -> str:
@@ -116,19 +147,22 @@ class FeatureSpec:
         return {"spec": self.to_json()}
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "layers": list(self.layers), "dims": list(self.dims)}
+        value = {**vars(self), "layers": list(self.layers), "dims": list(self.dims)}
+        pixels = value.pop("pixels")
+        return value if pixels is None else {**value, "pixels": pixels.to_json()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        known = {field.name for field in fields(cls)}
-        if set(value) != known:
-            odd = ", ".join(sorted(set(value) ^ known))
+        known = {one.name for one in fields(cls)} - {"pixels"}
+        if set(value) - {"pixels"} != known:
+            odd = ", ".join(sorted((set(value) - {"pixels"}) ^ known))
             raise UsageError(f"This output's feature spec was written by another version of bottleneck: fields {odd}.")
         kinds = dict.fromkeys(known, str) | {"layers": list, "dims": list, "image_size_px": int}
         for name, kind in kinds.items():
             if type(value[name]) is not kind:
                 raise TypeError(f"{name} is {type(value[name]).__name__}, expected {kind.__name__}")
-        return cls(**{**value, "layers": tuple(value["layers"]), "dims": tuple(value["dims"])})
+        pixels = Pixels.from_json(value["pixels"]) if "pixels" in value else None
+        return cls(**{**value, "layers": tuple(value["layers"]), "dims": tuple(value["dims"]), "pixels": pixels})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +209,7 @@ OutputSpec = FeatureSpec | PredictionSpec
 def split_layer(layer: str) -> tuple[str, Pooling]:
     """`block5_pool:avg` -> (`block5_pool`, `avg`); without a pooling `none`. Raises UsageError for another pooling."""
     name, colon, pooling = layer.rpartition(":")
-    if not colon:
+    if not colon or pooling.isdigit():  # TensorFlow's names of tensors end in `:0`
         return layer, "none"
     if pooling not in ("avg", "max", "none") or not name:
         raise UsageError(f"`layers` takes LAYER:POOLING with pooling avg, max or none. Received: {layer}.")

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from bottleneck.catalog import base_named, find_network
+from bottleneck.catalog import ONNX_BASE, base_named, find_network
 from bottleneck.errors import TooManyRejectedError, UsageError
 from bottleneck.extract.decode import Decoded, Rejected, decode
 from bottleneck.networks.base import Base
@@ -91,6 +91,10 @@ class NetworkClassifier:
 
     def __init__(self, config: Config) -> None:
         base = base_named(config.base or "vgg16")
+        if base == ONNX_BASE:
+            raise UsageError(
+                "The classes of an ONNX file's network are not known: give --head HEAD fitted on its features."
+            )
         request = FeatureRequest(
             base=base,
             weights=config.weights or "imagenet",

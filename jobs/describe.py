@@ -3,6 +3,7 @@
     bottleneck describe
     bottleneck describe inception_v3
     bottleneck describe mobilenet_0.5 --plot mobilenet.svg
+    bottleneck describe onnx --weights model.onnx
 
 Lists all bases if BASE is not given. Builds the network without weights, so nothing is downloaded.
 """
@@ -14,9 +15,9 @@ from typing import Annotated
 
 import tyro
 
-from bottleneck.catalog import base_named
+from bottleneck.catalog import ONNX_BASE, base_named
 from bottleneck.errors import UsageError
-from bottleneck.networks.describe import bases, describe, draw_network, table, table_of_bases
+from bottleneck.networks.describe import bases, describe, describe_onnx, draw_network, table, table_of_bases
 from bottleneck.storage.store import place_of
 from jobs.results import answer, show
 
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 class Config:
     base: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[BASE]")] = None
     """The network, as `vgg16`, `inception_v3` or `mobilenet_v2_0.35`. Default: list all names."""
+    weights: str | None = None
+    """Base `onnx`: the file or URI of the network."""
+    image_size: int | None = None
+    """Base `onnx`: side of the input in pixels, if the file leaves it open."""
     plot: str | None = None
     """Also draw the network, to a file or s3:// URI ending in .png or .svg."""
 
@@ -45,7 +50,11 @@ def main(config: Config) -> int:
     if config.plot:
         place_of(config.plot)[0].try_writing()
     base = base_named(config.base)
-    description = describe(base)
+    if (base == ONNX_BASE) != (config.weights is not None) or (config.image_size and base != ONNX_BASE):
+        raise UsageError(
+            f"`bottleneck describe onnx` takes --weights FILE.onnx, and no other base does. Received: {config.base}."
+        )
+    description = describe(base) if config.weights is None else describe_onnx(config.weights, config.image_size)
     for line in table(description).split("\n"):
         show(line)
     if config.plot:

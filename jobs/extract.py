@@ -16,12 +16,16 @@ from bottleneck.console import Display, duration
 from bottleneck.dataset.extend import Extended, extend_plan
 from bottleneck.dataset.make_plan import MAX_REJECTED, Survey, survey
 from bottleneck.dataset.plan import Plan, load_plan
+from bottleneck.distributed.placement import needs_cpus
 from bottleneck.distributed.ray_resources import check_use_gpu, workers_have_bfloat16
 from bottleneck.distributed.ray_session import cluster_address
 from bottleneck.distributed.run import Run
 from bottleneck.distributed.run_options import RunOptions
+from bottleneck.errors import UsageError
+from bottleneck.extract.local import extract_here
 from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.summary import Summary, Tally, summarize
+from bottleneck.networks.base import CPU_BATCH_SIZE
 from bottleneck.networks.layers import check_layers
 from bottleneck.networks.resolve import choose_precision
 from bottleneck.storage.store import check_output_uri
@@ -31,6 +35,9 @@ from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
 
+IMAGES_PER_SHARD_SIZE = 12
+"""A new plan has about 20 shards of 16 to 512 images; this guesses from their size whether a probe pays."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(plan_job.PlanRequest):
@@ -38,6 +45,9 @@ class Config(plan_job.PlanRequest):
     """List the source again and add the images that the plan does not have."""
     max_rejected: float = MAX_REJECTED
     """Share of the planned images that may be rejected before the run stops."""
+    local: bool = False
+    """Extract in this process, without Ray: starts in a second, for small jobs and debugging. An image that crashes its
+    decoder ends it; run again without this to get past such an image."""
     run: RunOptions = field(default_factory=RunOptions)
 
 
@@ -55,19 +65,35 @@ def extract(config: Config) -> Summary:
     """Run the job without printing the result."""
     started = time.monotonic()
     check_output_uri(config.output)
+    if config.local and (config.run.num_actors or config.run.use_gpu):
+        raise UsageError("--local runs one network in this process. Leave --num-actors and --use-gpu out.")
+    needs_cpus(config.features.base, config.run.runtime, config.run.use_gpu)
     check_use_gpu(config.run.use_gpu)
     plan, extended = _plan(config)
+    if config.local:
+        assert isinstance(plan, Plan)
+        tell_plan(plan)
+        with Display("extract") as display:
+            return extract_here(
+                plan,
+                config.max_rejected,
+                display.show,
+                runtime=config.run.runtime,
+                batch_size=config.run.batch_size or CPU_BATCH_SIZE,
+                extended=extended,
+                started=started,
+            )
     done = None
     if isinstance(plan, Plan):
         tell_plan(plan)
         done = plan.committed()
         if len(done) == plan.num_shards:  # nothing to extract, so nothing to start
             return summarize(plan, Tally(plan, config.max_rejected), done, started, extended)
-        precision, shard_size = plan.spec.precision, plan.largest_shard
+        precision, shard_size, num_images = plan.spec.precision, plan.largest_shard, plan.num_images
     else:
         precision = choose_precision(config.features, partial(workers_have_bfloat16, config.run.use_gpu))
-        shard_size = plan.shard_size
-    with Run(config.features, precision, config.run, shard_size) as run:
+        shard_size, num_images = plan.shard_size, IMAGES_PER_SHARD_SIZE * plan.shard_size
+    with Run(config.features, precision, config.run, shard_size, num_images) as run:
         if isinstance(plan, Survey):
             plan = plan.make_plan(run.spec(), config.limits)
             tell_plan(plan)
@@ -81,7 +107,7 @@ def _plan(config: Config) -> tuple[Plan | Survey, Extended | None]:
     On a cluster only survey the source, as only the workers know their weights.
     """
     there = load_plan(config.output)
-    if there is None and cluster_address():
+    if there is None and cluster_address() and not config.local:
         check_layers(config.features.base, config.features.layers)
         found = survey(
             config.source,

@@ -29,7 +29,7 @@ from bottleneck.extract.summary import Summary, Tally, summarize
 from bottleneck.heads.predict import Predictor, predict_features
 from bottleneck.heads.predicted import count_predicted
 from bottleneck.heads.prediction_plan import check_predictions, plan_like, prediction_spec, tell_newer
-from bottleneck.networks.resolve import resolve_apart
+from bottleneck.networks.prepare import resolve_apart
 from bottleneck.networks.weights import check_weights
 from bottleneck.sources.reading import Limits, Reading
 from bottleneck.spec import PredictionSpec
@@ -179,7 +179,10 @@ def _from_images(config: Config, spec: PredictionSpec, head: "Head", plan: Plan 
             head.check_fits(resolve_apart(request, spec.features.precision))
         plan = found.make_plan(spec, config.limits)
     tell_plan(plan)
-    with Run(request, spec.features.precision, config.run, plan.largest_shard) as run, Display("predict") as display:
+    with (
+        Run(request, spec.features.precision, config.run, plan.largest_shard, plan.num_images) as run,
+        Display("predict") as display,
+    ):
         # The workers load the head from where it is now, whatever it was called when the plan was made.
         plan = replace(plan, predictions=spec)
         return run.extract(plan, config.max_rejected, display.show, extended, started, done)

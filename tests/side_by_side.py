@@ -9,6 +9,7 @@ with 0 if both passed.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -28,6 +29,8 @@ BUILD_NETWORKS = [
     "benchmark_peers",
     "benchmark_s3",
     "head_export",
+    "onnx_file",
+    "runtimes",
     "flowers",
 ]
 WAIT = ["cluster_image", "cluster_ray", "cluster_rights", "metrics"]
@@ -80,7 +83,8 @@ def closing_line(*outputs: str) -> str:
 
 def main(arguments: list[str]) -> int:
     first, second = groups(rest=arguments == ["--rest"])
-    with tempfile.TemporaryFile("w+") as told:
+    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryDirectory(prefix="bottleneck-test-cache-") as cache:
+        os.environ["BOTTLENECK_CACHE"] = cache  # so that a network is prepared once for both
         other = subprocess.Popen([*PYTEST, *second], cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
         lines = []
         with subprocess.Popen(

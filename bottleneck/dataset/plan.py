@@ -218,7 +218,7 @@ def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
     for name, value in requested.items():
         whole = planned[name]
         by_key = isinstance(value, dict) and isinstance(whole, dict)
-        for key, old, new in [(key, whole[key], value[key]) for key in value] if by_key else [(name, whole, value)]:
+        for key, old, new in [(key, whole.get(key), value[key]) for key in value] if by_key else [(name, whole, value)]:
             if old != new and key not in ("weights", "head"):  # where they are; their sha256 tells whether they differ
                 lines.append(_differing(key, old, new))
     if not lines:

@@ -8,6 +8,7 @@
     local_ray      Start a private Ray on this machine: its folder, token and object store.
     metrics        Export a run's metrics to Prometheus, through Ray.
     monitor        Collect what a run's actors report, for the display and the forecast.
+    network        Prepare a run's network once, and hand it to the actors through the cache or Ray's object store.
     pipeline       Build the Ray Data dataset of an extraction: a row is a shard, its result a receipt.
     placement      Decide where networks go: on GPUs, or spread over the nodes' cores.
     ray_resources  Ask Ray what the workers have: GPUs, bfloat16, free resources.

@@ -6,6 +6,8 @@ from collections import deque
 from typing import Any, TypedDict
 
 from bottleneck.distributed.metrics import NoMetrics, RayMetrics
+from bottleneck.extract.estimate import RunForecast
+from bottleneck.extract.summary import Tally
 
 NUM_BATCHES = 64
 """Recent batches, whose lower quartile is the time of a batch with the cores to itself: in slower ones decoding had
@@ -135,3 +137,26 @@ class Live:
         """All counts, with the network's seconds as if every batch were as fast as the quick ones."""
         quick = sorted(self.batch_seconds)[len(self.batch_seconds) // 4] if self.batch_seconds else 0.0
         return self.spent | {"network": quick * self.spent["images"] + self.spent["commit"]}
+
+
+def run_details(
+    live: Snapshot, tally: Tally, forecast: RunForecast | None, started: float, last_receipt_at: float
+) -> dict[str, Any]:
+    """A run's own measurements: time to its first batch, and rate from there to its last shard.
+
+    Args:
+        started: by time.monotonic().
+        last_receipt_at: in seconds since the epoch.
+    """
+    if "first_batch_at" not in live:
+        return {}
+    began = time.time() - (time.monotonic() - started)
+    images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
+    # Where another run did part of it, this one was not alone with the machine: there is nothing to compare.
+    alone = all(receipt.created for receipt in tally.receipts.values())
+    return {
+        "first_batch_seconds": round(live["first_batch_at"] - began, 2),
+        "images_per_second": round(images / max(1e-9, last_receipt_at - live["first_batch_at"]), 2),
+        "limiting": live["limiting"],
+        **(forecast.compared(images, last_receipt_at) if forecast and alone else {}),
+    }

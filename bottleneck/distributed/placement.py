@@ -1,11 +1,12 @@
 """Decide where networks go: on GPUs, or spread over the nodes' cores."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bottleneck.catalog import ONNX_BASE
 from bottleneck.errors import UsageError
 from bottleneck.networks.device import CORES_PER_ACTOR
+from bottleneck.spec import RuntimeName
 
 DECODE_CPUS = 0.49
 """CPUs of each preparing task beside networks on CPUs, which use all cores anyway."""
@@ -33,6 +34,7 @@ def place(
     *,
     use_gpu: bool = False,
     may_grow: bool = False,
+    on_cpus: bool = False,
 ) -> Placement:
     """Decide where networks run.
 
@@ -40,12 +42,13 @@ def place(
         nodes: resources of each node that is alive, as Ray counts them.
         num_actors: one number, or the least and the most. Empty: one a GPU, or one for every `CORES_PER_ACTOR` cores.
         use_gpu: on GPUs even where the cluster has none yet.
+        on_cpus: beside GPUs, too; see `needs_cpus`.
         may_grow: more nodes can join, so that one that is alone is none of a single machine's, and GPUs may come.
 
     Raises:
-        UsageError: if GPUs are asked for, and KERAS_BACKEND is a runtime for CPUs, or no GPU is there or can come.
+        UsageError: if GPUs are asked for, and none is there or can come.
     """
-    gpus = 0 if check_runtime(use_gpu) else int(sum(node.get("GPU", 0) for node in nodes))
+    gpus = 0 if on_cpus else int(sum(node.get("GPU", 0) for node in nodes))
     if not may_grow:
         check_gpus(use_gpu, gpus)
     cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
@@ -84,11 +87,14 @@ def waiting_for(placement: Placement, total: Mapping[str, float], free: Mapping[
     return f"{kind}s: others use {there - left:g} of the cluster's {there:g}"
 
 
-def check_runtime(use_gpu: bool) -> bool:
-    """Whether the networks' runtime supports CPUs only. Raises UsageError if GPUs are requested."""
-    is_for_cpus = os.environ.get("KERAS_BACKEND") == "openvino"
+def needs_cpus(base: str, runtime: RuntimeName, use_gpu: bool) -> bool:
+    """Whether a network can run on CPUs only. Raises UsageError if GPUs are requested as well."""
+    is_for_cpus = runtime not in ("auto", "keras") or base == ONNX_BASE
     if use_gpu and is_for_cpus:
-        raise UsageError("`use_gpu` and KERAS_BACKEND=openvino do not go together: OpenVINO runs networks on CPUs.")
+        raise UsageError(
+            f"`use_gpu` does not go with `base` {base} and `runtime` {runtime}, which run on CPUs. Leave it out, or "
+            "give a base of the catalog and `runtime` auto or keras."
+        )
     return is_for_cpus
 
 

@@ -12,9 +12,8 @@ WAITING_SECONDS = 60.0
 
 def check_use_gpu(use_gpu: bool) -> None:
     """Refuse `use_gpu` on a single machine without a GPU, before anything starts. Raises UsageError."""
-    from bottleneck.distributed.placement import check_gpus, check_runtime
+    from bottleneck.distributed.placement import check_gpus
 
-    check_runtime(use_gpu)
     if use_gpu and not cluster_address() and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
         check_gpus(use_gpu, _count_gpus())
 

@@ -13,9 +13,10 @@ from bottleneck.dataset.plan import Plan, differences
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.write import Receipt
 from bottleneck.distributed.heap import Trimmer
-from bottleneck.distributed.monitor import Live, Snapshot
+from bottleneck.distributed.monitor import Live, Snapshot, run_details
+from bottleneck.distributed.network import hand_network
 from bottleneck.distributed.pipeline import RunOrder, pulled, stages
-from bottleneck.distributed.placement import place, waiting_for
+from bottleneck.distributed.placement import needs_cpus, place, waiting_for
 from bottleneck.distributed.ray_resources import tell_waiting
 from bottleneck.distributed.ray_session import cluster_address, is_ours, start_ray, stop_ray
 from bottleneck.distributed.run_options import RunOptions
@@ -52,7 +53,12 @@ class Run:
     """
 
     def __init__(
-        self, request: FeatureRequest, precision: Precision, options: RunOptions, shard_size: int | None = None
+        self,
+        request: FeatureRequest,
+        precision: Precision,
+        options: RunOptions,
+        shard_size: int | None = None,
+        num_images: int = 0,
     ) -> None:
         """Start the actors, and Ray if it is not running.
 
@@ -60,8 +66,9 @@ class Run:
             request: what to extract; a plan made before must agree with it.
             precision: the concrete one.
             shard_size: of the plan that is to be extracted, which batches are to fit.
+            num_images: of the plan; from 256 on the runtimes of the network are measured, once per machine.
         """
-        self.shard_size = shard_size
+        self.shard_size, self.num_images = shard_size, num_images
         self.request, self.precision, self.options = request, precision, options
         self.started = time.monotonic()
         self.queued: int | None = None
@@ -85,7 +92,10 @@ class Run:
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         asked, use_gpu = self.options.num_actors, self.options.use_gpu
-        self.placement = place(nodes, asked, use_gpu=use_gpu, may_grow=bool(cluster_address()))
+        runtime = self.options.runtime
+        on_cpus = needs_cpus(self.request.base, runtime, use_gpu)
+        self.placement = place(nodes, asked, use_gpu=use_gpu, may_grow=bool(cluster_address()), on_cpus=on_cpus)
+        self.network = hand_network(self.request, self.precision, self.options.runtime, self.placement, self.num_images)
         tell_waiting("CPU", 1)
         tell_waiting("GPU", self.placement.num_gpus * self.placement.min_actors)
         # Beside the driver, as other nodes come and go.
@@ -201,7 +211,9 @@ class Run:
                     "memory? What is done is kept; run the same command again, with more memory or a smaller "
                     "`batch_size`."
                 )
-        return summarize(plan, tally, done_before, self.started, extended, self._details(tally))
+        live = self._snapshot(DETAILS_SECONDS)
+        details = run_details(live, tally, self.prediction, self.started, self.last_receipt_at)
+        return summarize(plan, tally, done_before, self.started, extended, details)
 
     def _drain(self, plan: Plan, order: RunOrder, tally: Tally, show: Callable[[], None]) -> None:
         """Run the stages over the shards of an order until none is left."""
@@ -237,6 +249,7 @@ class Run:
             request=self.request,
             precision=self.precision,
             batch_size=fitting_batch_size(most, self.shard_size),
+            **self.network,
         )
         return pulled(dataset)
 
@@ -277,20 +290,3 @@ class Run:
             total, free = ray.cluster_resources(), ray.available_resources()
             self.waiting_for = waiting_for(self.placement, total, free)
         return self.waiting_for
-
-    def _details(self, tally: Tally) -> dict[str, Any]:
-        """The run's own measurements: time to its first batch, and rate from there to its last shard."""
-        live = self._snapshot(DETAILS_SECONDS)
-        if "first_batch_at" not in live:
-            return {}
-        began = time.time() - (time.monotonic() - self.started)
-        images = sum(receipt.images for receipt in tally.receipts.values() if receipt.created)
-        # Where another run did part of it, this one was not alone with the machine: there is nothing to compare.
-        alone = all(receipt.created for receipt in tally.receipts.values())
-        predicted = self.prediction.compared(images, self.last_receipt_at) if self.prediction and alone else {}
-        return {
-            "first_batch_seconds": round(live["first_batch_at"] - began, 2),
-            "images_per_second": round(images / max(1e-9, self.last_receipt_at - live["first_batch_at"]), 2),
-            "limiting": live["limiting"],
-            **predicted,
-        }

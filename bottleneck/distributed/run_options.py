@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from bottleneck import errors
+from bottleneck.choices import check_choices
+from bottleneck.spec import RuntimeName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +18,12 @@ class RunOptions:
     """Wait for GPUs if the cluster has none yet. GPUs that it has are always used."""
     batch_size: int | None = None
     """Largest number of images in a batch; shards are divided evenly. Default: 32 on CPUs, 256 on GPUs."""
+    runtime: RuntimeName = "auto"
+    """What executes the network. `auto` is Keras on GPUs and for bfloat16, else the fastest on this machine, measured
+    once; the features are the same. `ncnn` takes plain convolutions such as VGG16's."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if list(self.num_actors) != sorted(self.num_actors) or min(self.num_actors, default=1) < 1:
             raise errors.UsageError(f"`num_actors` takes a number from 1 up, or two. Received: {self._asked}.")
         if len(self.num_actors) > 2:

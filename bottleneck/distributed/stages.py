@@ -16,13 +16,14 @@ import pyarrow as pa
 from bottleneck.child import as_result
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.write import Receipt
+from bottleneck.distributed.network import received_network
 from bottleneck.extract.prepare import KeptRows, Prepared, prepare_shard
 from bottleneck.extract.sandbox import SandboxedDecoder, decode_or_exit
 from bottleneck.extract.shard import Columns, extract_prepared
 from bottleneck.extract.work import Work
 from bottleneck.heads.predict import Predictor
 from bottleneck.networks.base import Base
-from bottleneck.spec import FeatureRequest, Precision
+from bottleneck.spec import FeatureRequest, Precision, RuntimeName
 
 WARM_UP = {"receipt": None}
 """Takes the place of a shard, so that a worker starts before there is a plan."""
@@ -65,7 +66,15 @@ class ExtractFeatures:
     """
 
     def __init__(
-        self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None, live: Any
+        self,
+        request: FeatureRequest,
+        precision: Precision,
+        batch_size: int,
+        num_threads: int | None,
+        runtime: RuntimeName,
+        network: list[Any] | str | None,
+        num_images: int,
+        live: Any,
     ) -> None:
         self.live = live
         self.error: dict[str, Any] | None = None
@@ -74,7 +83,15 @@ class ExtractFeatures:
         self.is_warm = False
         live.report_placed.remote()
         try:
-            self.base = Base.of(request, precision, batch_size, num_threads)
+            self.base = Base.of(
+                request,
+                precision,
+                batch_size,
+                num_threads,
+                runtime=runtime,
+                network=received_network(network),
+                num_images=num_images,
+            )
             live.report_resolved.remote({"spec": self.base.spec.to_json()})
         except Exception as error:
             self.error = as_result(error)  # raised here, it would only restart the actor

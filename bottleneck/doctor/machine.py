@@ -45,6 +45,7 @@ def checks_of_machine() -> list[Check]:
     return [
         Check("packages", packages),
         Check("network", backend, BACKEND_SECONDS + 10),
+        Check("runtimes", runtimes),
         Check("processor", processor),
         Check("memory", memory),
         Check("temporary folder", temporary_folder),
@@ -129,7 +130,7 @@ def backend() -> Iterator[Finding]:
         return
     name, seen = done.stdout.split()[-2:]
     gpus = f"{seen} GPU{'s' if seen != '1' else ''}" if seen != "0" else "no GPU, it runs on the CPU"
-    if num_gpus and name != "openvino" and seen == "0":
+    if num_gpus and seen == "0":
         told = f"this machine has {counted(num_gpus, 'GPU')}, and {name} sees none: pip install '{DISTRIBUTION}[gpu]'"
         yield Finding("network", "warning", f"{told} in an environment of its own, and look at CUDA_VISIBLE_DEVICES")
     else:
@@ -143,6 +144,32 @@ def _count_nvidia() -> int:
     return 0
 
 
+def runtimes() -> Iterator[Finding]:
+    """Tell what executes networks on CPUs here, how fast it was, and where prepared networks are kept."""
+    from bottleneck.networks.cache import cache_folder, load_probes
+    from bottleneck.networks.runtimes.table import RUNTIMES, version_of
+
+    found = [f"{name} {version_of(name)}" for name in RUNTIMES if version_of(name)]
+    missing = [name for name in RUNTIMES if not version_of(name)]
+    folder = cache_folder()
+    there = folder
+    while not os.path.exists(there) and os.path.dirname(there) != there:
+        there = os.path.dirname(there)
+    lines = []
+    for one in load_probes():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            rates = sorted(one["runtimes"].values(), key=lambda row: -row["images_per_second"])
+            named = ", ".join(f"{row['runtime']} {row['images_per_second']:.1f}" for row in rates)
+            lines.append(f"{one['base']} {' '.join(one['layers'])}, {one['precision']}, images/s: {named}")
+    told = ", ".join(found) + (f"; not installed: {', '.join(missing)}" if missing else "")
+    told += f"; networks are kept in {folder}"
+    if os.access(there, os.W_OK):
+        yield Finding("runtimes", "ok", "; ".join([told, *lines]))
+    else:
+        hint = "which this user cannot write, so every start builds its network again: set BOTTLENECK_CACHE"
+        yield Finding("runtimes", "warning", "; ".join([f"{told}, {hint}", *lines]))
+
+
 def processor() -> Iterator[Finding]:
     """Check usable cores and bfloat16."""
     from bottleneck.networks.device import has_bfloat16
@@ -152,7 +179,7 @@ def processor() -> Iterator[Finding]:
     if has_bfloat16():
         yield Finding("processor", "ok", f"{told}; bfloat16 in hardware")
     else:
-        told += "; neither AMX, AVX512-BF16 nor a GPU, so networks run in float32, several times slower"
+        told += "; neither AMX nor a GPU, so networks run in float32, several times slower"
         yield Finding("processor", "warning", f"{told}: choose another kind of machine for many images")
 
 

@@ -8,7 +8,8 @@ from bottleneck.dataset.plan import Plan, differences, load_plan
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.networks.device import has_bfloat16
 from bottleneck.networks.layers import check_layers
-from bottleneck.networks.resolve import choose_precision, requested_layers, resolve_apart
+from bottleneck.networks.prepare import resolve_apart
+from bottleneck.networks.resolve import choose_precision, requested_layers
 from bottleneck.networks.weights import check_weights
 from bottleneck.sources.reading import Limits, Reading
 from bottleneck.spec import FeatureRequest
@@ -65,13 +66,18 @@ def check_request(
         )
     asked: dict[str, Any] = {
         "base": request.base,
-        "layers": list(requested_layers(request)),
         "resize": request.resize,
         "interpolation": request.interpolation,
         "exif": request.exif,
         "decode": request.decode,
         "dtype": request.dtype,
     }
+    if layers := requested_layers(request):
+        asked["layers"] = list(layers)
+    if request.input.has_values:
+        asked["pixels"] = request.input.resolved().to_json()
+    if request.input.image_size is not None:
+        asked["image_size_px"] = request.input.image_size
     if request.precision != "auto":
         asked["precision"] = request.precision
     requested: dict[str, Any] = {

@@ -24,7 +24,7 @@ from bottleneck.extract.sandbox import decode_or_exit
 from bottleneck.extract.shard import feature_columns
 from bottleneck.extract.work import Work
 from bottleneck.networks.base import GPU_BATCH_SIZE, Base
-from bottleneck.networks.device import CORES_PER_ACTOR, count_gpus
+from bottleneck.networks.device import CORES_PER_ACTOR, count_gpus, keras_has_gpu
 from bottleneck.networks.keras_import import import_keras
 from bottleneck.sources.image import Image
 from bottleneck.spec import FeatureSpec
@@ -105,9 +105,11 @@ def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
     cores = count_cores()
     networks = max(1, cores // CORES_PER_ACTOR)
     threads = cores // networks
-    import_keras(threads)  # before the devices are counted, which starts TensorFlow with the threads it has
-    gpus = count_gpus()
-    base = Base(plan.spec, GPU_BATCH_SIZE if gpus else SAMPLE_BATCH_SIZE, threads)
+    gpus = 0
+    if keras_has_gpu():
+        import_keras(threads)  # before the devices are counted, which starts TensorFlow with the threads it has
+        gpus = count_gpus()
+    base = Base(plan.spec, GPU_BATCH_SIZE if gpus else SAMPLE_BATCH_SIZE, threads, num_images=plan.num_images)
     features, seconds, core_seconds = _time_network(base, pixels_NHWC)
     known = pixels_of_row < len(features[0])  # not all, where the network is slow
     rows, pixels_of_row = rows.filter(pa.array(known)), pixels_of_row[known]

@@ -39,12 +39,13 @@ def extract_prepared(
         columns: what is made of the features; they are stored where left out.
     """
     features = [[np.empty((0, dim), work.spec.dtype)] for dim in work.spec.dims]
-    for start in range(0, len(prepared.pixels_NHWC), base.batch_size):
-        batch_NHWC = prepared.pixels_NHWC[start : start + base.batch_size]
-        for parts, features_ND in zip(features, base(batch_NHWC), strict=True):
+    num_done = 0
+    for batch in base.stream(prepared.pixels_NHWC):
+        for parts, features_ND in zip(features, batch, strict=True):
             parts.append(features_ND)
+        num_done += len(batch[0])
         if on_batch:
-            on_batch(start + len(batch_NHWC))
+            on_batch(num_done)
     has_pixels = prepared.pixels_of_row >= 0
     repeated = [np.concatenate(parts)[prepared.pixels_of_row[has_pixels]] for parts in features]
     made = (columns or feature_columns)(repeated, has_pixels)

@@ -4,6 +4,7 @@
     evaluate         The evaluation of a head: accuracy, scores per class, calibration, confusion, mistakes.
     evaluator        Count a head's predictions batch by batch, in flat memory.
     export           Export a head and its base as one model: uint8 images in, probabilities out.
+    export_onnx      Join a head to its network's graph, as one ONNX file: uint8 images in, probabilities out.
     fit              Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images.
     head             The classifier on features, with scikit-learn's interface; saved as safetensors and JSON.
     head_file        Read, check and write the files of a head; nothing in them is executed.

@@ -3,27 +3,27 @@
 Legend: N images, S x S pixels of the base's input, D features, K classes, H hidden units.
 """
 
-import contextlib
-import importlib.util
-import io
 import json
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
+from bottleneck.catalog import ONNX_BASE
 from bottleneck.choices import check_choice
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError
+from bottleneck.heads.export_onnx import OUTPUT, fused_onnx, softmax_weights
 from bottleneck.heads.head import Head
 from bottleneck.networks.base import Base
 from bottleneck.networks.build import preprocess
 from bottleneck.networks.keras_import import import_keras
+from bottleneck.networks.prepare import prepare_network
+from bottleneck.networks.prepared import BATCH_AXIS, PIXELS
+from bottleneck.networks.runtimes.onnx_runtime import run_graph
 from bottleneck.networks.weights import load_network, sha256_weights
-from bottleneck.spec import FeatureRequest, FeatureSpec, split_layer
+from bottleneck.spec import FeatureRequest, FeatureSpec, RuntimeName, split_layer
 from bottleneck.storage.store import ObjectChangedError, ObjectGoneError, Store, Wanted
 
 ModelFormat = Literal["keras", "onnx"]
@@ -31,8 +31,8 @@ ModelFormat = Literal["keras", "onnx"]
 MAX_DIFFERENCE = 1e-3
 """Of a probability, between the exported model and base and head in float32; found were below 1e-5."""
 NUM_CHECKED = 4
-INPUT, OUTPUT, BATCH_AXIS = "pixels", "probabilities", "batch"
-"""Names in the model file."""
+INPUT = PIXELS
+"""Name of the input in the model file."""
 
 
 def export_head(head: Head, file_format: ModelFormat, weights: str | None = None) -> tuple[bytes, dict[str, Any]]:
@@ -55,21 +55,44 @@ def export_head(head: Head, file_format: ModelFormat, weights: str | None = None
     check_choice("file_format", file_format, ModelFormat)
     origin = head.origin_
     request = _request(origin.spec, origin.layer, weights)
+    if file_format == "onnx":
+        prepared = prepare_network(request)
+        _check_sha256(prepared.weights_sha256, head, request)
+        if prepared.graph is None:
+            raise UsageError(
+                f"ONNX is written on TensorFlow. Received: KERAS_BACKEND={os.environ.get('KERAS_BACKEND')}. Leave it "
+                "out, or export to a file ending in .keras."
+            )
+        facts = _facts(head)
+        data = fused_onnx(head, prepared.graph, facts)
+        difference = _difference(lambda pixels_NHWC: run_graph(data, {INPUT: pixels_NHWC})[0], head, request)
+        facts["max_difference"] = difference
+        return fused_onnx(head, prepared.graph, facts), facts
+    if request.base == ONNX_BASE:
+        raise UsageError("The network of an ONNX file is exported as one. Expected a file ending in .onnx.")
     network = load_network(request.base, request.weights, request.layers)
-    if sha256_weights(network) != origin.spec.weights_sha256:
-        raise FingerprintError(
-            f"The weights are not the head's. Expected those with sha256 {origin.spec.weights_sha256}, as `weights` "
-            f"FILE or s3:// URI. Received: {request.weights}, which has {sha256_weights(network)}."
-        )
+    _check_sha256(sha256_weights(network), head, request)
     model = build_model(head, network)
-    difference = _difference(model, head, request)
-    if not difference <= MAX_DIFFERENCE:
-        raise FeaturesError(
-            f"The exported model's probabilities differ from the head's by {difference:.2g}. Expected "
-            f"{MAX_DIFFERENCE} at most. Report this, with the head; nothing was written."
+    difference = _difference(
+        lambda pixels_NHWC: np.asarray(import_keras().ops.convert_to_numpy(model(pixels_NHWC))), head, request, "keras"
+    )
+    return _keras_file(model), {**_facts(head), "max_difference": difference}
+
+
+def _check_sha256(found: str, head: Head, request: FeatureRequest) -> None:
+    wanted = head.origin_.spec.weights_sha256
+    if found != wanted:
+        raise FingerprintError(
+            f"The weights are not the head's. Expected those with sha256 {wanted}, as `weights` FILE or s3:// URI. "
+            f"Received: {request.weights}, which has {found}."
         )
+
+
+def _facts(head: Head) -> dict[str, Any]:
+    """What a program that uses the model must know."""
+    origin = head.origin_
     spec = origin.spec
-    facts: dict[str, Any] = {
+    return {
         "classes": [str(label) for label in head.classes_],
         "input": {
             "name": INPUT,
@@ -87,9 +110,7 @@ def export_head(head: Head, file_format: ModelFormat, weights: str | None = None
         "layer": origin.layer,
         "fingerprint": spec.fingerprint,
         "head_sha256": getattr(head, "sha256_", None),
-        "max_difference": difference,
     }
-    return _keras_file(model) if file_format == "keras" else _onnx_file(model, facts), facts
 
 
 def build_model(head: Head, network: Any) -> Any:
@@ -114,11 +135,8 @@ def build_model(head: Head, network: Any) -> Any:
         values = layers.UnitNormalization(name="l2")(values)
     if head.kind == "mlp":
         values = _dense(head.hidden_coef_, head.hidden_intercept_, "relu", "hidden")(values)
-    coef_KD, intercept_K = head.coef_, head.intercept_
-    if len(coef_KD) == 1:  # the log odds of the second class: those of the first are 0
-        coef_KD, intercept_K = np.vstack([np.zeros_like(coef_KD), coef_KD]), np.append(0.0, intercept_K)
-    sharpness = head.temperature_ if head.kind == "svm" else 1.0
-    values = _dense(coef_KD * sharpness, intercept_K * sharpness, "softmax", OUTPUT)(values)
+    coef_KD, intercept_K = softmax_weights(head)
+    values = _dense(coef_KD, intercept_K, "softmax", OUTPUT)(values)
     model = keras.Model(pixels, values, name="bottleneck_head")
     model.trainable = False
     return model
@@ -148,17 +166,28 @@ def _dense(coef_KD: np.ndarray, intercept_K: np.ndarray, activation: str, name: 
 def _request(spec: FeatureSpec, layer: str, weights: str | None) -> FeatureRequest:
     """The head's features in float32."""
     return FeatureRequest(
-        base=spec.base, weights=weights or spec.weights, layers=(layer,), precision="float32", dtype="float32"
+        base=spec.base,
+        weights=weights or spec.weights,
+        layers=(layer,),
+        precision="float32",
+        dtype="float32",
+        input=spec.request.input,
     )
 
 
-def _difference(model: Any, head: Head, request: FeatureRequest) -> float:
-    """The largest difference of a probability, over random pictures."""
-    size = head.origin.spec.image_size_px
+def _difference(
+    model: Callable[[np.ndarray], np.ndarray], head: Head, request: FeatureRequest, runtime: RuntimeName = "auto"
+) -> float:
+    """The largest difference of a probability, over random pictures.
+
+    Raises:
+        FeaturesError: if it is too large.
+    """
+    size = head.origin_.spec.image_size_px
     pixels_NHWC = np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, size, size, 3), np.uint8)
-    features_ND = Base.of(request, "float32", NUM_CHECKED)(pixels_NHWC)[0]
+    features_ND = Base.of(request, "float32", NUM_CHECKED, runtime=runtime)(pixels_NHWC)[0]
     expected = head.predictions(features_ND, len(head.classes_))
-    found_NK = np.asarray(import_keras().ops.convert_to_numpy(model(pixels_NHWC)))
+    found_NK = model(pixels_NHWC)
     index = {str(label): column for column, label in enumerate(head.classes_)}
     differences = [
         abs(float(found_K[index[label]]) - value)
@@ -170,7 +199,13 @@ def _difference(model: Any, head: Head, request: FeatureRequest) -> float:
         )
         for label, value in zip(labels, values, strict=True)
     ]
-    return float(max(differences))
+    difference = float(max(differences))
+    if not difference <= MAX_DIFFERENCE:
+        raise FeaturesError(
+            f"The exported model's probabilities differ from the head's by {difference:.2g}. Expected "
+            f"{MAX_DIFFERENCE} at most. Report this, with the head; nothing was written."
+        )
+    return difference
 
 
 def _keras_file(model: Any) -> bytes:
@@ -179,59 +214,6 @@ def _keras_file(model: Any) -> bytes:
         model.save(path)
         with open(path, "rb") as file:
             return file.read()
-
-
-def _onnx_file(model: Any, facts: dict[str, Any]) -> bytes:
-    keras = import_keras()
-    if keras.backend.backend() != "tensorflow":
-        raise UsageError(
-            f"ONNX is written on TensorFlow. Received: KERAS_BACKEND={keras.backend.backend()}. Leave it out, or "
-            "export to a file ending in .keras."
-        )
-    if importlib.util.find_spec("tf2onnx") is None:
-        raise UsageError(
-            "Writing ONNX needs the package tf2onnx: `pip install bottleneck-features[onnx]`. Or export to a file "
-            "ending in .keras."
-        )
-    with tempfile.TemporaryDirectory(prefix="bottleneck-export-") as folder, _quiet():
-        path = os.path.join(folder, "model.onnx")
-        model.export(path, format="onnx", verbose=False)
-        return _named(path, facts)
-
-
-def _named(path: str, facts: dict[str, Any]) -> bytes:
-    """An ONNX file with names for its input, output and batch axis, and the facts as metadata.
-
-    The converter names the output after nothing, and the batch axis differently on either side.
-    """
-    import onnx
-
-    model = onnx.load(path)
-    graph = model.graph
-    for [port], name in ((graph.input, INPUT), (graph.output, OUTPUT)):
-        old, port.name = port.name, name
-        for node in graph.node:
-            node.input[:] = [name if one == old else one for one in node.input]
-            node.output[:] = [name if one == old else one for one in node.output]
-        port.type.tensor_type.shape.dim[0].dim_param = BATCH_AXIS
-    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    onnx.helper.set_model_props(model, shown)
-    data: bytes = model.SerializeToString()
-    return data
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The converter tells its steps on stdout, which belongs to a job's result, and in its log."""
-    logger = logging.getLogger("tf2onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(before)
 
 
 def facts_etag(store: Store, name: str, head: Head) -> str:

@@ -2,20 +2,27 @@
 
 Legend: N images of a batch, H x W pixels (the base's input size), C channels, D features of a layer.
 
-Keras is imported inside the functions, on the backend KERAS_BACKEND names (tensorflow where it names none).
+Keras is imported only where it runs the network, on the backend KERAS_BACKEND names (tensorflow where it names none).
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
+from bottleneck.choices import check_choice
+from bottleneck.console import quiet_start
 from bottleneck.errors import FeaturesError, FingerprintError
-from bottleneck.networks.build import to_bfloat16
-from bottleneck.networks.compiled import compile_model, feature_model
-from bottleneck.networks.device import count_gpus, device_name
+from bottleneck.networks.device import count_gpus
 from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.layers import check_layers
-from bottleneck.networks.resolve import load_feature_model
+from bottleneck.networks.prepare import prepare_network
+from bottleneck.networks.prepared import PreparedNetwork, StreamingForward
+from bottleneck.networks.resolve import wants_keras
+from bottleneck.networks.runtimes import keras_runtime
+from bottleneck.networks.runtimes.choose import choose_runtime
+from bottleneck.networks.runtimes.table import RUNTIMES
 from bottleneck.networks.weights import check_weights
-from bottleneck.spec import FeatureRequest, FeatureSpec, Precision
+from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, RuntimeName
 
 CPU_BATCH_SIZE = 32
 """VGG16's largest activations are 0.4 GB (bfloat16: 0.2 GB) at 32; larger batches are no faster on a CPU."""
@@ -42,30 +49,51 @@ class Base:
     spec: FeatureSpec
     batch_size: int
     device: str
-    """Backend and device, for the footers."""
+    """Runtime and device, for the footers."""
 
-    def __init__(self, spec: FeatureSpec, batch_size: int, num_threads: int | None = None) -> None:
-        """Build the network, load its weights and compile it.
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        batch_size: int,
+        num_threads: int | None = None,
+        *,
+        runtime: RuntimeName = "auto",
+        network: PreparedNetwork | None = None,
+        num_images: int = 0,
+    ) -> None:
+        """Prepare the network, choose its runtime and start it.
 
         Args:
             spec: What to compute; the weights found must have its sha256.
-            batch_size: Images per call of the compiled function; a smaller last batch is padded.
-            num_threads: CPU threads of the network (TensorFlow, torch and OpenVINO). Default: one a core.
+            batch_size: Images per call of the network; a smaller last batch is padded where the runtime needs it.
+            num_threads: CPU threads of the network. Default: one a core.
+            runtime: What executes the network; `auto` is the fastest here.
+            network: The prepared network, if the caller has it. Default: from the cache, or prepared now.
+            num_images: How many are to come, to tell whether measuring the runtimes pays.
 
         Raises:
             FingerprintError: if the weights are not the planned ones.
+            UsageError: if the runtime is not installed, or does not take this network.
             WeightsError: if the weights are not available.
         """
-        self._build(spec.request, spec.precision, batch_size, num_threads)
+        self._start(spec.request, spec.precision, batch_size, num_threads, runtime, network, num_images)
         self.check(spec)
 
     @classmethod
     def of(
-        cls, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None = None
+        cls,
+        request: FeatureRequest,
+        precision: Precision,
+        batch_size: int,
+        num_threads: int | None = None,
+        *,
+        runtime: RuntimeName = "auto",
+        network: PreparedNetwork | None = None,
+        num_images: int = 0,
     ) -> "Base":
-        """Build the network of a request; `spec` is the resolved spec."""
+        """Start the network of a request; `spec` is the resolved spec."""
         base = cls.__new__(cls)
-        base._build(request, precision, batch_size, num_threads)
+        base._start(request, precision, batch_size, num_threads, runtime, network, num_images)
         return base
 
     def check(self, spec: FeatureSpec) -> None:
@@ -82,16 +110,36 @@ class Base:
                 "another output."
             )
 
-    def _build(self, request: FeatureRequest, precision: Precision, batch_size: int, num_threads: int | None) -> None:
+    def _start(
+        self,
+        request: FeatureRequest,
+        precision: Precision,
+        batch_size: int,
+        num_threads: int | None,
+        runtime: RuntimeName,
+        network: PreparedNetwork | None,
+        num_images: int,
+    ) -> None:
+        check_choice("runtime", runtime, RuntimeName)
         check_weights(request.weights)  # before the seconds that Keras takes to start
         check_layers(request.base, request.layers)
-        keras = import_keras(num_threads)
-        network, model, self.spec = load_feature_model(request, precision)
-        if precision == "bfloat16" and keras.backend.backend() != "openvino":  # which lowers the precision itself
-            model = feature_model(to_bfloat16(network), request.base, self.spec.layers)
         self.batch_size = batch_size
-        self._forward = compile_model(model, batch_size, precision, num_threads)
-        self.device = device_name(keras)
+        self.is_fixed = True
+        chosen = "keras"
+        if not wants_keras(request.base, runtime, precision):
+            network = network or prepare_network(request)
+            chosen = choose_runtime(runtime, network, precision, num_threads, num_images)
+        if chosen == "keras" or network is None or network.graph is None:
+            self._forward, self.spec, self.device = keras_runtime.start(request, precision, batch_size, num_threads)
+            return
+        self.spec, self.device, self.is_fixed = (
+            network.spec(request, precision),
+            f"{chosen} cpu",
+            RUNTIMES[chosen].is_fixed,
+        )
+        shape = (batch_size, network.image_size_px, network.image_size_px, 3)
+        with quiet_start():
+            self._forward = RUNTIMES[chosen].start(network.graph, shape, precision, num_threads)
 
     def __call__(self, pixels_NHWC: np.ndarray) -> list[np.ndarray]:
         """Extract features.
@@ -105,27 +153,44 @@ class Base:
         Raises:
             FeaturesError: if a value is NaN, or too large for the stored dtype.
         """
-        batches = [
-            self._batch(pixels_NHWC[i : i + self.batch_size]) for i in range(0, len(pixels_NHWC), self.batch_size)
+        batches = list(self.stream(pixels_NHWC))
+        return [
+            np.concatenate([np.empty((0, dim), self.spec.dtype), *parts])
+            for dim, *parts in zip(self.spec.dims, *batches, strict=True)
         ]
-        features = []
-        for layer, dim, *parts in zip(self.spec.layers, self.spec.dims, *batches, strict=True):
-            with np.errstate(over="ignore"):
-                features_ND = np.concatenate([np.empty((0, dim), np.float32), *parts]).astype(self.spec.dtype)
-            if not np.isfinite(features_ND).all():
-                raise FeaturesError(
-                    f"Layer {layer} of {self.spec.base} gave NaN, or values too large for {self.spec.dtype}. Look at "
-                    "the weights; where they are right, `dtype` float32 (and `precision` float32) hold more."
-                )
-            features.append(features_ND)
-        return features
 
-    def _batch(self, pixels_NHWC: np.ndarray) -> list[np.ndarray]:
-        num_images = len(pixels_NHWC)
-        if num_images < self.batch_size:
-            padding = np.zeros((self.batch_size - num_images, *pixels_NHWC.shape[1:]), np.uint8)
-            pixels_NHWC = np.concatenate([pixels_NHWC, padding])
-        return [features_ND[:num_images] for features_ND in self._forward(pixels_NHWC)]
+    def stream(self, pixels_NHWC: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """Yield what a call gives for each batch, in order; where copies take time, beside computing the next one.
+
+        Raises:
+            FeaturesError: if a value is NaN, or too large for the stored dtype.
+        """
+        starts = range(0, len(pixels_NHWC), self.batch_size)
+        batches = (self._padded(pixels_NHWC[start : start + self.batch_size]) for start in starts)
+        forward = self._forward
+        outputs = forward.stream(batches) if isinstance(forward, StreamingForward) else map(forward, batches)
+        for start, features in zip(starts, outputs, strict=True):
+            num_images = min(self.batch_size, len(pixels_NHWC) - start)
+            yield [
+                self._stored(layer, features_ND[:num_images])
+                for layer, features_ND in zip(self.spec.layers, features, strict=True)
+            ]
+
+    def _padded(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        missing = self.batch_size - len(pixels_NHWC)
+        if not self.is_fixed or not missing:
+            return pixels_NHWC
+        return np.concatenate([pixels_NHWC, np.zeros((missing, *pixels_NHWC.shape[1:]), np.uint8)])
+
+    def _stored(self, layer: str, features_ND: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            features_ND = features_ND.astype(self.spec.dtype)
+        if not np.isfinite(features_ND).all():
+            raise FeaturesError(
+                f"Layer {layer} of {self.spec.base} gave NaN, or values too large for {self.spec.dtype}. Look at "
+                "the weights; where they are right, `dtype` float32 (and `precision` float32) hold more."
+            )
+        return features_ND
 
 
 if __name__ == "__main__":  # a machine is asked what Keras finds on it

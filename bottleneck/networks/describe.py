@@ -8,9 +8,11 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from bottleneck.catalog import base_names, find_network
+from bottleneck.catalog import ONNX_BASE, base_names, find_network
 from bottleneck.errors import UsageError
 from bottleneck.networks.build import build_network, layer_names
+from bottleneck.networks.onnx_file import open_onnx
+from bottleneck.networks.weights import check_weights, local_copy
 from bottleneck.spec import split_layer
 
 PLAIN_KINDS = {
@@ -59,7 +61,7 @@ class Layer:
     @property
     def pooled_dim(self) -> int | None:
         """Values of a feature taken with `:avg` or `:max`; None for a plain vector, which cannot be pooled."""
-        return self.shape[-1] if len(self.shape) == 3 else None
+        return self.shape[-1] if len(self.shape) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,29 @@ def describe(base: str) -> Description:
     return Description(base, tuple(int(size) for size in network.input_shape[1:]), tuple(layers), row.default_layer)
 
 
+def describe_onnx(weights: str, image_size: int | None = None) -> Description:
+    """Describe the network of an ONNX file: the tensors from which features can be taken.
+
+    Args:
+        weights: file or URI.
+        image_size: side of the input in pixels, where the file leaves it open.
+
+    Raises:
+        UsageError: if the size is missing.
+        WeightsError: if the file cannot be used.
+    """
+    check_weights(weights)
+    with local_copy(weights) as path:
+        file = open_onnx(path, weights, image_size)
+    default = split_layer(file.default_layer)[0]
+    layers = [
+        Layer(one.name, one.operator, one.shape, one.num_parameters, in_top=False, is_default=one.name == default)
+        for one in file.tensors.values()
+    ]
+    size = file.image_size_px
+    return Description(ONNX_BASE, (size, size, 3), tuple(layers), file.default_layer)
+
+
 def layer_shape(base: str, layer: str) -> tuple[int, ...]:
     """The shape of a layer's output without the batch: (H, W, C), or (D,). Builds the network, with its top if needed.
 
@@ -138,8 +163,9 @@ def table(description: Description) -> str:
         f"{description.num_parameters:,} parameters: {description.num_body_parameters:,} and {top:,} of the top",
         "The last two columns are the values of a feature taken from the layer, as LAYER:avg, LAYER:max or LAYER:none.",
         f"*  where features are taken by default ({description.default_layer})",
-        "+  of the top: needs weights that have one",
     ]
+    if top:
+        lines.append("+  of the top: needs weights that have one")
     return "\n".join(lines)
 
 

@@ -43,8 +43,7 @@ def import_keras(num_threads: int | None = None) -> Any:
             import keras
     except ImportError as error:
         raise UsageError(
-            f"Keras' backend {backend} is not installed ({error}). Expected tensorflow, torch, jax or openvino in "
-            "KERAS_BACKEND."
+            f"Keras' backend {backend} is not installed ({error}). Expected tensorflow, torch or jax in KERAS_BACKEND."
         ) from error
     if num_threads and backend == "tensorflow":
         import tensorflow as tf

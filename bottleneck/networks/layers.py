@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from bottleneck.catalog import base_named, find_network
+from bottleneck.catalog import ONNX_BASE, base_named, find_network
 from bottleneck.errors import UsageError
 
 SHAPES = {
@@ -141,6 +141,8 @@ def check_layers(base: str, layers: Iterable[str]) -> None:
     Args:
         layers: each as LAYER:POOLING, or LAYER alone.
     """
+    if base == ONNX_BASE:  # which only its file knows
+        return
     family = _family(base)
     shapes = next((names.split() for families, names in SHAPES.items() if family in families), None)
     for layer in layers:

@@ -1,26 +1,28 @@
 """Resolve a request into a spec: weights, layers and precision."""
 
+import os
 from collections.abc import Callable
-from dataclasses import asdict
-from multiprocessing.connection import Connection
+from importlib.util import find_spec
 from typing import Any
 
-from bottleneck.catalog import find_network
-from bottleneck.child import ChildDiedError, answer, ask
-from bottleneck.errors import WeightsError
-from bottleneck.networks.compiled import feature_model
+from bottleneck.catalog import ONNX_BASE, find_network
+from bottleneck.networks.device import keras_has_gpu
+from bottleneck.networks.feature_model import feature_model
 from bottleneck.networks.weights import load_network, sha256_weights
-from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, canonical_layer
+from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, RuntimeName, canonical_layer
 
 
 def requested_layers(request: FeatureRequest) -> tuple[str, ...]:
-    """The full names of the layers a request asks for; the base's default layer where it names none."""
-    network, _ = find_network(request.base)
-    return tuple(canonical_layer(layer) for layer in request.layers) or (network.default_layer,)
+    """The full names of the layers a request asks for; the base's default layer where it names none.
+
+    Of an ONNX file it has none: only the file tells.
+    """
+    default = find_network(request.base)[0].default_layer
+    return tuple(map(canonical_layer, request.layers)) or ((default,) if default else ())
 
 
 def resolve(request: FeatureRequest, precision: Precision) -> FeatureSpec:
-    """Load what a request names and return its spec. Imports Keras and takes seconds; `resolve_apart` keeps that away.
+    """Load what a request names and return its spec. Imports Keras and takes seconds; `resolve_apart` does not.
 
     Args:
         request: What the user asked for.
@@ -33,24 +35,19 @@ def resolve(request: FeatureRequest, precision: Precision) -> FeatureSpec:
     return load_feature_model(request, precision)[2]
 
 
-def resolve_apart(request: FeatureRequest, precision: Precision) -> FeatureSpec:
-    """`resolve` in a process of its own, so that the caller stays free of Keras' memory and start-up."""
-    find_network(request.base)
-    try:
-        return FeatureSpec.from_json(ask(_resolve, {"request": asdict(request), "precision": precision}))
-    except ChildDiedError:
-        raise WeightsError(
-            f"The process that loaded {request.base} with weights {request.weights} died: the file is damaged, or the "
-            "memory is too small for this network."
-        ) from None
+def wants_keras(base: str, asked: RuntimeName, precision: Precision) -> bool:
+    """Whether a network runs with Keras, so that no graph is needed.
 
-
-def _resolve(pipe: Connection) -> None:
-    def resolved(asked: dict[str, Any]) -> dict[str, Any]:
-        request = asked["request"]
-        return resolve(FeatureRequest(**{**request, "layers": tuple(request["layers"])}), asked["precision"]).to_json()
-
-    answer(pipe, resolved)
+    `auto` is Keras on a GPU, with another backend of Keras than TensorFlow, and for bfloat16 where OpenVINO is not
+    installed.
+    """
+    if base == ONNX_BASE:
+        return False
+    if asked != "auto":
+        return asked == "keras"
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow" or keras_has_gpu():
+        return True
+    return precision == "bfloat16" and find_spec("openvino") is None
 
 
 def choose_precision(request: FeatureRequest, has_bfloat16: Callable[[], bool]) -> Precision:

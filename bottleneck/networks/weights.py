@@ -34,7 +34,7 @@ def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:
     elif weights == "imagenet":
         set_weights(network, _load_imagenet(base, needs_top).get_weights())
     else:
-        with _local_copy(weights) as path:
+        with local_copy(weights) as path:
             _check_file(base, weights, path, needs_top)
             if needs_top or not _file_has_top(path, network):
                 _load_file(network, base, weights, path, needs_top)
@@ -95,9 +95,10 @@ def check_weights(weights: str) -> None:
     """Refuse what cannot be weights, without loading anything. Raises WeightsError."""
     if not is_file(weights):
         return
-    if not weights.endswith(".h5"):
+    if not weights.endswith((".h5", ".onnx")):
         raise WeightsError(
-            f"Expected imagenet, random:SEED or a Keras weights file ending in .h5. Received: {weights}."
+            f"Expected imagenet, random:SEED, a Keras weights file ending in .h5, or for base onnx a network ending in "
+            f".onnx. Received: {weights}."
         )
     if "://" in weights:
         prefix, _, name = weights.rpartition("/")
@@ -109,7 +110,7 @@ def check_weights(weights: str) -> None:
 
 
 @contextlib.contextmanager
-def _local_copy(weights: str) -> Iterator[str]:
+def local_copy(weights: str) -> Iterator[str]:
     """The path of a weights file; one from a store is copied to a temporary file for as long."""
     if "://" not in weights:
         yield os.path.abspath(os.path.expanduser(weights))
@@ -121,7 +122,8 @@ def _local_copy(weights: str) -> Iterator[str]:
         raise WeightsError(f"No such weights. Expected an object. Received: {weights}.") from None
     with tempfile.TemporaryDirectory(prefix="bottleneck-weights-") as folder:
         # Keras tells its two layouts apart by the name.
-        path = os.path.join(folder, "network.weights.h5" if name.endswith(".weights.h5") else "network.h5")
+        suffix = next(one for one in (".weights.h5", ".h5", ".onnx") if name.endswith(one))
+        path = os.path.join(folder, f"network{suffix}")
         with open(path, "wb") as file:
             file.write(data)
         yield path

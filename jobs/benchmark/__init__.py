@@ -3,6 +3,7 @@
     bottleneck benchmark photos/
     bottleneck benchmark photos/ --num-images 2048 --rounds 3
     bottleneck benchmark photos/ --what peers
+    bottleneck benchmark --what runtimes --bases vgg16 resnet50 mobilenet_0.75
     bottleneck benchmark photos/ --what s3 --bucket s3://bucket/prefix
     bottleneck benchmark photos/ --what faults --bucket s3://bucket/prefix
     bottleneck benchmark --what growth --num-images 1000000
@@ -26,7 +27,7 @@ from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.spec import FeatureRequest
 
-MADE_UP = ("growth", "head-growth", "similar")
+MADE_UP = ("growth", "head-growth", "similar", "runtimes")
 """What is measured on made-up images or features, and so takes no source."""
 IN_BUCKET = ("s3", "faults")
 
@@ -36,8 +37,11 @@ class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
     """A folder or s3://bucket/prefix with images, which are copied to a temporary folder first. For `head`, an output
     of `bottleneck extract`."""
-    what: Literal["extract", "peers", "s3", "faults", "growth", "head", "head-growth", "similar"] = "extract"
-    """`extract`: the command beside the tutorials' loop. `peers`: beside other programs. `s3`, `faults`: from and to a
+    what: Literal["extract", "peers", "runtimes", "s3", "faults", "growth", "head", "head-growth", "similar"] = (
+        "extract"
+    )
+    """`extract`: the command beside the tutorials' loop. `peers`: beside other programs. `runtimes`: networks on
+    everything that can execute them here. `s3`, `faults`: from and to a
     bucket, without and with faults. `growth`: with growing numbers of images. `head`, `head-growth`: fits. `similar`:
     searches."""
     num_images: int | None = None
@@ -48,6 +52,8 @@ class Config:
     bucket: str = ""
     """`s3`, `faults`: s3://bucket/prefix for a temporary copy of the images."""
     features: FeatureRequest = field(default_factory=lambda: FeatureRequest(weights="random:0"))
+    bases: tuple[str, ...] = ()
+    """`runtimes`: networks to compare. Default: that of --base."""
     layer: str | None = None
     """`head`: column to fit on. Required if there are several."""
     limit_seconds: float = 30.0

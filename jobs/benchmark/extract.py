@@ -8,7 +8,8 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 from bottleneck.errors import UsageError
 from bottleneck.extract.decode import Decoded, decode
@@ -16,7 +17,8 @@ from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.networks.build import preprocess
 from bottleneck.networks.device import CORES_PER_ACTOR, has_bfloat16
 from bottleneck.networks.keras_import import import_keras
-from bottleneck.networks.resolve import choose_precision, resolve_apart
+from bottleneck.networks.prepare import resolve_apart
+from bottleneck.networks.resolve import choose_precision
 from bottleneck.networks.weights import load_network
 from bottleneck.sources.open import open_source, resolve_reading
 from bottleneck.sources.reading import Limits, Reading
@@ -111,11 +113,7 @@ def copy_images(source: str, folder: str, num_images: int, spec: FeatureSpec) ->
 
 def measure_job(images: str, output: str, request: FeatureRequest, shard_size: int) -> Figures:
     """The command as a user runs it. Its own clock tells start-up from work; memory is looked at from here."""
-    arguments = ["extract", images, output, "--shard-size", str(shard_size)]
-    for option in fields(request):
-        value = getattr(request, option.name)
-        if value:
-            arguments += [f"--{option.name}", *(value if isinstance(value, tuple) else [value])]
+    arguments = ["extract", images, output, "--shard-size", str(shard_size), *options_of(request)]
     summary, figures = run_job(arguments)
     details = summary["details"]
     if not details:
@@ -126,6 +124,19 @@ def measure_job(images: str, output: str, request: FeatureRequest, shard_size: i
         "shard_size": shard_size,
         **figures,
     }
+
+
+def options_of(request: Any) -> list[str]:
+    """A request, or a part of one, as options of the command line."""
+    options: list[str] = []
+    for one in fields(request):
+        value = getattr(request, one.name)
+        if is_dataclass(value):
+            options += options_of(value)
+        elif value not in (None, (), ""):
+            values = value if isinstance(value, tuple) else (value,)
+            options += [f"--{one.name.replace('_', '-')}", *map(str, values)]
+    return options
 
 
 def measure_keras_loop(images: str, output: str, spec: FeatureSpec) -> Figures:

@@ -1,4 +1,4 @@
-"""Extraction with a PyTorch DataLoader and VGG16 in bfloat16.
+"""Extraction with a PyTorch DataLoader and VGG16, in bfloat16 where the machine is fast in it.
 
     python -m jobs.benchmark.peer_torch IMAGES OUTPUT
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from bottleneck.cores import count_cores
 from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from bottleneck.networks.device import has_bfloat16
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 """Convolutions of each block of VGG16 and their channels."""
@@ -63,13 +64,14 @@ def main(folder: str, output: str) -> None:
 
     device, cores = "cuda" if torch.cuda.is_available() else "cpu", count_cores()
     torch.set_num_threads(cores)
+    precision = torch.bfloat16 if has_bfloat16() else torch.float32
     batch_size = GPU_BATCH_SIZE if device == "cuda" else CPU_BATCH_SIZE
-    model = network().to(device, torch.bfloat16, memory_format=torch.channels_last).eval()
+    model = network().to(device, precision, memory_format=torch.channels_last).eval()
     # Without `iter` starting its processes first, they would inherit the threads of the network.
     batches = iter(torch.utils.data.DataLoader(Photos(folder), batch_size, num_workers=cores))
 
     def extract(pixels_NCHW: Any) -> np.ndarray:
-        pixels_NCHW = pixels_NCHW.to(device, torch.bfloat16, memory_format=torch.channels_last)
+        pixels_NCHW = pixels_NCHW.to(device, precision, memory_format=torch.channels_last)
         features_ND: np.ndarray = model(pixels_NCHW).float().cpu().numpy()
         return features_ND
 

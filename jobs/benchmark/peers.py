@@ -1,7 +1,8 @@
 """`--what peers`: the same photos through other programs.
 
 One after the other, each a program of its own that writes its features to disk: `bottleneck extract`, Ray Data as its
-documentation writes it, and PyTorch. A peer whose package is not installed, or that lacks the base, is left out.
+documentation writes it, PyTorch, and a plain loop over ONNX Runtime. A peer whose package is not installed, or that
+lacks the base, is left out.
 """
 
 import importlib.util
@@ -13,7 +14,8 @@ import tempfile
 from bottleneck.errors import BottleneckError, UsageError
 from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.networks.device import has_bfloat16
-from bottleneck.networks.resolve import choose_precision, resolve_apart
+from bottleneck.networks.prepare import prepare_network, resolve_apart
+from bottleneck.networks.resolve import choose_precision
 from bottleneck.spec import FeatureSpec
 from jobs.benchmark import Config
 from jobs.benchmark.extract import NUM_IMAGES, choose_shard_size, copy_images, measure_job
@@ -25,7 +27,8 @@ log = logging.getLogger(__name__)
 TITLES = {
     "job": "bottleneck extract, {precision}",
     "ray": "Ray Data + Keras, float32",
-    "torch": "torch DataLoader, bfloat16",
+    "torch": "torch DataLoader, {torch_precision}",
+    "onnx": "ONNX Runtime, plain loop, float32",
 }
 
 
@@ -82,6 +85,13 @@ def measure(
     ray = ["jobs.benchmark.peer_ray", images, output, spec.base]
     found["ray"] = watched("Ray Data", measure_peer, ray, num_images)
     shutil.rmtree(output)
+    graph = f"{output}.onnx"
+    with open(graph, "wb") as file:
+        file.write(prepare_network(config.features).graph or b"")
+    onnx = ["jobs.benchmark.peer_onnx", images, f"{output}.npy", graph]
+    found["onnx"] = watched("ONNX Runtime", measure_peer, onnx, num_images)
+    os.remove(f"{output}.npy")
+    os.remove(graph)
     if "torch" not in left_out:
         torch = ["jobs.benchmark.peer_torch", images, f"{output}.parquet"]
         found["torch"] = watched("PyTorch", measure_peer, torch, num_images)
@@ -112,8 +122,9 @@ def table(result: Figures) -> list[str]:
         if name not in result:
             continue
         one = result[name]
+        named = title.format(**spec, torch_precision="bfloat16" if has_bfloat16() else "float32")
         lines.append(
-            f"{title.format(**spec):32}{one['images_per_second']:10,.1f}{num_images / one['seconds']:15,.1f}"
+            f"{named:32}{one['images_per_second']:10,.1f}{num_images / one['seconds']:15,.1f}"
             f"{one['seconds']:10,.1f}{one['driver_peak_rss_bytes'] / 1e6:11,.0f}{one['peak_pss_bytes'] / 1e6:9,.0f}"
         )
     return [*lines, *(f"{name} is left out: {reason}" for name, reason in result["left_out"].items())]

@@ -11,7 +11,8 @@ import uuid
 
 from bottleneck.networks.base import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from bottleneck.networks.device import has_bfloat16
-from bottleneck.networks.resolve import choose_precision, resolve_apart
+from bottleneck.networks.prepare import resolve_apart
+from bottleneck.networks.resolve import choose_precision
 from bottleneck.storage.store import open_store
 from jobs.benchmark import Config
 from jobs.benchmark.extract import NUM_IMAGES, choose_shard_size, copy_images, measure_job

@@ -7,7 +7,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -57,10 +57,12 @@ class MeanBase:
         self.spec = spec
         self.num_images = 0
 
-    def __call__(self, pixels_NHWC: np.ndarray) -> list[np.ndarray]:
+    def stream(self, pixels_NHWC: np.ndarray) -> Iterator[list[np.ndarray]]:
         self.num_images += len(pixels_NHWC)
-        flat_NP = pixels_NHWC.reshape(len(pixels_NHWC), -1).astype(np.float32) / 256
-        return [flat_NP[:, :dim].astype(self.spec.dtype) for dim in self.spec.dims]
+        for start in range(0, len(pixels_NHWC), self.batch_size):
+            batch_NHWC = pixels_NHWC[start : start + self.batch_size]
+            flat_NP = batch_NHWC.reshape(len(batch_NHWC), -1).astype(np.float32) / 256
+            yield [flat_NP[:, :dim].astype(self.spec.dtype) for dim in self.spec.dims]
 
 
 class World:

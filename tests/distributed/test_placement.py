@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bottleneck.distributed.placement import Placement, place, waiting_for
+from bottleneck.distributed.placement import Placement, needs_cpus, place, waiting_for
 from bottleneck.distributed.run_options import RunOptions
 from bottleneck.errors import UsageError
 from bottleneck.networks.device import CORES_PER_ACTOR
@@ -89,11 +89,14 @@ def test_what_networks_wait_for_is_known(
     assert waiting_for(placement, total, free) == expected
 
 
-def test_a_runtime_for_cpus_is_not_put_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KERAS_BACKEND", "openvino")
-    assert place([HEAD, cpus(8) | {"GPU": 1.0}]).num_gpus == 0
-    with pytest.raises(UsageError, match="do not go together"):
-        place([HEAD], use_gpu=True)
+def test_a_runtime_for_cpus_is_not_put_on_gpus() -> None:
+    assert place([HEAD, cpus(8) | {"GPU": 1.0}], on_cpus=True).num_gpus == 0
+    assert needs_cpus("vgg16", "openvino", use_gpu=False)
+    assert needs_cpus("onnx", "auto", use_gpu=False)
+    assert not needs_cpus("vgg16", "keras", use_gpu=True)
+    for base, runtime in (("vgg16", "onnxruntime"), ("onnx", "auto")):
+        with pytest.raises(UsageError, match="run on CPUs"):
+            needs_cpus(base, runtime, use_gpu=True)  # type: ignore[arg-type]
 
 
 def test_a_cluster_whose_nodes_are_still_to_come_gets_one_network_and_none_on_the_head() -> None:

@@ -184,16 +184,14 @@ def test_no_thread_speaks_with_ray_while_it_is_stopped() -> None:
 
 
 REFUSED = """
-import os
 import psutil, ray
 from bottleneck.errors import UsageError
 from bottleneck.distributed.run import Run
 from bottleneck.distributed.run_options import RunOptions
 from bottleneck.spec import FeatureRequest
 
-os.environ["KERAS_BACKEND"] = "openvino"
 try:
-    Run(FeatureRequest(base="stub", weights="random:0"), "float32", RunOptions(use_gpu=True))
+    Run(FeatureRequest(base="stub", weights="random:0"), "float32", RunOptions(use_gpu=True, runtime="openvino"))
 except UsageError:
     print(ray.is_initialized())
 psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
@@ -208,7 +206,7 @@ def test_a_run_that_cannot_start_leaves_no_ray() -> None:
 
 
 CALLERS = """
-import os, threading
+import threading
 import ray
 from bottleneck.errors import UsageError
 from bottleneck.distributed.run import Run
@@ -240,9 +238,8 @@ for name in began:
     threads.append(threading.Thread(target=iterate, args=(name,)))
     threads[-1].start()
     assert began[name].wait(60)
-os.environ["KERAS_BACKEND"] = "openvino"
 try:
-    Run(FeatureRequest(base="stub", weights="random:0"), "float32", RunOptions(use_gpu=True))
+    Run(FeatureRequest(base="stub", weights="random:0"), "float32", RunOptions(use_gpu=True, runtime="openvino"))
 except UsageError:
     print(ray.is_initialized(), ray.get(kept))
 go_on.set()

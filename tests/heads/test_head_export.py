@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ import numpy as np
 import pytest
 from tiny import REQUEST, jpeg, real_spec, saved_head, spec, write_files
 
-from bottleneck.errors import FingerprintError, UsageError
+from bottleneck.errors import FingerprintError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.heads.export import export_head
 from bottleneck.heads.head import Head, Origin
 from bottleneck.networks.base import Base
 from bottleneck.networks.resolve import resolve
 from bottleneck.sources.reading import Limits
-from bottleneck.spec import FeatureRequest, FeatureSpec
+from bottleneck.spec import FeatureRequest, FeatureSpec, RuntimeName
 from jobs.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras.*")
@@ -60,9 +59,9 @@ def head_of(kind: Any, scale: Any, num_classes: int, spec: FeatureSpec, seed: in
     return head
 
 
-def expected_of(head: Head, pixels_NHWC: np.ndarray) -> np.ndarray:
+def expected_of(head: Head, pixels_NHWC: np.ndarray, runtime: RuntimeName = "auto") -> np.ndarray:
     """Probabilities [N, K] in the order of the classes."""
-    features_ND = Base(head.origin_.spec, 8)(pixels_NHWC)[0]
+    features_ND = Base(head.origin_.spec, 8, runtime=runtime)(pixels_NHWC)[0]
     table = head.predictions(features_ND, len(head.classes_)).to_pydict()
     rows = [
         dict(zip(labels, values, strict=True))
@@ -102,13 +101,12 @@ def test_preprocessing_and_every_pooling_are_in_the_file(base: str, layer: str, 
     head.coef_ /= 10
     pixels_NHWC = pixels(spec, 3)
     found_NK = np.asarray(loaded(export_head(head, "keras")[0], tmp_path)(pixels_NHWC))
-    assert np.abs(found_NK - expected_of(head, pixels_NHWC)).max() < 1e-4
+    assert np.abs(found_NK - expected_of(head, pixels_NHWC, "keras")).max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:keras.*")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_onnx_file_gives_the_heads_probabilities() -> None:
-    pytest.importorskip("tf2onnx", reason="needs tf2onnx (the extra `onnx`)")
     onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
     head = head_of("svm", "l2", 4, real_spec())
     data, facts = export_head(head, "onnx")
@@ -128,12 +126,6 @@ def test_an_onnx_file_gives_the_heads_probabilities() -> None:
         pixels_NHWC = pixels(real_spec(), num_images)
         [found_NK] = session.run(["probabilities"], {"pixels": pixels_NHWC})
         assert np.abs(found_NK - expected_of(head, pixels_NHWC)).max() < 2e-5
-
-
-def test_without_the_converter_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(UsageError, match=r"bottleneck-features\[onnx\]"):
-        export_head(head_of("logistic", "none", 3, real_spec()), "onnx")
 
 
 def test_other_weights_than_the_heads_are_refused() -> None:

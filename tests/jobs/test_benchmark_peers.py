@@ -29,12 +29,12 @@ def test_programs_are_measured_side_by_side(tmp_path: Path, capsys: pytest.Captu
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert set(result["left_out"]) == {"torch"}
-    for name in ("job", "ray"):
+    for name in ("job", "ray", "onnx"):
         one = result[name]
         assert 40 / one["images_per_second"] < one["seconds"], name
         assert 0 < one["driver_peak_rss_bytes"] < one["peak_pss_bytes"], name
     told = benchmark_peers.table(result)
-    assert [line.split()[0] for line in told[3:]] == ["bottleneck", "Ray", "torch"]
+    assert [line.split()[0] for line in told[3:]] == ["bottleneck", "Ray", "ONNX", "torch"]
 
 
 def test_ray_datas_network_gives_the_features_extract_gives() -> None:

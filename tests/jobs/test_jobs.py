@@ -21,6 +21,7 @@ from jobs.command_line import options
 from jobs.demo import head_of
 
 FEATURES = ["base", "weights", "layers", "resize", "interpolation", "exif", "decode", "precision", "dtype"]
+FEATURES += ["pixels", "channels", "scale", "mean", "std", "image_size"]
 LIMITS = ["max_bytes", "max_pixels", "formats"]
 READING = ["labels", "source_format", "image_column", "label_column", "label_names", "roots", "follow_links"]
 READING += ["accept_cut"]
@@ -34,7 +35,7 @@ OPTIONS = {
             "shard_size",
             *LIMITS,
         ],
-        *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size"],
+        *["extend", "max_rejected", "local", "num_actors", "use_gpu", "batch_size", "runtime"],
     ],
     "plan": [
         "source",
@@ -62,7 +63,7 @@ OPTIONS = {
             "shard_size",
             *LIMITS,
         ],
-        *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size"],
+        *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size", "runtime"],
     ],
     "fit": [
         *["features", "head", "kind", "layer", "c", "folds", "test_fraction", "test_keys", "group_by", "scale"],
@@ -72,7 +73,7 @@ OPTIONS = {
     "evaluate": ["head", "features", "held_out", "allow_incomplete", "report"],
     "classify": ["images", "head", "base", "weights", "names", "top"],
     "similar": ["image", "features", "top", "layer", "sheet", "weights", "allow_incomplete"],
-    "describe": ["base", "plot"],
+    "describe": ["base", "weights", "image_size", "plot"],
     "export": ["source", "file", "layer", "order", "flat", "weights", "allow_incomplete"],
     "diff": ["a", "b", "top", "min_cosine", "allow_incomplete"],
     "doctor": ["source", "output", "address"],

@@ -174,7 +174,7 @@ def test_a_layer_without_weights_needs_no_top(base: str, layer: str, same_as: st
     weights = str(tmp_path / "body.weights.h5")
     spec = resolve(request(base, weights=weights, layers=(layer, same_as)), "float32")
     assert spec.weights_sha256 == body.weights_sha256
-    found_ND, expected_ND = Base(spec, 1)(pictures(1, spec.image_size_px))
+    found_ND, expected_ND = Base(spec, 1, runtime="keras")(pictures(1, spec.image_size_px))
     np.testing.assert_allclose(found_ND.reshape(1, -1), expected_ND, rtol=1e-5, atol=1e-6)
 
 
@@ -223,7 +223,7 @@ def test_efficientnet_is_the_one_of_its_published_weights(tmp_path: Path, monkey
     pixels_NHWC = pictures(1, 224)
     expected_ND = np.asarray(model(pixels_NHWC.astype(np.float32), training=False))
     for weights, precision, least in ((str(path), "float32", 1 - 1e-9), ("imagenet", "bfloat16", 0.999)):
-        base = Base.of(request("efficientnet_b0", weights=weights), precision, 1)
+        base = Base.of(request("efficientnet_b0", weights=weights), precision, 1, runtime="keras")
         assert min_cosine(base(pixels_NHWC)[0], expected_ND) > least
 
 
@@ -237,7 +237,7 @@ def test_mobilenet_v2_with_its_trained_weights_gives_the_features_keras_gives() 
     expected_ND = model.predict(preprocess_input(pixels_NHWC.astype(np.float32)), verbose=0)
     [found_ND] = Base(spec, 16)(pixels_NHWC)
     assert max_relative_difference(found_ND, expected_ND) <= 1e-4
-    bfloat16 = Base(resolve(request("mobilenet_v2_0.35", weights=weights), "bfloat16"), 16)
+    bfloat16 = Base(resolve(request("mobilenet_v2_0.35", weights=weights), "bfloat16"), 16, runtime="keras")
     assert 0.98 < min_cosine(bfloat16(pixels_NHWC)[0], expected_ND) < 0.9999  # why the table does not call it safe
 
 
