@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import digits_folder, jpeg, write_files
+from tiny import digits_folder, jpeg, photos, write_files
 
 from bottleneck.console import duration
 from jobs import results
@@ -303,3 +303,20 @@ def test_what_keras_is_not_needed_for_is_refused_before_it_starts(
     given = [option.format(folder=tmp_path) for option in options]
     assert main(["plan", str(tmp_path / "photos"), str(tmp_path / "out"), "--precision", "float32", *given]) == code
     assert words in capsys.readouterr().err
+
+
+def test_a_local_run_needs_no_ray_and_others_go_on_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = photos(tmp_path / "photos", 6), tmp_path / "features"
+    arguments = ["extract", str(source), str(output), "--base", "stub", "--weights", "random:0", "--local"]
+    for option in (["--num-actors", "2"], ["--use-gpu"]):
+        assert main([*arguments, *option]) == 2
+        assert "--local" in capsys.readouterr().err
+    assert not output.exists()
+    script = f"import sys; from jobs.__main__ import main; print(main({arguments!r}), 'ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+    photos(source, 3, first=100)
+    assert main(["--json", *arguments, "--extend"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["images"], result["ok"], result["extended"]["added"]) == (9, 9, 3)
+    assert main(["verify", str(output), "--full"]) == 0
