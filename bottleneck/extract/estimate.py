@@ -8,7 +8,7 @@ from bottleneck.console import duration
 from bottleneck.text import counted, size
 
 STARTUP_SECONDS = 8.0
-"""From a command's start to its first batch: Ray takes 4 s, its workers and the network 4 s. With Keras it is twice as long."""
+"""From a command's start to its first batch: Ray takes half of it, its workers and the network the other half."""
 MIN_SHARE, MIN_BATCHES, MIN_LEFT = 0.05, 2, 0.25
 """A run predicts itself once it has done this share of its images and this many batches after each network's first, if
 this share is still to come: before there is too little to go by, later nothing to compare."""

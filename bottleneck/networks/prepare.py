@@ -5,6 +5,7 @@ The process that asks stays free of Keras: the second time, a network is ready i
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -22,10 +23,13 @@ from bottleneck.networks.cache import cache_folder, load_network, store_network
 from bottleneck.networks.layers import check_layers
 from bottleneck.networks.onnx_features import prepare_onnx
 from bottleneck.networks.onnx_file import sha256_onnx
-from bottleneck.networks.prepared import PreparedNetwork, reference_pixels
+from bottleneck.networks.prepared import MAX_DIFFERENCE, PreparedNetwork, differences, reference_pixels
 from bottleneck.networks.resolve import load_feature_model, requested_layers, wants_keras
+from bottleneck.networks.runtimes.onnx_runtime import start
 from bottleneck.networks.weights import check_weights, is_file, local_copy
 from bottleneck.spec import FeatureRequest, FeatureSpec, Precision, sha256_json
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of prepared networks; counts up where an older one must not be used."""
@@ -146,6 +150,7 @@ def _prepare(pipe: Connection) -> None:
             store_network(found, asked["folder"])
             return found.key
         _, model, spec = load_feature_model(request, "float32")
+        references = tuple(_features(model, reference_pixels(spec.image_size_px)))
         network = PreparedNetwork(
             key=network_key(
                 request, asked["identity"], asked["graph"]
@@ -155,8 +160,8 @@ def _prepare(pipe: Connection) -> None:
             layers=spec.layers,
             dims=spec.dims,
             image_size_px=spec.image_size_px,
-            references=tuple(_features(model, reference_pixels(spec.image_size_px))),
-            graph=_graph(model) if asked["graph"] else None,
+            references=references,
+            graph=_graph(model, references) if asked["graph"] else None,
         )
         store_network(network, asked["folder"])
         return network.key
@@ -172,13 +177,23 @@ def _features(model: Any, pixels_NHWC: np.ndarray) -> list[np.ndarray]:
     return [np.asarray(ops.convert_to_numpy(output), np.float32) for output in outputs]
 
 
-def _graph(model: Any) -> bytes | None:
-    """The model as ONNX; None on another backend of Keras, which then runs the network itself."""
+def _graph(model: Any, references: tuple[np.ndarray, ...]) -> bytes | None:
+    """The model as ONNX; None if only Keras gives its features: on another backend, or if the graph gives others."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
         return None
     from bottleneck.networks.to_onnx import to_onnx
 
-    graph: bytes = to_onnx(model).SerializeToString()
+    try:
+        graph: bytes = to_onnx(model).SerializeToString()
+        found = start(graph, None)(reference_pixels(model.input_shape[1]))
+    except MemoryError:
+        raise
+    except Exception as error:  # of the converter, protobuf (above 2 GB) or ONNX Runtime
+        log.warning("no graph, so Keras runs this network: %s: %s", type(error).__name__, error)
+        return None
+    if not differences(found, references) <= MAX_DIFFERENCE:
+        log.warning("its graph gives other features, so Keras runs this network")
+        return None
     return graph

@@ -199,6 +199,20 @@ def test_the_cache_has_a_bound_and_no_rests(own_cache: Path, monkeypatch: pytest
     assert (own_cache / "networks").stat().st_mode & 0o077 == 0
 
 
+def test_a_graph_that_gives_other_features_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bottleneck.networks.keras_import import import_keras
+
+    keras = import_keras()
+    pixels = keras.Input((8, 8, 3), dtype="uint8")
+    mean = keras.layers.GlobalAveragePooling2D()(keras.ops.cast(pixels, "float32"))
+    model = keras.Model(pixels, mean)
+    right = tuple(prepare._features(model, reference_pixels(8)))
+    assert prepare._graph(model, right) is not None
+    assert prepare._graph(model, (right[0] * 1.001,)) is None
+    monkeypatch.setattr("bottleneck.networks.to_onnx.to_onnx", lambda _: 1 // 0)
+    assert prepare._graph(model, right) is None
+
+
 def test_what_imagenet_means_changes_with_keras_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     request = FeatureRequest(base="resnet50_v2", weights="imagenet")

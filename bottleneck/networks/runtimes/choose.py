@@ -1,7 +1,6 @@
 """Choose the runtime of a network: the one asked for, or the fastest one here by measurement."""
 
 import logging
-import os
 
 from bottleneck.catalog import ONNX_BASE
 from bottleneck.errors import UsageError
@@ -37,8 +36,8 @@ def choose_runtime(
     if network.graph is None:
         if asked in RUNTIMES:
             raise UsageError(
-                f"`runtime` {asked} runs graphs that are made on Keras' TensorFlow backend. Received: KERAS_BACKEND="
-                f"{os.environ.get('KERAS_BACKEND')}. Leave that out, or give `runtime` keras."
+                f"There is no graph of {network.base} for `runtime` {asked}: graphs are made on Keras' TensorFlow "
+                "backend, and only kept if they give Keras' features. Leave KERAS_BACKEND out, or give `runtime` keras."
             )
         return "keras"
     if asked in RUNTIMES:
