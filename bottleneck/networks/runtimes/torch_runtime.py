@@ -118,9 +118,6 @@ def _convolve(layer: Any, ends_in_relu: bool, inputs_NHWC: Any) -> Any:
     kernel_OIHW = layer.kernel.value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
     bias = layer.bias.value if layer.use_bias else None
     how = (layer.strides, _padding(layer), layer.dilation_rate, 1)
-    if inputs_NHWC.shape[3] == 3:  # cuDNN is faster with four, the last of zeros
-        inputs_NHWC = torch.nn.functional.pad(inputs_NHWC, (0, 1))
-        kernel_OIHW = torch.nn.functional.pad(kernel_OIHW.permute(0, 2, 3, 1), (0, 1)).permute(0, 3, 1, 2)
     inputs_NIHW = inputs_NHWC.permute(0, 3, 1, 2)
     if ends_in_relu and inputs_NHWC.is_cuda:
         return torch.cudnn_convolution_relu(inputs_NIHW, kernel_OIHW, bias, *how).permute(0, 2, 3, 1)
