@@ -61,7 +61,7 @@ def quiet_converter() -> Iterator[None]:
     """The converter prints its steps on stdout, which belongs to a job's result, and in its log."""
     logger = logging.getLogger("tf2onnx")
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:

@@ -238,6 +238,9 @@ def test_reference_pixels_never_change() -> None:
 def test_every_base_of_the_catalog_has_the_same_features_on_every_runtime(base: str, own_cache: Path) -> None:
     """An hour on two cores."""
     network = prepare_network(FeatureRequest(base=base, weights="random:0"))
+    if base.startswith("convnext"):  # the converter knows neither its erfc nor its depthwise convolution
+        assert network.graph is None
+        return
     names = choose.candidates(network, "float32")
     assert {"onnxruntime", "openvino"} <= set(names)
     for found in probe(network, "float32", names, None):
