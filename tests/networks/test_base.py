@@ -230,7 +230,7 @@ def test_features_have_the_stored_dtype(dtype: str) -> None:
     base = small_base(dtype=dtype)
     [features_ND] = base(noise(2))
     assert features_ND.dtype == np.dtype(dtype)
-    assert base.device == "onnxruntime cpu"
+    assert base.device in ("onnxruntime cpu", "openvino cpu")  # whichever another test found to be faster
     assert base.batch_size == 4
 
 
