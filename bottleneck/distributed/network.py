@@ -27,8 +27,10 @@ def hand_network(
     if placement.num_gpus or wants_keras(request.base, runtime, precision):
         return {**given, "runtime": "keras"}
     if cluster_address():
-        # A list, or Ray would put the network itself into every call.
-        return {**given, "network": [ray.remote(num_cpus=1, max_retries=3)(_prepared).remote(request)]}
+        # As many CPUs as the networks, which wait for this one, leave to those who prepare shards. In a list, or Ray
+        # would put the network itself into every call.
+        prepare = ray.remote(num_cpus=placement.decode_cpus, max_retries=3)(_prepared)
+        return {**given, "network": [prepare.remote(request)]}
     network = prepare_network(request)
     chosen = choose_runtime(runtime, network, precision, placement.num_threads, num_images)
     if chosen == "keras":
