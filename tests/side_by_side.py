@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest"]
 
-# Of the files of the rest, the second process takes those that mostly wait; a file that neither names is a quick one.
+# Of the rest, the second process takes the faults; a file that is not named is a quick one.
 BUILD_NETWORKS = [
     "base",
     "catalog",
@@ -33,8 +33,7 @@ BUILD_NETWORKS = [
     "runtimes",
     "flowers",
 ]
-WAIT = ["cluster_image", "cluster_ray", "cluster_rights", "metrics"]
-REST = ([*BUILD_NETWORKS, "secrets"], WAIT)
+REST = [*BUILD_NETWORKS, "secrets", "cluster_image", "cluster_ray", "cluster_rights", "metrics"]
 QUICK_SECOND = [
     "decode",
     "diff",
@@ -65,9 +64,9 @@ def paths(names: list[str]) -> list[str]:
 def groups(*, rest: bool) -> tuple[list[str], list[str]]:
     """The files of the two processes."""
     if rest:
-        return paths(REST[0]), ["tests/faults", *paths(REST[1])]
+        return paths(REST), ["tests/faults"]
     second = paths(QUICK_SECOND)
-    elsewhere = {*second, *paths(REST[0]), *paths(REST[1])}
+    elsewhere = {*second, *paths(REST)}
     return [path for path in files() if path not in elsewhere], second
 
 
