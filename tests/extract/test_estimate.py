@@ -63,7 +63,7 @@ def test_an_estimate_in_words_and_numbers() -> None:
         "images)"
     )
     told = estimate.to_json()
-    assert (told["images_per_second"], told["limiting"], told["hours"]) == (40.0, "network", 1.0042)
+    assert (told["images_per_second"], told["limiting"], told["hours"]) == (40.0, "network", 1.0022)
     assert (told["cores"], told["network_core_seconds"]) == (2, 0.04)
 
 
