@@ -87,6 +87,33 @@ class FeatureRequest:
                 "which knows how it takes pixels: leave them out."
             )
 
+    def resolved(
+        self,
+        precision: Precision,
+        *,
+        weights_sha256: str,
+        layers: tuple[str, ...],
+        dims: tuple[int, ...],
+        image_size_px: int,
+        pixels: Pixels | None = None,
+    ) -> "FeatureSpec":
+        """The spec of this request on a network of which the rest is known."""
+        return FeatureSpec(
+            base=self.base,
+            weights=self.weights,
+            weights_sha256=weights_sha256,
+            layers=layers,
+            dims=dims,
+            image_size_px=image_size_px,
+            resize=self.resize,
+            interpolation=self.interpolation,
+            exif=self.exif,
+            decode=self.decode,
+            precision=precision,
+            dtype=self.dtype,
+            pixels=pixels,
+        )
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         """Read what `dataclasses.asdict` wrote."""

@@ -55,19 +55,12 @@ class PreparedNetwork:
 
     def spec(self, request: FeatureRequest, precision: Precision) -> FeatureSpec:
         """What a request resolves to on this network."""
-        return FeatureSpec(
-            base=request.base,
-            weights=request.weights,
+        return request.resolved(
+            precision,
             weights_sha256=self.weights_sha256,
             layers=self.layers,
             dims=self.dims,
             image_size_px=self.image_size_px,
-            resize=request.resize,
-            interpolation=request.interpolation,
-            exif=request.exif,
-            decode=request.decode,
-            precision=precision,
-            dtype=request.dtype,
             pixels=self.pixels,
         )
 

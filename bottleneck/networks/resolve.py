@@ -66,18 +66,11 @@ def load_feature_model(request: FeatureRequest, precision: Precision) -> tuple[A
     layers = requested_layers(request)
     network = load_network(request.base, request.weights, layers)
     model = feature_model(network, request.base, layers)
-    spec = FeatureSpec(
-        base=request.base,
-        weights=request.weights,
+    spec = request.resolved(
+        precision,
         weights_sha256=sha256_weights(network),
         layers=layers,
         dims=tuple(int(output.shape[-1]) for output in model.outputs),
         image_size_px=find_network(request.base)[0].image_size_px,
-        resize=request.resize,
-        interpolation=request.interpolation,
-        exif=request.exif,
-        decode=request.decode,
-        precision=precision,
-        dtype=request.dtype,
     )
     return network, model, spec

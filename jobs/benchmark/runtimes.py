@@ -6,20 +6,19 @@ of Keras in float32.
 
 import resource
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
-
-import numpy as np
+from functools import partial
 
 from bottleneck.catalog import ONNX_BASE
 from bottleneck.cores import count_cores
 from bottleneck.networks.base import CPU_BATCH_SIZE
 from bottleneck.networks.device import CORES_PER_ACTOR, has_bfloat16
 from bottleneck.networks.prepare import prepare_network
-from bottleneck.networks.prepared import differences, least_cosine, reference_pixels
+from bottleneck.networks.prepared import Forward
 from bottleneck.networks.runtimes import keras_runtime
 from bottleneck.networks.runtimes.choose import candidates
-from bottleneck.networks.runtimes.probe import cpu_name, measure
+from bottleneck.networks.runtimes.probe import cpu_name, measure, starter
 from bottleneck.spec import FeatureRequest, Precision
 from jobs.benchmark import Config
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, tell, watched
@@ -27,6 +26,8 @@ from jobs.results import answer
 
 SECONDS = 4.0
 """Timed per runtime."""
+MAX_BATCHES = 1_000_000
+"""Of a runtime: the time decides."""
 
 
 def main(config: Config) -> int:
@@ -73,29 +74,22 @@ def measure_runtime(request: FeatureRequest, name: str, precision: Precision) ->
     threads = cores // max(1, cores // CORES_PER_ACTOR)
     network = prepare_network(request)
     if name == "keras":
-        started = time.perf_counter()
-        forward, _, _ = keras_runtime.start(request, precision, CPU_BATCH_SIZE, threads)
-        references_NHWC = reference_pixels(network.image_size_px)
-        pixels_NHWC = references_NHWC[np.arange(CPU_BATCH_SIZE) % len(references_NHWC)]
-        features = [one_ND[: len(references_NHWC)] for one_ND in forward(pixels_NHWC)]
-        start_seconds, done, began = time.perf_counter() - started, 0, time.perf_counter()
-        while time.perf_counter() - began < SECONDS or done == 0:
-            forward(pixels_NHWC)
-            done += CPU_BATCH_SIZE
-        rate = done / (time.perf_counter() - began)
-        difference, cosine = differences(features, network.references), least_cosine(features, network.references)
+        start: Callable[[], Forward] = partial(keras_forward, request, precision, threads)
     else:
-        found = measure(network, name, precision, threads, CPU_BATCH_SIZE, SECONDS)
-        rate, difference, cosine = found.images_per_second, found.difference, found.cosine
-        start_seconds = found.start_seconds
+        start = starter(network, name, precision, threads, CPU_BATCH_SIZE)
+    found = measure(network, name, start, CPU_BATCH_SIZE, max_batches=MAX_BATCHES, seconds=SECONDS)
     unit = 1 if sys.platform == "darwin" else 1024
     return {
-        "images_per_second": rate,
-        "difference": difference,
-        "cosine": cosine,
-        "start_seconds": start_seconds,
+        "images_per_second": found.images_per_second,
+        "difference": found.difference,
+        "cosine": found.cosine,
+        "start_seconds": found.start_seconds,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
+
+
+def keras_forward(request: FeatureRequest, precision: Precision, threads: int) -> Forward:
+    return keras_runtime.start(request, precision, CPU_BATCH_SIZE, threads)[0]
 
 
 def table(result: Figures) -> list[str]:

@@ -10,8 +10,9 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,6 +25,7 @@ from bottleneck.networks.cache import cache_folder, load_network, load_probe, st
 from bottleneck.networks.prepared import (
     MAX_DIFFERENCE,
     MIN_COSINE,
+    Forward,
     PreparedNetwork,
     differences,
     least_cosine,
@@ -33,7 +35,7 @@ from bottleneck.networks.runtimes.table import RUNTIMES, version_of
 from bottleneck.spec import Precision, sha256_json
 
 BATCH_SIZE = 8
-MIN_BATCHES, MAX_SECONDS = 2, 1.5
+NUM_BATCHES, MAX_SECONDS = 2, 1.5
 """Timed after a first batch; a batch that takes longer than this is timed alone."""
 
 
@@ -138,7 +140,9 @@ def _answer(pipe: Connection) -> None:
         if network is None:
             raise BottleneckError("The prepared network is gone.")
         try:
-            return asdict(measure(network, asked["runtime"], asked["precision"], asked["threads"], BATCH_SIZE))
+            name = asked["runtime"]
+            start = starter(network, name, asked["precision"], asked["threads"], BATCH_SIZE)
+            return asdict(measure(network, name, start, BATCH_SIZE))
         except Exception as error:  # a runtime raises what it likes
             return asdict(Probed(asked["runtime"], error=f"{type(error).__name__}: {error}"))
 
@@ -148,27 +152,40 @@ def _answer(pipe: Connection) -> None:
 def measure(
     network: PreparedNetwork,
     name: str,
-    precision: Precision,
-    num_threads: int | None,
+    start: Callable[[], Forward],
     batch_size: int,
+    *,
+    max_batches: int = NUM_BATCHES,
     seconds: float = MAX_SECONDS,
 ) -> Probed:
-    """Measure a runtime in this process."""
+    """Start a runtime in this process, time it, and compare its features with the reference.
+
+    Args:
+        max_batches: timed after a first one; at least one is.
+        seconds: no batch starts later.
+    """
     started = time.perf_counter()
-    assert network.graph is not None
-    size = network.image_size_px
-    forward = RUNTIMES[name].start(network.graph, (batch_size, size, size, 3), precision, num_threads)
-    references_NHWC = reference_pixels(size)
+    forward = start()
+    references_NHWC = reference_pixels(network.image_size_px)
     pixels_NHWC = references_NHWC[np.arange(batch_size) % len(references_NHWC)]
     found = [one_ND[: len(references_NHWC)] for one_ND in forward(pixels_NHWC)]
     start_seconds, done, began = time.perf_counter() - started, 0, time.perf_counter()
-    while done == 0 or (done < MIN_BATCHES and time.perf_counter() - began < seconds):
+    while done == 0 or (done < max_batches and time.perf_counter() - began < seconds):
         forward(pixels_NHWC)
         done += 1
     rate = done * batch_size / (time.perf_counter() - began)
     return Probed(
         name, rate, differences(found, network.references), least_cosine(found, network.references), start_seconds
     )
+
+
+def starter(
+    network: PreparedNetwork, name: str, precision: Precision, num_threads: int | None, batch_size: int
+) -> Callable[[], Forward]:
+    """What starts a runtime on a network that has a graph."""
+    assert network.graph is not None
+    shape = (batch_size, network.image_size_px, network.image_size_px, 3)
+    return partial(RUNTIMES[name].start, network.graph, shape, precision, num_threads)
 
 
 @contextlib.contextmanager
