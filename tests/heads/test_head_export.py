@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from tiny import REQUEST, jpeg, real_spec, saved_head, spec, write_files
 
@@ -107,7 +109,6 @@ def test_preprocessing_and_every_pooling_are_in_the_file(base: str, layer: str, 
 @pytest.mark.filterwarnings("ignore::FutureWarning:keras.*")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_onnx_file_gives_the_heads_probabilities() -> None:
-    onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
     head = head_of("svm", "l2", 4, real_spec())
     data, facts = export_head(head, "onnx")
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
