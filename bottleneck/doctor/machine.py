@@ -23,7 +23,6 @@ BACKENDS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu"),
     "torch": ("torch",),
     "jax": ("jax",),
-    "openvino": ("openvino",),
 }
 """Distributions of each Keras backend, one of which is enough."""
 NEEDED_BYTES = 3_000_000_000

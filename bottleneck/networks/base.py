@@ -132,11 +132,7 @@ class Base:
         if chosen == "keras" or network is None or network.graph is None:
             self._forward, self.spec, self.device = keras_runtime.start(request, precision, batch_size, num_threads)
             return
-        self.spec, self.device, self.is_fixed = (
-            network.spec(request, precision),
-            f"{chosen} cpu",
-            RUNTIMES[chosen].is_fixed,
-        )
+        self.spec, self.device, self.is_fixed = network.spec(request, precision), f"{chosen} cpu", False
         shape = (batch_size, network.image_size_px, network.image_size_px, 3)
         with quiet_start():
             self._forward = RUNTIMES[chosen].start(network.graph, shape, precision, num_threads)

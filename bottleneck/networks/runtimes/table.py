@@ -22,8 +22,6 @@ class Runtime:
     precisions: tuple[Precision, ...] = ("float32",)
     takes: Callable[[bytes], bool] = lambda graph: True
     """Whether it can run a graph, and may be the fastest to do so."""
-    is_fixed: bool = False
-    """Whether every batch must have the shape it was started for."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -36,7 +34,7 @@ RUNTIMES = {
         lambda graph, shape, precision, threads: ncnn_runtime.start(graph, threads),
         takes=ncnn_runtime.takes,
     ),
-    "openvino": Runtime("openvino", openvino_runtime.start, ("float32", "bfloat16"), is_fixed=True),
+    "openvino": Runtime("openvino", openvino_runtime.start, ("float32", "bfloat16")),
 }
 
 
