@@ -80,7 +80,8 @@ class Selection:
             old = planned[name]
             is_larger = name in ("limit", "sample") and old is not None and new > old
             if new != old and not is_larger:
-                differing.append(f"{name}: planned {'none' if old in (None, []) else shown(old)}, requested {shown(new)}")
+                was = "none" if old in (None, []) else shown(old)
+                differing.append(f"{name}: planned {was}, requested {shown(new)}")
         if differing:
             raise UsageError(
                 "Extending only adds images: up to a larger `limit` or `sample` of the same kind, or all of them where "

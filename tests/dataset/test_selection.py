@@ -8,7 +8,6 @@ import logging
 import tempfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -243,7 +242,7 @@ def test_another_selection_is_refused_and_told_how_to_go_on(source: Path, asked:
     ):
         with pytest.raises(FingerprintError, match=words):
             make()
-    with pytest.raises(FingerprintError, match="another selection of images.*`extract --extend`"):
+    with pytest.raises(FingerprintError, match=r"another selection of images.*`extract --extend`"):
         open_or_make_plan(str(source), plan.output, tiny.REQUEST, limits=Limits(), selection=Selection(**asked))
     assert load_plan(plan.output) == plan
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 
+from bottleneck.dataset.differences import differences
 from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.plan import load_plan
 from bottleneck.errors import UsageError

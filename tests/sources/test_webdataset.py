@@ -17,6 +17,7 @@ import pytest
 import tiny
 
 from bottleneck.audit.verify import verify
+from bottleneck.dataset.differences import differences
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.make_plan import make_plan
