@@ -133,11 +133,12 @@ class Selected:
         if wanted < 1:
             return
         if self.selection.sample is None:
-            chosen = itertools.islice(matching, wanted)
+            chosen: Iterator[Image] = itertools.islice(matching, wanted)
         else:
             chosen = sampled(matching, wanted, self.selection.seed or 0)
         num_chosen = 0
-        for num_chosen, image in enumerate(chosen, 1):  # noqa: B007  (the last number is used below)
+        for image in chosen:
+            num_chosen += 1
             yield image
         if 0 < num_chosen < wanted:
             there = counted(num_planned + num_chosen, "image")

@@ -356,13 +356,24 @@ def test_verify_status_and_requeue_hold_and_nothing_is_done_twice(tmp_path: Path
     world.put("03.jpg", tiny.jpeg(3))
     requeued = world.requeue("not_an_image")
     assert (requeued.images, requeued.gone) == (1, 0)
-    assert world.extract() == Counter(shards=1, images=4)
+    assert world.extract() == Counter(shards=1, images=1)
     check(6)
     before = {path.name: path.read_bytes() for path in (world.output / "data").iterdir()}
     extend_plan(world.plan)
     assert world.extract() == Counter(shards=1, images=3)
     check(10)
     assert {name: (world.output / "data" / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("kind", ["limit", "sample"])
+@pytest.mark.parametrize("most", [9, "ten"])
+def test_verify_counts_the_images_of_a_limited_plan(source: Path, kind: str, most: Any) -> None:
+    path = Path(planned(source, **{kind: 10}).output) / "plan.json"
+    assert verify(str(path.parent)).exit_code == 3
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "selection": {**document["selection"], kind: most}}))
+    report = verify(str(path.parent))
+    assert (report.exit_code, [name for name, _ in report.corrupt]) == (1, ["plan.json"])
 
 
 def test_on_the_command_line(
@@ -377,9 +388,9 @@ def test_on_the_command_line(
         return code, json.loads(capsys.readouterr().out)
 
     code, answer = extract("--limit", "0")
-    assert (code, answer["message"]) == (2, "`--limit` takes a number of images from 1 up. Received: 0.")
+    assert (code, answer["message"]) == (2, "--limit takes a number of images from 1 up. Received: 0.")
     code, answer = extract("--sample", "4", "--exclude", "*.seg.png", "*.txt")
-    assert (code, "`--exclude` '*.txt' matches none of the 20 keys" in answer["message"]) == (2, True)
+    assert (code, "--exclude '*.txt' matches none of the 20 keys" in answer["message"]) == (2, True)
     code, summary = extract("--sample", "4", "--exclude", "*.seg.png")
     assert (code, summary["ok"], summary["done_now"]) == (0, 4, 1)
     assert "selected: exclude *.seg.png, sample 4, seed 0" in caplog.messages
