@@ -161,7 +161,7 @@ def survey(
         skipped=skipped,
         is_asked=asked.source_format != "auto",
     )
-    if len(first) < NUM_SHARDS * SHARD_SIZE:
+    if len(first) < NUM_SHARDS * SHARD_SIZE or selected.is_at_end:
         found.check(len(first))
     return found
 
