@@ -200,10 +200,10 @@ def load_plan(output: str) -> Plan | None:
             spec=spec,
             limits=limits[-1],
             reading=Reading.from_json(document["reading"]),
+            selection=Selection.from_json(selection),
             shard_size=document["shard_size"],
             listings=listings,
             predictions=PredictionSpec(features=spec, **predictions) if predictions else None,
-            selection=Selection.from_json(selection),
         )
     except (KeyError, TypeError) as error:
         raise CorruptError(f"{output}/plan.json is damaged: {error!r}.") from error
