@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from bottleneck.extract.local import extract_images
     from bottleneck.heads.head import Head
     from bottleneck.heads.request import HeadRequest
+    from bottleneck.sources.selection import Selection
     from bottleneck.spec import FeatureRequest
 
 __all__ = [
     "FeatureRequest",
     "Head",
     "HeadRequest",
+    "Selection",
     "errors",
     "extract_images",
     "fit_head",
@@ -43,6 +45,7 @@ _PLACES = {
     "FeatureRequest": ("bottleneck.spec", "FeatureRequest"),
     "Head": ("bottleneck.heads.head", "Head"),
     "HeadRequest": ("bottleneck.heads.request", "HeadRequest"),
+    "Selection": ("bottleneck.sources.selection", "Selection"),
     "extract_images": ("bottleneck.extract.local", "extract_images"),
     "fit_head": ("bottleneck.distributed.fit", "fit_head"),
     "open_features": ("bottleneck.dataset.features", "open_features"),

@@ -42,7 +42,8 @@ IMAGES_PER_SHARD_SIZE = 12
 @dataclass(frozen=True, kw_only=True)
 class Config(plan_job.PlanRequest):
     extend: bool = False
-    """List the source again and add the images that the plan does not have."""
+    """List the source again and add the images that the plan does not have: all of them, or up to a larger --limit or
+    --sample than it was planned with."""
     max_rejected: float = MAX_REJECTED
     """Share of the planned images that may be rejected before the run stops."""
     local: bool = False
@@ -113,22 +114,25 @@ def _plan(config: Config) -> tuple[Plan | Survey, Extended | None]:
             config.source,
             config.output,
             reading=config.reading,
+            selection=config.selection,
             shard_size=config.shard_size,
             max_rejected=config.max_rejected,
         )
         return found, None
+    is_extending = there is not None and config.extend
     plan = open_or_make_plan(
         config.source,
         config.output,
         config.features,
         limits=config.limits,
         reading=config.reading,
+        selection=None if is_extending else config.selection,
         shard_size=config.shard_size,
         max_rejected=config.max_rejected,
     )
     extended = None
-    if there is not None and config.extend:
-        plan, extended = extend_plan(plan, config.max_rejected)
+    if is_extending:
+        plan, extended = extend_plan(plan, config.max_rejected, config.selection)
         tell_extended(extended)
     return plan, extended
 
@@ -146,6 +150,8 @@ def tell_plan(plan: Plan) -> None:
         spec.precision,
         f"; predictions of {plan.predictions.head}" if plan.predictions else "",
     )
+    if plan.selection.asked():
+        log.info("selected: %s", plan.selection)
     if skipped := plan_job.skipped(plan):
         log.info("not images: %s", skipped)
 

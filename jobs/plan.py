@@ -22,6 +22,7 @@ from bottleneck.extract.estimate import Estimate
 from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.sample import measure_sample
 from bottleneck.sources.reading import Limits, Reading
+from bottleneck.sources.selection import Selection
 from bottleneck.spec import FeatureRequest
 from bottleneck.text import counted, size
 from jobs.results import answer, show
@@ -37,6 +38,7 @@ class PlanRequest:
     """A folder or s3://bucket/prefix for the features."""
     features: FeatureRequest = field(default_factory=FeatureRequest)
     reading: Reading = field(default_factory=Reading)
+    selection: Selection = field(default_factory=Selection)
     shard_size: int | None = None
     """Images per shard of a new plan, the unit of work and of loss. Default: 16 to 512, so that there are at least 20
     shards."""
@@ -60,6 +62,7 @@ def main(config: Config) -> int:
         config.features,
         limits=config.limits,
         reading=config.reading,
+        selection=config.selection,
         shard_size=config.shard_size,
         max_rejected=config.max_rejected,
         workers_have_bfloat16=partial(workers_have_bfloat16, config.use_gpu),
@@ -72,6 +75,7 @@ def main(config: Config) -> int:
             "output": plan.output,
             "images": plan.num_images,
             "bytes": plan.num_bytes,
+            "selection": plan.selection.asked(),
             "labels": len(plan.label_counts),
             "skipped": plan.skipped,
             "shards": plan.num_shards,
@@ -108,6 +112,7 @@ def describe(plan: Plan) -> list[str]:
     return [
         f"source       {plan.source} ({plan.reading.source_format})",
         f"images       {plan.num_images:,} ({size(plan.num_bytes)})",
+        *([f"selection    {plan.selection}"] if plan.selection.asked() else []),
         f"labels       {len(labels):,}: {shown}" if labels else "labels       none",
         f"not images   {skipped(plan) or 'none'}",
         f"shards       {plan.num_shards:,} of up to {full}, {len(plan.committed()):,} done",

@@ -22,6 +22,7 @@ _PLANNING: Fields = {
 }
 _REVISION: Fields = {int: "replaced_bytes", dict: "limits replaced_label_counts", list: "revised"}
 _SHARDS: Fields = {int: "shard_size"}
+_SELECTION: Fields = {dict: "selection"}
 _PLAN: Fields = {int: "shard_size", str: "source", dict: "spec limits reading"}
 _PREDICTIONS: Fields = {int: "top", str: "head head_sha256 made_of"}
 _PART: Fields = {int: "first_shard shards images", str: "name sha256"}
@@ -126,7 +127,20 @@ class AuditedPlan:
             expect("names a part", part["name"], f"plan/{fingerprint[:8]}-{first:08d}-{part['sha256'][:8]}.parquet")
         if "revised" in document:
             expect("its parts have all but these of the shards it revises:", list(shards), [])
-        return AuditedPlan({**self.documents, name: document})
+        longer = AuditedPlan({**self.documents, name: document})
+        longer._check_selection()
+        return longer
+
+    def _check_selection(self) -> None:
+        """Check that a plan of some of the images has no more of them than it says; older plans say nothing."""
+        said = [document for document in self.documents.values() if "selection" in document]
+        for document in said:
+            check_fields(document, _SELECTION)
+        images = sum(part["images"] for part in self.first_parts)
+        for name in ("limit", "sample"):
+            most = said[-1]["selection"].get(name) if said else None
+            if most is not None and (type(most) is not int or images > most):
+                raise Wrong(f"has {images} images with a {name} of {most!r}, expected no more than that")
 
     def _check_revised(self, document: dict[str, Any]) -> None:
         """Check a revision's fields, and that it has known shards, each once and in order."""

@@ -1,6 +1,7 @@
 """The table on the store: plan, data files, reading, extending, reprocessing, exporting.
 
     contents        The content of an export: rows in order, batch by batch, with labels as numbers.
+    differences     The message for a run whose settings are not those of the plan.
     export          Export features to files of other programs, with one data file in memory at a time.
     export_formats  Write HDF5, NumPy, TFRecord and Lance.
     extend          List a source again and plan its new images as an extension.

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from bottleneck.dataset.plan import Plan, differences, header, json_bytes, load_plan
+from bottleneck.dataset.differences import differences
+from bottleneck.dataset.plan import Plan, header, json_bytes, load_plan
 from bottleneck.dataset.plan_parts import Listing, freeze, in_order
 from bottleneck.errors import FingerprintError, StoreError, UsageError
 from bottleneck.sources.image import Image
@@ -21,6 +22,7 @@ from bottleneck.sources.open import (
     with_class_names,
 )
 from bottleneck.sources.reading import Limits, Reading
+from bottleneck.sources.selection import Selected, Selection
 from bottleneck.spec import OutputSpec
 from bottleneck.storage.local import LINK_OUT
 from bottleneck.storage.store import check_creates_once, normal_uri, open_store
@@ -48,21 +50,25 @@ def make_plan(
     *,
     limits: Limits | None = None,
     reading: Reading | None = None,
+    selection: Selection | None = None,
     shard_size: int | None = None,
     max_rejected: float = MAX_REJECTED,
 ) -> Plan:
     """List the source and freeze it as the plan of a new output. Returns the plan of another run if that was first.
 
     Args:
+        selection: which of the images are planned; default all.
         max_rejected: share of the images that a list names that may be missing.
 
     Raises:
-        UsageError: for an empty or missing source, a list of which too much is missing, or an output that holds
-            something else.
+        UsageError: for an empty or missing source, a list of which too much is missing, a selection that leaves
+            nothing, or an output that holds something else.
         FingerprintError: if the output has a plan with other settings.
         StoreError: if source or output cannot be used.
     """
-    found = survey(source, output, reading=reading, shard_size=shard_size, max_rejected=max_rejected)
+    found = survey(
+        source, output, reading=reading, selection=selection, shard_size=shard_size, max_rejected=max_rejected
+    )
     return found.make_plan(spec, limits or Limits())
 
 
@@ -75,7 +81,9 @@ class Survey:
     reading: Reading
     shard_size: int
     images: Iterator[Image]
-    """All images; can be read once."""
+    """All selected images; can be read once."""
+    selected: Selected
+    """How they were selected, as far as they were read."""
     skipped: Counter[str]
     """What is not planned, counted as far as the images were read."""
     is_asked: bool
@@ -93,12 +101,15 @@ class Survey:
                 counted(links, "link"),
                 self.source,
             )
-        plan = commit_plan(self.source, self.output, spec, limits, self.reading, self.shard_size, listing)
+        plan = commit_plan(
+            self.source, self.output, spec, limits, self.reading, self.shard_size, listing, self.selected.selection
+        )
         warn_of_labels(plan)
         return plan
 
     def check(self, num_images: int) -> None:
         """Raise UsageError for a source that must not be planned, once all images are listed."""
+        self.selected.check(self.source)
         if num_images == 0:
             if self.skipped:
                 kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(self.skipped.items()))
@@ -109,7 +120,7 @@ class Survey:
                 f"The source {self.source} is empty or does not exist. Expected a folder or prefix with images."
             )
         if not self.is_asked:
-            check_one_kind(self.source, self.reading, num_images, self.skipped)
+            check_one_kind(self.source, self.reading, self.selected.num_seen, self.skipped)
 
 
 def survey(
@@ -117,6 +128,7 @@ def survey(
     output: str,
     *,
     reading: Reading | None = None,
+    selection: Selection | None = None,
     shard_size: int | None = None,
     max_rejected: float = MAX_REJECTED,
 ) -> Survey:
@@ -136,7 +148,8 @@ def survey(
     reading = resolve_reading(source, asked)
     reading = with_class_names(source, reading)
     skipped: Counter[str] = Counter()
-    images = in_order(images_to_plan(source, reading, skipped, max_rejected))
+    selected = Selected((selection or Selection()).resolved())
+    images = selected.of(in_order(images_to_plan(source, reading, skipped, max_rejected)))
     first = list(itertools.islice(images, NUM_SHARDS * SHARD_SIZE))
     found = Survey(
         source=normal_uri(source),
@@ -144,10 +157,11 @@ def survey(
         reading=reading,
         shard_size=shard_size or default_shard_size(len(first)),
         images=itertools.chain(first, images),
+        selected=selected,
         skipped=skipped,
         is_asked=asked.source_format != "auto",
     )
-    if len(first) < NUM_SHARDS * SHARD_SIZE:
+    if len(first) < NUM_SHARDS * SHARD_SIZE or selected.is_at_end:
         found.check(len(first))
     return found
 
@@ -176,7 +190,14 @@ def warn_of_labels(plan: Plan) -> None:
 
 
 def commit_plan(
-    source: str, output: str, spec: OutputSpec, limits: Limits, reading: Reading, shard_size: int, listing: Listing
+    source: str,
+    output: str,
+    spec: OutputSpec,
+    limits: Limits,
+    reading: Reading,
+    shard_size: int,
+    listing: Listing,
+    selection: Selection | None = None,
 ) -> Plan:
     """Create `plan.json` for a listing whose parts are written, or return the plan of a run that was first."""
     document = {
@@ -184,6 +205,7 @@ def commit_plan(
         **spec.described(),
         "limits": limits.to_json(),
         "reading": reading.to_json(),
+        "selection": (selection or Selection()).to_json(),
         "shard_size": shard_size,
         "source": source,
         **asdict(listing),
@@ -195,7 +217,8 @@ def commit_plan(
     plan = load_plan(output)
     if plan is None:
         raise StoreError(f"{output}/plan.json was written and is gone again.")
-    asked = {name: document.get(name) for name in ("spec", "predictions", "limits", "reading", "source")}
+    names = ("spec", "predictions", "limits", "reading", "selection", "source")
+    asked = {name: document.get(name) for name in names}
     if message := differences(plan, asked):
         raise FingerprintError(f"Another run planned this output first. {message}")
     return plan

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,9 +17,9 @@ from bottleneck.dataset.plan_parts import Listing, Part, Revision, Shard, find, 
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.sources.image import Image
 from bottleneck.sources.reading import Limits, Reading
+from bottleneck.sources.selection import Selection
 from bottleneck.spec import FeatureSpec, OutputSpec, PredictionSpec, sha256_json
 from bottleneck.storage.store import Entry, ObjectGoneError, Store, open_store
-from bottleneck.text import counted, shown
 
 FORMAT = 3
 NUM_FOOTERS_READ = 16
@@ -42,6 +42,8 @@ class Plan:
     listings: list[Listing]
     predictions: PredictionSpec | None = None
     """For a plan of predictions: the head and its options."""
+    selection: Selection = field(default_factory=Selection)
+    """Which images of the source are planned, as last extended."""
 
     @property
     def holds(self) -> OutputSpec:
@@ -184,8 +186,10 @@ def load_plan(output: str) -> Plan | None:
     if document.get("format") != FORMAT:
         raise UsageError(f"{output} has format {document.get('format')}; this version reads format {FORMAT}.")
     listings = [_listing(document)]
+    selection = document.get("selection", {})
     while (extension := _read_json(store, extension_name(len(listings)))) is not None:
         listings.append(_listing({"shard_size": listings[0].shard_size, **extension}))
+        selection = extension.get("selection", selection)
     try:
         spec = FeatureSpec.from_json(document["spec"])
         predictions = document.get("predictions")
@@ -196,47 +200,13 @@ def load_plan(output: str) -> Plan | None:
             spec=spec,
             limits=limits[-1],
             reading=Reading.from_json(document["reading"]),
+            selection=Selection.from_json(selection),
             shard_size=document["shard_size"],
             listings=listings,
             predictions=PredictionSpec(features=spec, **predictions) if predictions else None,
         )
     except (KeyError, TypeError) as error:
         raise CorruptError(f"{output}/plan.json is damaged: {error!r}.") from error
-
-
-def differences(plan: Plan, requested: dict[str, Any]) -> str | None:
-    """The message for a refused run, with the planned and requested value of each differing field, or None."""
-    planned: dict[str, Any] = {
-        "spec": plan.spec.to_json(),
-        "predictions": plan.predictions.to_json() if plan.predictions else None,
-        "limits": plan.limits.to_json(),
-        "reading": plan.reading.to_json(),
-        "source": plan.source,
-        "shard_size": plan.shard_size,
-    }
-    lines = []
-    for name, value in requested.items():
-        whole = planned[name]
-        by_key = isinstance(value, dict) and isinstance(whole, dict)
-        for key, old, new in [(key, whole.get(key), value[key]) for key in value] if by_key else [(name, whole, value)]:
-            if old != new and key not in ("weights", "head"):  # where they are; their sha256 tells whether they differ
-                lines.append(_differing(key, old, new))
-    if not lines:
-        return None
-    if "shard_size" in requested and lines == [_differing("shard_size", plan.shard_size, requested["shard_size"])]:
-        return (
-            f"{plan.output} was planned in shards of {counted(plan.shard_size, 'image')}, which stay as they were cut. "
-            f"Differing: {lines[0]}. Leave `shard_size` out to go on with this output, or give another output."
-        )
-    return (
-        f"{plan.output} was planned with other settings, so this run would mix two kinds of results. Differing: "
-        + "; ".join(lines)
-        + ". Give the planned values, or another output."
-    )
-
-
-def _differing(name: str, planned: Any, requested: Any) -> str:
-    return f"{name}: planned {shown(planned)}, requested {shown(requested)}"
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:

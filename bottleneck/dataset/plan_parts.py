@@ -123,37 +123,6 @@ def read_images(store: Store, shard: Shard) -> list[Image]:
     return list(itertools.starmap(Image, zip(*columns, strict=True)))
 
 
-class SourceComparison:
-    """Compare two sorted streams: planned and existing images."""
-
-    def __init__(self, planned: Iterator[Image], found: Iterator[Image]) -> None:
-        self.planned, self.found = planned, found
-        self.changed = self.gone = 0
-        self.changed_keys: list[str] = []
-        self.gone_keys: list[str] = []
-
-    def new_images(self) -> Iterator[Image]:
-        old = next(self.planned, None)
-        for image in self.found:
-            while old is not None and old.key.encode() < image.key.encode():
-                self._gone(old)
-                old = next(self.planned, None)
-            if old is None or old.key != image.key:
-                yield image
-                continue
-            if (old.size, old.etag) != (image.size, image.etag):
-                self.changed += 1
-                self.changed_keys += [image.key] if len(self.changed_keys) < NUM_NAMED else []
-            old = next(self.planned, None)
-        while old is not None:
-            self._gone(old)
-            old = next(self.planned, None)
-
-    def _gone(self, image: Image) -> None:
-        self.gone += 1
-        self.gone_keys += [image.key] if len(self.gone_keys) < NUM_NAMED else []
-
-
 def freeze(
     store: Store,
     spec: OutputSpec,

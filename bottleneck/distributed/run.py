@@ -8,8 +8,9 @@ from typing import Any
 
 from bottleneck.child import raised
 from bottleneck.console import Progress
+from bottleneck.dataset.differences import differences
 from bottleneck.dataset.extend import Extended
-from bottleneck.dataset.plan import Plan, differences
+from bottleneck.dataset.plan import Plan
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.write import Receipt
 from bottleneck.distributed.heap import Trimmer

@@ -18,6 +18,7 @@ from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
 from bottleneck.extract.work import Work
 from bottleneck.networks.base import Base, fitting_batch_size
 from bottleneck.sources.reading import Limits, Reading
+from bottleneck.sources.selection import Selection
 from bottleneck.spec import FeatureRequest, RuntimeName
 
 
@@ -31,6 +32,7 @@ def extract_images(
     layers: Sequence[str] | None = None,
     limits: Limits | None = None,
     reading: Reading | None = None,
+    selection: Selection | None = None,
     shard_size: int | None = None,
     max_rejected: float = MAX_REJECTED,
     batch_size: int = 32,
@@ -52,6 +54,7 @@ def extract_images(
         layers: where features are taken, as `block5_pool:avg`.
         limits: which images are accepted.
         reading: how the source is read.
+        selection: which images of the source are planned, as `Selection(limit=100)`; default all.
         shard_size: images in a shard of a new plan; default 16 to 512, by the number of images.
         max_rejected: share of the planned images, 0 to 1, that may be rejected before the run stops.
         batch_size: most images the network takes at once.
@@ -73,6 +76,7 @@ def extract_images(
         request,
         limits=limits or Limits(),
         reading=reading,
+        selection=selection,
         shard_size=shard_size,
         max_rejected=max_rejected,
     )

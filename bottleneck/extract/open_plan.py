@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from bottleneck.dataset.differences import differences
 from bottleneck.dataset.make_plan import MAX_REJECTED, check_max_rejected, survey
-from bottleneck.dataset.plan import Plan, differences, load_plan
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.networks.device import has_bfloat16
 from bottleneck.networks.layers import check_layers
@@ -12,6 +13,7 @@ from bottleneck.networks.prepare import resolve_apart
 from bottleneck.networks.resolve import choose_precision, requested_layers
 from bottleneck.networks.weights import check_weights
 from bottleneck.sources.reading import Limits, Reading
+from bottleneck.sources.selection import Selection
 from bottleneck.spec import FeatureRequest
 from bottleneck.storage.store import check_output_uri, normal_uri
 
@@ -23,6 +25,7 @@ def open_or_make_plan(
     *,
     limits: Limits,
     reading: Reading | None = None,
+    selection: Selection | None = None,
     shard_size: int | None = None,
     max_rejected: float = MAX_REJECTED,
     workers_have_bfloat16: Callable[[], bool] = has_bfloat16,
@@ -30,6 +33,7 @@ def open_or_make_plan(
     """Open the plan of an output if it agrees with the request, or make a new one.
 
     Args:
+        selection: which images a new plan has; what is left out may be anything in an old one.
         shard_size: images of a shard in a new plan; None takes the default, and whatever an old plan has.
         max_rejected: share of the images that a list names that may be missing from a new plan.
         workers_have_bfloat16: called once for a new plan with precision `auto`: is bfloat16 in their hardware?
@@ -45,14 +49,23 @@ def open_or_make_plan(
         limits.check_installed()
         check_weights(request.weights)
         check_layers(request.base, request.layers)
-        found = survey(source, output, reading=reading, shard_size=shard_size, max_rejected=max_rejected)
+        found = survey(
+            source, output, reading=reading, selection=selection, shard_size=shard_size, max_rejected=max_rejected
+        )
         return found.make_plan(resolve_apart(request, choose_precision(request, workers_have_bfloat16)), limits)
-    check_request(plan, source, request, limits=limits, reading=reading, shard_size=shard_size)
+    check_request(plan, source, request, limits=limits, reading=reading, selection=selection, shard_size=shard_size)
     return plan
 
 
 def check_request(
-    plan: Plan, source: str, request: FeatureRequest, *, limits: Limits, reading: Reading | None, shard_size: int | None
+    plan: Plan,
+    source: str,
+    request: FeatureRequest,
+    *,
+    limits: Limits,
+    reading: Reading | None,
+    shard_size: int | None,
+    selection: Selection | None = None,
 ) -> None:
     """Raise FingerprintError, naming each differing field, unless a plan agrees with the request.
 
@@ -84,6 +97,7 @@ def check_request(
         "spec": asked,
         "limits": limits.to_json(),
         "reading": (reading or Reading()).asked(),
+        "selection": (selection or Selection()).asked(),
         "source": normal_uri(source),
     }
     if shard_size is not None:

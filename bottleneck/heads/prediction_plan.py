@@ -4,9 +4,10 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bottleneck.dataset.differences import differences
 from bottleneck.dataset.extend import Extended, append
 from bottleneck.dataset.make_plan import check_output, commit_plan
-from bottleneck.dataset.plan import Plan, differences, load_plan
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.plan_parts import Revision, copy
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.sources.reading import Limits, Reading

@@ -14,6 +14,8 @@
     parquet_columns  Find the columns of a Parquet file that hold images and labels.
     places           The places a source may be read in: its own and its roots.
     reading          The options of how a source is read and which images are accepted.
+    sampling         Draw a uniform sample of images by a hash of their keys, in one pass and bounded memory.
+    selection        Which images of a source are planned: patterns for their keys, the first ones, or a sample.
     tar_index        Read the headers of a tar, or say why it cannot be indexed.
     uri_list         Images named by a list, by URI or relative name.
     webdataset       Images in tars, as WebDataset and img2dataset write them.

@@ -18,9 +18,10 @@ import pytest
 import tiny
 
 from bottleneck.dataset import plan_parts as listing_module
-from bottleneck.dataset.extend import extend_plan
+from bottleneck.dataset.differences import differences
+from bottleneck.dataset.extend import SourceComparison, extend_plan
 from bottleneck.dataset.make_plan import default_shard_size, make_plan, survey
-from bottleneck.dataset.plan import Plan, differences, load_plan
+from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.plan_parts import SHARDS_PER_PART, read_images
 from bottleneck.errors import CorruptError, FingerprintError, StoreError, UsageError
 from bottleneck.extract.open_plan import open_or_make_plan
@@ -482,7 +483,7 @@ def plan_and_compare(output: Path, num_images: int) -> int:
     tracemalloc.start()
     try:
         frozen = listing_module.freeze(store, SPEC, images(), Counter(), first_shard=0, shard_size=512)
-        seen = listing_module.SourceComparison(listing_module.images_of(store, frozen.located()), images())
+        seen = SourceComparison(listing_module.images_of(store, frozen.located()), images())
         assert list(seen.new_images()) == []
         assert (frozen.images, seen.changed, seen.gone) == (num_images, 0, 0)
         return tracemalloc.get_traced_memory()[1]

@@ -25,6 +25,7 @@ FEATURES += ["pixels", "channels", "scale", "mean", "std", "image_size"]
 LIMITS = ["max_bytes", "max_pixels", "formats"]
 READING = ["labels", "source_format", "image_column", "label_column", "label_names", "roots", "follow_links"]
 READING += ["accept_cut"]
+SELECTION = ["include", "exclude", "limit", "sample", "seed"]
 OPTIONS = {
     "extract": [
         *[
@@ -32,6 +33,7 @@ OPTIONS = {
             "output",
             *FEATURES,
             *READING,
+            *SELECTION,
             "shard_size",
             *LIMITS,
         ],
@@ -42,6 +44,7 @@ OPTIONS = {
         "output",
         *FEATURES,
         *READING,
+        *SELECTION,
         "shard_size",
         *LIMITS,
         "max_rejected",

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import tiny
 
+from bottleneck.dataset.differences import differences
 from bottleneck.dataset.make_plan import make_plan
-from bottleneck.dataset.plan import differences, load_plan
+from bottleneck.dataset.plan import load_plan
 from bottleneck.errors import UsageError
 from bottleneck.sources.labels import LabelError, as_label, look_alikes, numbered
 from bottleneck.sources.reading import Reading

@@ -17,10 +17,11 @@ import pytest
 import tiny
 
 from bottleneck.audit.verify import verify
+from bottleneck.dataset.differences import differences
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.make_plan import make_plan
-from bottleneck.dataset.plan import differences, load_plan
+from bottleneck.dataset.plan import load_plan
 from bottleneck.dataset.requeue import requeue_plan
 from bottleneck.errors import StoreError, UsageError
 from bottleneck.extract.local import extract_images
