@@ -3,9 +3,9 @@
     bottleneck duplicates features/ duplicates.parquet
     bottleneck duplicates features/ s3://bucket/duplicates.parquet --min-cosine 0.98 --sheet duplicates.html
 
-Compares all pairs by the exact cosine of their stored features, so the time grows with the square of the images: 100,000
-of 512 dimensions take a minute on two cores, a million an hour or two. Writes the pairs as a table, with the groups they
-form, and prints the largest groups. A run that is killed leaves nothing and starts from the beginning.
+Compares all pairs by the exact cosine of their stored features, so the time grows with the square of the images:
+100,000 of 512 dimensions take a minute on two cores, a million two hours. Writes the pairs as a table, with the
+groups they form, and prints the largest groups. A run that is killed leaves nothing and starts from the beginning.
 """
 
 import time
@@ -109,9 +109,7 @@ def line_of(group: Group) -> str:
     return f"{group.num_images:>7,} images from {group.least_cosine:.4f}: {', '.join(group.keys)}{more}"
 
 
-def write_sheet(
-    sheet: str, features: Features, groups: list[Group], num_groups: int, details: dict[str, Any]
-) -> None:
+def write_sheet(sheet: str, features: Features, groups: list[Group], num_groups: int, details: dict[str, Any]) -> None:
     """Write the contact sheet; thumbnails come from the source."""
     from bottleneck.inspect.contact_sheet import duplicates_sheet
     from bottleneck.inspect.report import thumbnails_of

@@ -1,4 +1,4 @@
-"""Write contact sheets: an image and those most similar to it, or groups of near-duplicates, as one page."""
+"""Write contact sheets: images like one, or groups of near-duplicates, as one page."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,9 +41,7 @@ def contact_sheet(
     )
 
 
-def duplicates_sheet(
-    groups: Sequence[Group], num_groups: int, thumbnails: Thumbnails, details: dict[str, Any]
-) -> str:
+def duplicates_sheet(groups: Sequence[Group], num_groups: int, thumbnails: Thumbnails, details: dict[str, Any]) -> str:
     """The page of the largest groups of near-duplicates as text.
 
     Args:

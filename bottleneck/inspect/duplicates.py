@@ -1,8 +1,8 @@
 """Find the near-duplicates of a dataset: the exact cosine of every pair of images, in bounded memory.
 
 A strip of the images is held, and compared with itself and with every data file behind it, so that each pair is met
-once. Float32 products choose candidates only, with all that they can be wrong by; a candidate's cosine is computed again
-in float64 from the stored values, and that decides. So the result does not depend on how images are cut into blocks.
+once. Float32 products choose candidates only, with all that they can be wrong by; the cosine of a candidate is computed
+again in float64 from the stored values, and decides. So the result does not depend on how images are cut into blocks.
 
 The work is N^2 D operations: a million images of 512 dimensions take 5.1e14, an hour at 140 GFLOP/s.
 
@@ -254,9 +254,7 @@ def _settled(
     step = max(1, WIDE_VALUES // chunk.values_ND.shape[1])
     for start in range(0, len(first_P), step):
         of_first, of_second = first_P[start : start + step], second_P[start : start + step]
-        dots_P = np.vecdot(
-            chunk.values_ND[of_first].astype(np.float64), block.values_ND[of_second].astype(np.float64)
-        )
+        dots_P = np.vecdot(chunk.values_ND[of_first].astype(np.float64), block.values_ND[of_second].astype(np.float64))
         lengths_P = chunk.lengths_N[of_first] * block.lengths_N[of_second]
         cosines_P = np.round(np.clip(dots_P / lengths_P, -1, 1), DECIMALS)
         enough = cosines_P >= min_cosine
