@@ -50,7 +50,8 @@ def write_head(features: str, head: str, dim: int, num_classes: int) -> None:
     from bottleneck.heads.request import HeadRequest
 
     plan, rng = open_features(features).plan, np.random.default_rng(0)
-    arrays = {"coef": rng.standard_normal((num_classes, dim)) / np.sqrt(dim), "intercept": np.zeros(num_classes)}
+    num_rows = num_classes if num_classes > 2 else 1
+    arrays = {"coef": rng.standard_normal((num_rows, dim)) / np.sqrt(dim), "intercept": np.zeros(num_rows)}
     names = [f"class-{number:05d}" for number in range(num_classes)]
     origin = Origin(LAYER, plan.spec, plan.output, plan.sha256)
     Head.of(HeadRequest(), 1.0, names, arrays).save(head, origin)
