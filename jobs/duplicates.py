@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from bottleneck.console import Display, Progress, duration
-from bottleneck.dataset.features import Features, open_features
+from bottleneck.dataset.features import Features, open_features, rows_of
 from bottleneck.errors import UsageError
 from bottleneck.inspect.duplicate_groups import Group, check_table, grouped, write_table
 from bottleneck.inspect.duplicates import check_min_cosine, near_duplicates
@@ -58,12 +58,13 @@ def main(config: Config) -> int:
     if config.sheet:
         place_of(config.sheet)[0].try_writing()
     started = time.monotonic()
+    num_images = sum(rows_of(features)[name] for name in features.files)
     with Display("duplicates") as display:
         pairs = near_duplicates(
             features,
             config.min_cosine,
             layer,
-            lambda images: display.show(Progress(images, features.plan.num_images, 0, "")),
+            lambda images: display.show(Progress(images, num_images, 0, "")),
         )
     found = grouped(features, pairs)
     num_bytes = write_table(features, layer, config.min_cosine, found, config.file)

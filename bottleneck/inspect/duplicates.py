@@ -152,7 +152,7 @@ class _Dataset:
         self.dim = features.spec.dim_of(column)
         rows = rows_of(features)
         self.starts: list[int] = np.cumsum([0, *(rows[name] for name in features.files)]).tolist()
-        self.num_images = self.starts[-1]
+        self.num_images: int = self.starts[-1]
 
     def strips(self) -> Iterator[range]:
         """Yield consecutive files of STRIP_VALUES together, or one that alone has more."""
@@ -180,13 +180,13 @@ class _Dataset:
             # The square of the largest float32 is finite in float64.
             wide_BD = values_ND[start : start + step].astype(np.float64)
             lengths_B = np.sqrt(np.vecdot(wide_BD, wide_BD))
+            if not np.isfinite(lengths_B).all():
+                raise CorruptError(
+                    f"{name} of {self.features.plan.output} has NaN or infinite features. Look with `bottleneck verify "
+                    "--full`; delete it to have it extracted again."
+                )
             lengths_N[start : start + step] = lengths_B
             units_ND[start : start + step] = wide_BD / np.where(lengths_B > 0, lengths_B, np.inf)[:, None]
-        if not np.isfinite(lengths_N).all():
-            raise CorruptError(
-                f"{name} of {self.features.plan.output} has NaN or infinite features. Look with `bottleneck verify "
-                "--full`; delete it to have it extracted again."
-            )
         return _Rows(self.starts[number], values_ND, units_ND, lengths_N)
 
     def joined(self, pool: ThreadPoolExecutor, files: range) -> _Rows:
@@ -210,7 +210,8 @@ class _Dataset:
 
     def pairs_with(self, strip: _Rows, number: int) -> int:
         """How many pairs a strip has with a file of it or behind it, whose second image is in that file."""
-        size, before = self.starts[number + 1] - self.starts[number], self.starts[number] - strip.first
+        size: int = self.starts[number + 1] - self.starts[number]
+        before = self.starts[number] - strip.first
         if before >= len(strip.lengths_N):
             return size * len(strip.lengths_N)
         return size * before + size * (size - 1) // 2

@@ -281,7 +281,6 @@ def test_an_output_keeps_to_top_or_all(world: World, predictions: Path, with_all
     arguments = ("predict", world.features, world.head, with_all, "--max-rejected", "1", "--proba", "all")
     assert do(*arguments)[1]["done_now"] == 3
     assert command(plan_of(with_all)).endswith("--top 5 --proba all")
-    assert do("predict", world.features, world.head, with_all, "--proba", "some")[0] == 2
 
 
 def test_of_two_classes_both_have_a_probability(tmp_path: Path) -> None:

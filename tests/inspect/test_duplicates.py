@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from assets import asset
-from PIL import Image
-from servers import S3Server
 from test_report import Outside
 from tiny import data_rows, jpeg, spec, write_files
 
@@ -24,17 +20,13 @@ from bottleneck.dataset.plan_parts import read_images
 from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError, UsageError
-from bottleneck.extract.local import extract_images
 from bottleneck.inspect import duplicates
 from bottleneck.inspect.contact_sheet import duplicates_sheet
 from bottleneck.inspect.duplicate_groups import Group, grouped
 from bottleneck.inspect.duplicates import near_duplicates
 from bottleneck.inspect.report_sections import Thumbnails
-from bottleneck.spec import FeatureRequest
 from bottleneck.storage.store import open_store
 from jobs.__main__ import main
-
-WEIGHTS = "weights/mobilenet_7_5_224_tf_no_top.rebuilt.h5"
 
 
 def dataset(folder: Path, values_ND: np.ndarray, shard_size: int = 4, rejected: bool = False) -> Features:
@@ -52,7 +44,7 @@ def dataset(folder: Path, values_ND: np.ndarray, shard_size: int = 4, rejected: 
         rows = data_rows(asked, part, {part[0]: "truncated"} if rejected else {})
         column = [None if is_null else list(next(values)) for is_null in rows[layer].is_null().to_pylist()]
         at = rows.schema.get_field_index(layer)
-        rows = rows.set_column(at, rows.field(at), [pq.pa.array(column, rows.field(at).type)])
+        rows = rows.set_column(at, rows.field(at), [pa.array(column, rows.field(at).type)])
         write_shard(store, plan.data_name(shard.number), asked, shard.number, rows, run_id="test", device="none")
     finish(plan)
     return open_features(plan.output)
@@ -84,6 +76,12 @@ def found(features: Features, min_cosine: float) -> dict[tuple[int, int], float]
     return dict(zip(numbers, pairs.cosines_P.tolist(), strict=True))
 
 
+def same(pairs: dict[tuple[int, int], float], truth: dict[tuple[int, int], float]) -> None:
+    """The same pairs, in order; their cosines may be rounded to another last digit."""
+    assert list(pairs) == list(truth)
+    np.testing.assert_allclose(list(pairs.values()), list(truth.values()), rtol=0, atol=1.1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_pairs_are_those_of_all_images_however_they_are_cut(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,15 +89,13 @@ def test_pairs_are_those_of_all_images_however_they_are_cut(
     values_ND = clustered(100, 24, dtype)
     features = dataset(tmp_path, values_ND, shard_size=8, rejected=True)
     truth = expected(values_ND, -0.999)
-    some = [cosine - 2e-9 for cosine in sorted(truth.values())[-600::40]]  # nearer to a pair than float32 can tell
+    some = [cosine - 2e-9 for cosine in sorted(truth.values())[-600::120]]  # nearer to a pair than float32 can tell
     for strip_rows, chunk_rows, block_rows in ((1000, 4096, 512), (1, 3, 2), (21, 5, 7), (30, 64, 64)):
         monkeypatch.setattr(duplicates, "STRIP_VALUES", strip_rows * 24)
         monkeypatch.setattr(duplicates, "CHUNK_ROWS", chunk_rows)
         monkeypatch.setattr(duplicates, "BLOCK_ROWS", block_rows)
         for min_cosine in [*some, -0.999]:
-            assert found(features, min_cosine) == {
-                pair: pytest.approx(cosine, abs=1.1e-9) for pair, cosine in truth.items() if cosine >= min_cosine
-            }
+            same(found(features, min_cosine), {pair: one for pair, one in truth.items() if one >= min_cosine})
 
 
 def test_a_bound_is_met_that_float32_cannot_tell(tmp_path: Path) -> None:
@@ -111,12 +107,10 @@ def test_a_bound_is_met_that_float32_cannot_tell(tmp_path: Path) -> None:
     truth = expected(values_ND, 0.95)
     near = [cosine for pair, cosine in expected(values_ND, 0.9).items() if pair[0] == 0]
     assert len(near) == 40
-    assert min(abs(cosine - 0.95) for cosine in near) > 2e-9
+    assert min(abs(cosine - 0.95) for cosine in near) > 1.5e-9
     assert max(abs(cosine - 0.95) for cosine in near) < 2e-7
     assert 10 < sum(pair[0] == 0 for pair in truth) < 30
-    assert found(dataset(tmp_path, values_ND, 8), 0.95) == {
-        pair: pytest.approx(cosine, abs=1.1e-9) for pair, cosine in truth.items()
-    }
+    same(found(dataset(tmp_path, values_ND, 8), 0.95), truth)
 
 
 def test_progress_ends_with_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,21 +243,6 @@ def test_of_several_layers_one_has_to_be_named(tmp_path: Path) -> None:
     assert len(near_duplicates(open_features(plan.output), 0.9, "b:avg").first_P) == 0
 
 
-@pytest.mark.usefixtures("s3_environment")
-def test_features_table_and_sheet_may_be_in_a_bucket(
-    tmp_path: Path, bucket: str, s3_server: S3Server, capsys: pytest.CaptureFixture[str]
-) -> None:
-    features = dataset(tmp_path, turned(0, 100, 15, 110))
-    s3_server.upload_folder(Path(features.plan.output), bucket, "features/")
-    uri = f"s3://{bucket}"
-    code, result, told = run(capsys, f"{uri}/features", f"{uri}/out/pairs.parquet", "--sheet", f"{uri}/out/sheet.html")
-    assert (code, result["pairs"]) == (0, 2), told
-    run(capsys, features.plan.output, tmp_path / "pairs.parquet")
-    there = pq.read_table(io.BytesIO(open_store(f"{uri}/out").read("pairs.parquet")))
-    assert there.equals(pq.read_table(tmp_path / "pairs.parquet"))
-    assert open_store(f"{uri}/out").exists("sheet.html")
-
-
 def test_names_never_become_markup() -> None:
     hostile = "<script>alert(1)</script>\"' onload='x"
     groups = [Group((hostile, "b"), 9, 0.96)]
@@ -272,21 +251,3 @@ def test_names_never_become_markup() -> None:
     assert parser.tags.count("script") == 1
     assert "The 1 largest of 3 groups" in text
     assert "and 7 more" in text
-
-
-def test_a_photo_that_was_saved_again_is_a_near_duplicate(tmp_path: Path) -> None:
-    photos = sorted(asset("flowers17").glob("*/*.jpg"))[::68]
-    assert len(photos) == 20
-    for photo in photos:
-        (tmp_path / "photos" / photo.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(photo, tmp_path / "photos" / photo.parent.name / photo.name)
-    again = tmp_path / "photos" / "again.jpg"
-    with Image.open(photos[7]) as picture:
-        picture.save(again, quality=60)
-    assert again.read_bytes() != photos[7].read_bytes()
-    request = FeatureRequest(base="mobilenet_0.75", weights=str(asset(WEIGHTS)))
-    extract_images(str(tmp_path / "photos"), str(tmp_path / "features"), request)
-    features = open_features(str(tmp_path / "features"))
-    pairs = grouped(features, near_duplicates(features, 0.95))
-    [group] = pairs.largest(10, 10)
-    assert set(group.keys) == {"again.jpg", f"{photos[7].parent.name}/{photos[7].name}"}

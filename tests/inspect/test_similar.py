@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from browser import DARK, ask, screenshot
 from PIL import Image
@@ -229,7 +230,9 @@ def test_a_listed_image_is_known_by_its_path_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("s3_environment")
-def test_dataset_image_and_sheet_in_a_bucket(bucket: str, extracted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dataset_image_sheet_and_pairs_in_a_bucket(
+    bucket: str, extracted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = open_store(f"s3://{bucket}/x")
     for entry in open_store(str(extracted)).list():
         store.create(entry.key, (extracted / entry.key).read_bytes())
@@ -239,6 +242,15 @@ def test_dataset_image_and_sheet_in_a_bucket(bucket: str, extracted: Path, capsy
     local = run(capsys, str(extracted / "other.jpg"), str(extracted / "features"))[1]
     assert result["queries"][0]["similar"] == local["queries"][0]["similar"]
     assert store.exists("sheet.html")
+    assert main(["duplicates", f"{uri}/features", f"{uri}/pairs.parquet", "--min-cosine", "0.5"]) == 0
+    capsys.readouterr()
+    assert (
+        main(["duplicates", str(extracted / "features"), str(tmp_path / "pairs.parquet"), "--min-cosine", "0.5"]) == 0
+    )
+    capsys.readouterr()
+    pairs = pq.read_table(tmp_path / "pairs.parquet")
+    assert pairs.num_rows
+    assert pq.read_table(pa.BufferReader(store.read("pairs.parquet"))).equals(pairs)
     in_folder = run(capsys, f"{uri}/photos/cats", f"{uri}/features", "--top", "1")[1]["queries"]
     assert [one["image"] for one in in_folder] == [f"{uri}/photos/cats/{n:04d}.jpg" for n in range(1, 12, 2)]
 
