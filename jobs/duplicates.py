@@ -4,7 +4,7 @@
     bottleneck duplicates features/ s3://bucket/duplicates.parquet --min-cosine 0.98 --sheet duplicates.html
 
 Compares all pairs by the exact cosine of their stored features, so the time grows with the square of the images:
-100,000 of 512 dimensions take a minute on two cores, a million two hours. Writes the pairs as a table, with the
+100,000 of 512 dimensions take a minute on two cores, a million an hour or two. Writes the pairs as a table, with the
 groups they form, and prints the largest groups. A run that is killed leaves nothing and starts from the beginning.
 """
 
@@ -107,7 +107,7 @@ def main(config: Config) -> int:
 def line_of(group: Group) -> str:
     """A group as a line."""
     more = ", ..." if group.num_images > len(group.keys) else ""
-    return f"{group.num_images:>7,} images from {group.least_cosine:.4f}: {', '.join(group.keys)}{more}"
+    return f"{group.num_images:>7,} images, cosine {group.least_cosine:.4f} or more: {', '.join(group.keys)}{more}"
 
 
 def write_sheet(sheet: str, features: Features, groups: list[Group], num_groups: int, details: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.make_plan import SHARD_SIZE
+from bottleneck.heads.request import HeadRequest
 from jobs.benchmark import Config
 from jobs.benchmark.head_growth import LAYER, write_features
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched
@@ -26,8 +27,7 @@ def main(config: Config) -> int:
     num_images = config.num_images or NUM_IMAGES
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as folder:
         features, head = os.path.join(folder, "features"), os.path.join(folder, "head")
-        apart(write_features, features, num_images, config.dim, config.classes, SHARD_SIZE, True)
-        apart(write_head, features, head, config.dim, config.classes)
+        apart(write, features, head, num_images, config.dim, config.classes)
         rounds = []
         for number in range(config.rounds):
             output = os.path.join(folder, f"predictions-{number}")
@@ -44,11 +44,11 @@ def main(config: Config) -> int:
     return 0
 
 
-def write_head(features: str, head: str, dim: int, num_classes: int) -> None:
-    """Save a logistic head with random coefficients, as if it were fitted on the features."""
+def write(features: str, head: str, num_images: int, dim: int, num_classes: int) -> None:
+    """Write features, and a logistic head with random coefficients as if it were fitted on them."""
     from bottleneck.heads.head import Head, Origin
-    from bottleneck.heads.request import HeadRequest
 
+    write_features(features, num_images, dim, num_classes, SHARD_SIZE, True)
     plan, rng = open_features(features).plan, np.random.default_rng(0)
     num_rows = num_classes if num_classes > 2 else 1
     arrays = {"coef": rng.standard_normal((num_rows, dim)) / np.sqrt(dim), "intercept": np.zeros(num_rows)}

@@ -253,9 +253,9 @@ def test_the_probabilities_of_all_classes_are_the_heads(world: World, prediction
         else:
             np.testing.assert_allclose(values, [truth[key][one] for one in classes], rtol=1e-6)
     for path in data_files(with_all):
-        schema = pq.read_schema(path)
-        assert schema.field("probabilities").type == pa.list_(pa.float32(), 10)
-        assert json.loads(schema.metadata[b"bottleneck"])["predictions"]["classes"] == list(classes)
+        assert pq.read_schema(path).field("probabilities").type == pa.list_(pa.float32(), 10)
+        footer = json.loads(pq.read_metadata(path).metadata[b"bottleneck"])
+        assert footer["predictions"]["classes"] == list(classes)
     assert verify(str(with_all), full=True).exit_code == 0
 
 

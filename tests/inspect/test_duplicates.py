@@ -185,7 +185,7 @@ def test_the_job_writes_pairs_with_their_groups(tmp_path: Path, capsys: pytest.C
     np.testing.assert_allclose(table["cosine"].to_numpy(), cosines, atol=1e-7)
     about = json.loads(pq.read_metadata(file).metadata[b"bottleneck"])
     assert (about["min_cosine"], about["plan_sha256"]) == (0.95, features.plan.sha256)
-    assert "3 images from 0.9659: 0000.jpg, 0002.jpg, 0005.jpg\n" in told
+    assert "3 images, cosine 0.9659 or more: 0000.jpg, 0002.jpg, 0005.jpg\n" in told
     assert "5 images in 2 groups, of 6 images" in told
     assert sheet.read_text().count("data:image/jpeg") == 5
     file.unlink()
