@@ -17,7 +17,7 @@ import tyro
 from bottleneck.console import Display, Progress, duration
 from bottleneck.dataset.features import Features, open_features, rows_of
 from bottleneck.errors import UsageError
-from bottleneck.inspect.duplicate_groups import Group, check_table, grouped, write_table
+from bottleneck.inspect.duplicate_groups import DuplicateGroup, check_table, grouped, write_table
 from bottleneck.inspect.duplicates import check_min_cosine, near_duplicates
 from bottleneck.storage.store import place_of
 from bottleneck.text import counted, size
@@ -104,13 +104,15 @@ def main(config: Config) -> int:
     return 0
 
 
-def line_of(group: Group) -> str:
+def line_of(group: DuplicateGroup) -> str:
     """A group as a line."""
     more = ", ..." if group.num_images > len(group.keys) else ""
     return f"{group.num_images:>7,} images, cosine {group.least_cosine:.4f} or more: {', '.join(group.keys)}{more}"
 
 
-def write_sheet(sheet: str, features: Features, groups: list[Group], num_groups: int, details: dict[str, Any]) -> None:
+def write_sheet(
+    sheet: str, features: Features, groups: list[DuplicateGroup], num_groups: int, details: dict[str, Any]
+) -> None:
     """Write the contact sheet; thumbnails come from the source."""
     from bottleneck.inspect.contact_sheet import duplicates_sheet
     from bottleneck.inspect.report import thumbnails_of

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bottleneck.inspect.duplicate_groups import Group
+from bottleneck.inspect.duplicate_groups import DuplicateGroup
 from bottleneck.inspect.html import page
 from bottleneck.inspect.report_sections import Thumbnails
 from bottleneck.inspect.similar import Neighbour
@@ -41,7 +41,9 @@ def contact_sheet(
     )
 
 
-def duplicates_sheet(groups: Sequence[Group], num_groups: int, thumbnails: Thumbnails, details: dict[str, Any]) -> str:
+def duplicates_sheet(
+    groups: Sequence[DuplicateGroup], num_groups: int, thumbnails: Thumbnails, details: dict[str, Any]
+) -> str:
     """The page of the largest groups of near-duplicates as text.
 
     Args:

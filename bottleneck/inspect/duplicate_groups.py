@@ -1,4 +1,4 @@
-"""Group near-duplicates, and write their table.
+"""DuplicateGroup near-duplicates, and write their table.
 
 Legend: P pairs, M images that are in a pair.
 """
@@ -35,7 +35,7 @@ NUM_READERS = 8
 
 
 @dataclass(frozen=True)
-class Group:
+class DuplicateGroup:
     """Images that are connected by pairs, each with the next; two of them may be less alike than a pair is."""
 
     keys: tuple[str, ...]
@@ -64,7 +64,7 @@ class Grouped:
     def num_groups(self) -> int:
         return len(np.unique(self.group_M))
 
-    def largest(self, num_groups: int, num_keys: int) -> list[Group]:
+    def largest(self, num_groups: int, num_keys: int) -> list[DuplicateGroup]:
         """The groups of the most images, of equal ones the first, with the first keys of each."""
         heads, sizes = np.unique(self.group_M, return_counts=True)
         found = []
@@ -72,7 +72,7 @@ class Grouped:
             members = np.flatnonzero(self.group_M == heads[position])[:num_keys]
             least = self.pairs.cosines_P[self.group_P == heads[position]].min()
             keys = tuple(self.keys_M.take(pa.array(members)).to_pylist())
-            found.append(Group(keys, int(sizes[position]), float(least)))
+            found.append(DuplicateGroup(keys, int(sizes[position]), float(least)))
         return found
 
 

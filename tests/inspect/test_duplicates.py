@@ -22,7 +22,7 @@ from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.inspect import duplicates
 from bottleneck.inspect.contact_sheet import duplicates_sheet
-from bottleneck.inspect.duplicate_groups import Group, grouped
+from bottleneck.inspect.duplicate_groups import DuplicateGroup, grouped
 from bottleneck.inspect.duplicates import near_duplicates
 from bottleneck.inspect.report_sections import Thumbnails
 from bottleneck.storage.store import open_store
@@ -245,7 +245,7 @@ def test_of_several_layers_one_has_to_be_named(tmp_path: Path) -> None:
 
 def test_names_never_become_markup() -> None:
     hostile = "<script>alert(1)</script>\"' onload='x"
-    groups = [Group((hostile, "b"), 9, 0.96)]
+    groups = [DuplicateGroup((hostile, "b"), 9, 0.96)]
     parser = Outside()
     parser.feed(text := duplicates_sheet(groups, 3, Thumbnails({}, hostile), {hostile: hostile}))
     assert parser.tags.count("script") == 1
