@@ -4,7 +4,7 @@
     bottleneck duplicates features/ s3://bucket/duplicates.parquet --min-cosine 0.98 --sheet duplicates.html
 
 Compares all pairs by the exact cosine of their stored features, so the time grows with the square of the images:
-100,000 of 512 dimensions take a minute on two cores, a million an hour or two. Writes the pairs as a table, with the
+100,000 of 512 dimensions take a minute on two cores, a million an hour. Writes the pairs as a table, with the
 groups they form, and prints the largest groups. A run that is killed leaves nothing and starts from the beginning.
 """
 

@@ -1,4 +1,4 @@
-"""DuplicateGroup near-duplicates, and write their table.
+"""Group near-duplicates, and write their table.
 
 Legend: P pairs, M images that are in a pair.
 """
