@@ -22,6 +22,7 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Exif = Literal["apply", "ignore"]
 DecodeMode = Literal["exact", "draft"]
 Dtype = Literal["float16", "float32"]
+Proba = Literal["top", "all"]
 RuntimeName = Literal["auto", "keras", "onnxruntime", "ncnn", "openvino"]
 """How a network is executed; not part of a spec, as every runtime gives the same features."""
 
@@ -204,18 +205,23 @@ class PredictionSpec:
     """Classes per row, the most probable first."""
     made_of: Literal["images", "features"]
     """What the source holds; it does not change predictions, so it is not in the fingerprint."""
+    proba: Proba = "top"
+    """`all` adds the column `probabilities`, with that of every class."""
+    classes: tuple[str, ...] = ()
+    """With `all` the head's classes, in the order of that column; the head's sha256 stands for them."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if (self.proba == "all") != bool(self.classes):
+            raise TypeError(f"proba is {self.proba}, with {len(self.classes)} classes")
         if self.top < 1:
             raise UsageError(f"`top` takes a number of classes from 1 up. Received: {self.top}.")
 
     @property
     def fingerprint(self) -> str:
         """sha256 of all that changes a prediction; 64 hex digits."""
-        return sha256_json(
-            {"features": self.features.fingerprint, "head_sha256": self.head_sha256, "top": self.top},
-        )
+        decides = {"features": self.features.fingerprint, "head_sha256": self.head_sha256, "top": self.top}
+        return sha256_json(decides if self.proba == "top" else {**decides, "proba": self.proba})
 
     @property
     def short_fingerprint(self) -> str:
@@ -226,7 +232,12 @@ class PredictionSpec:
         return {"spec": self.features.to_json(), "predictions": self.to_json()}
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "features"}
+        value = {name: value for name, value in vars(self).items() if name not in ("features", "classes")}
+        return {**value, "classes": list(self.classes)} if self.classes else value
+
+    @classmethod
+    def from_json(cls, features: FeatureSpec, value: dict[str, Any]) -> Self:
+        return cls(features=features, **{**value, "classes": tuple(value.get("classes", ()))})
 
 
 OutputSpec = FeatureSpec | PredictionSpec

@@ -25,6 +25,7 @@ JOBS = (
     "predict",
     "classify",
     "similar",
+    "duplicates",
     "describe",
     "export",
     "diff",

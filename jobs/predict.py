@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from bottleneck.choices import check_choices
 from bottleneck.console import Display
 from bottleneck.dataset.extend import extend_plan
 from bottleneck.dataset.features import open_features
@@ -32,7 +33,7 @@ from bottleneck.heads.prediction_plan import check_predictions, plan_like, predi
 from bottleneck.networks.prepare import resolve_apart
 from bottleneck.networks.weights import check_weights
 from bottleneck.sources.reading import Limits, Reading
-from bottleneck.spec import PredictionSpec
+from bottleneck.spec import PredictionSpec, Proba
 from bottleneck.storage.store import check_output_uri
 from bottleneck.text import counted
 from jobs.extract import report, tell_extended, tell_plan
@@ -57,6 +58,9 @@ class Config:
     """A folder or s3://bucket/prefix for the predictions."""
     top: int = 5
     """Classes per row, the most probable first."""
+    proba: Proba = "top"
+    """`all` also writes the probability of every class, as the column `probabilities`, whose order is `classes` of
+    `predictions` in plan.json and in every data file's footer."""
     weights: str | None = None
     """Weights of the base, if they have moved since the fit; their sha256 must be the same."""
     allow_incomplete: bool = False
@@ -71,6 +75,9 @@ class Config:
     max_rejected: float = MAX_REJECTED
     """Share of the planned images that may be rejected before the run stops."""
     run: RunOptions = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def main(config: Config) -> int:
@@ -105,7 +112,7 @@ def predict(config: Config) -> Summary:
     check_max_rejected(config.max_rejected)
     head = Head.load(config.head)
     plan = load_plan(config.output)
-    spec = prediction_spec(head, config.head, config.top, config.source, plan)
+    spec = prediction_spec(head, config.head, config.top, config.source, plan, config.proba)
     if spec.made_of == "features":
         return _from_features(config, spec, head, plan)
     return _from_images(config, spec, head, plan)

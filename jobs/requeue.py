@@ -86,6 +86,7 @@ def command(plan: Plan) -> str:
     if plan.predictions:
         words = ["bottleneck", "predict", plan.source, plan.predictions.head, plan.output]
         words += ["--top", str(plan.predictions.top)]
+        words += ["--proba", "all"] if plan.predictions.proba == "all" else []
     else:
         request = plan.spec.request
         words += _options(request, FeatureRequest(base=request.base), leave_out=("base", "layers", "precision"))

@@ -1,16 +1,19 @@
-"""Find the images of a dataset that are most similar to one image.
+"""Find the images of a dataset that are most similar to one image, or to each of several.
 
     bottleneck similar daisy.jpg features/
     bottleneck similar daisy/0001.jpg s3://bucket/features --top 20 --sheet similar.html
+    bottleneck similar new-photos/ tulip.jpg features/ --top 3 --exclude-copies
 
-Compares the cosine similarity of every stored row. IMAGE is a file or s3:// URI, whose features are extracted first, or
-the key of an image of the dataset, whose stored features are used. The image itself is not listed.
+Compares the cosine similarity of every stored row, once for all images. IMAGE is a file or s3:// URI, whose features
+are extracted first, a folder of such images, or the key of an image of the dataset, whose stored features are used. The
+image itself is not listed. Of several images, one that cannot be decoded gets a line with the reason, and the exit code
+is 6.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,11 +21,11 @@ import tyro
 
 from bottleneck.console import Display, Progress
 from bottleneck.dataset.features import Features, open_features
-from bottleneck.errors import UsageError
-from bottleneck.extract.decode import Rejected, decode
-from bottleneck.inspect.similar import Neighbour, features_of, nearest
-from bottleneck.storage.store import ObjectGoneError, normal_uri, place_of
+from bottleneck.errors import TooManyRejectedError, UsageError
+from bottleneck.inspect.similar import Neighbour, nearest_of_each
+from bottleneck.storage.store import place_of
 from bottleneck.text import counted, printable
+from jobs.queries import Query, find_queries
 from jobs.results import answer, show
 
 log = logging.getLogger(__name__)
@@ -30,22 +33,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """A file or s3:// URI, or the key of an image of the dataset."""
-    features: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")]
-    """The dataset to search: an output of `bottleneck extract`."""
+    places: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE... FEATURES")]
+    """Images, then the dataset to search, an output of `bottleneck extract`. An image is a file or s3:// URI, a folder
+    of images, or the key of an image of the dataset."""
     top: int = 10
     """Images to show, the most similar first."""
+    exclude_copies: bool = False
+    """Leave out images with the same bytes as the one asked about, under whatever name."""
     layer: str | None = None
     """Column of the features. Required if there are several."""
     sheet: str | None = None
-    """Also write a contact sheet, one self-contained page, to this file or s3:// URI ending in .html."""
+    """For one image: also write a contact sheet, one self-contained page, to this file or s3:// URI ending in .html."""
     weights: str | None = None
     """Weights of the network, if they have moved since the extraction; their sha256 must be the same."""
     allow_incomplete: bool = False
     """Also search unfinished features, with the shards that exist."""
 
     def __post_init__(self) -> None:
+        if len(self.places) < 2:
+            raise UsageError(
+                f"Expected at least one image, and the dataset to search after it. Received: {' '.join(self.places)}."
+            )
         if self.top < 1:
             raise UsageError(f"--top takes a number of images from 1 up. Received: {self.top}.")
         if self.sheet and not self.sheet.endswith(".html"):
@@ -53,85 +61,45 @@ class Config:
 
 
 def main(config: Config) -> int:
-    features = open_features(config.features, allow_incomplete=config.allow_incomplete)
+    *images, place = config.places
+    features = open_features(place, allow_incomplete=config.allow_incomplete)
     layer = features.column(config.layer)
     if config.sheet:
         place_of(config.sheet)[0].try_writing()
-    data = read_image(config.image)
-    query_D = stored(features, config.image, layer) if data is None else extracted(data, config, features, layer)
+    queries = find_queries(images, features, layer, config.weights, only_one=bool(config.sheet))
     started = time.monotonic()
-    own = config.image if data is None else own_key(features, config.image)
-    found, num_images = search(features, query_D, config.top, layer, own)
+    found, num_images = search(features, queries, config.top, layer, config.exclude_copies)
     seconds = time.monotonic() - started
-    for line in table(found):
-        show(line)
-    if not query_D.any():
-        log.warning("The features of %s are all zeros, so no image is more like it than another.", config.image)
+    for query, neighbours in zip(queries, found, strict=True):
+        tell(query, neighbours, is_only=len(queries) == 1)
     log.info("%s compared in %.1f s", counted(num_images, "image"), seconds)
-    result: dict[str, Any] = {
-        "image": config.image,
-        "is_key": data is None,
-        "features": config.features,
-        "layer": layer,
-        "images": num_images,
-        "seconds": round(seconds, 3),
-        "similar": [asdict(one) for one in found],
-        "sheet": config.sheet,
-    }
     if config.sheet:
-        write_sheet(config.sheet, config.image, data, features, found, {"layer": layer, "images": f"{num_images:,}"})
+        write_sheet(config.sheet, queries[0], features, found[0], {"layer": layer, "images": f"{num_images:,}"})
         show(f"sheet: {config.sheet}")
-    answer(result)
-    return 0
-
-
-def read_image(image: str) -> bytes | None:
-    """Read a file or object; None if it does not exist."""
-    store, name = place_of(image)
-    try:
-        return store.read(name)
-    except ObjectGoneError:
-        return None
-
-
-def stored(features: Features, key: str, layer: str) -> np.ndarray:
-    """The query for an image of the dataset."""
-    found_D = features_of(features, key, layer)
-    if found_D is None:
-        raise UsageError(
-            f"There is no file {key}, and no image of that key in {features.plan.output}. Expected an image file, an "
-            "s3:// URI, or a key as the dataset has it."
-        )
-    return found_D
-
-
-def extracted(data: bytes, config: Config, features: Features, layer: str) -> np.ndarray:
-    """The query for another image, whose features are extracted as the dataset's were."""
-    plan = features.plan
-    decoded = decode(data, plan.spec, plan.limits)
-    if isinstance(decoded, Rejected):
-        raise UsageError(f"{config.image} cannot be used: {decoded.reason}. Expected an image that decodes.")
-    from bottleneck.networks.base import Base
-
-    base = Base(replace(plan.spec, weights=config.weights or plan.spec.weights), batch_size=1)
-    found_D: np.ndarray = base(decoded.pixels_HWC[None])[features.layers.index(layer)][0]
-    return found_D
-
-
-def own_key(features: Features, image: str) -> str | None:
-    """The key of a file in the dataset; None if it is not in it."""
-    uri, plan = normal_uri(image), features.plan
-    # Below the source, below the folder of a list, or a whole URI, which a list may hold too.
-    roots = (plan.source, plan.source.rpartition("/")[0]) if plan.reading.source_format == "list" else (plan.source,)
-    keys = [*(uri.removeprefix(f"{root}/") for root in roots), uri]
-    found = plan.find(keys)
-    return next((key for key in keys if key in found), None)
+    num_rejected = sum(bool(query.reason) for query in queries)
+    exit_code = TooManyRejectedError.exit_code if num_rejected else 0
+    answer(
+        {
+            "features": place,
+            "layer": layer,
+            "images": num_images,
+            "seconds": round(seconds, 3),
+            "queries": [as_json(*pair) for pair in zip(queries, found, strict=True)],
+            "rejected": num_rejected,
+            "sheet": config.sheet,
+            "exit_code": exit_code,
+        }
+    )
+    return exit_code
 
 
 def search(
-    features: Features, query_D: np.ndarray, top: int, layer: str, own: str | None
-) -> tuple[list[Neighbour], int]:
-    """Find the neighbours without the image itself, and the number of images compared, with progress on stderr."""
+    features: Features, queries: Sequence[Query], top: int, layer: str, exclude_copies: bool
+) -> tuple[list[list[Neighbour]], int]:
+    """Find the neighbours without the images themselves, and the number of images compared, with progress on stderr."""
+    asked = [query for query in queries if query.features_D is not None]
+    if not asked:
+        return [[] for _ in queries], 0
     seen = 0
     with Display("similar") as display:
 
@@ -140,7 +108,38 @@ def search(
             seen = images
             display.show(Progress(images, features.plan.num_images, 0, ""))
 
-        return nearest(features, query_D, top, layer, show, without=own), seen
+        found = iter(
+            nearest_of_each(
+                features,
+                np.stack([query.features_D for query in asked if query.features_D is not None]),
+                top,
+                layer,
+                show,
+                without=[query.own_key for query in asked],
+                copies_of=[query.sha256 for query in asked] if exclude_copies else (),
+            )
+        )
+    return [[] if query.features_D is None else next(found) for query in queries], seen
+
+
+def tell(query: Query, found: Sequence[Neighbour], *, is_only: bool) -> None:
+    """Show what was found for an image, of several after its name."""
+    if query.features_D is None:
+        show(f"{query.image}: {query.reason}")
+        return
+    if not is_only:
+        show(query.image)
+    for line in table(found):
+        show(line)
+    if not query.features_D.any():
+        log.warning("The features of %s are all zeros, so no image is more like it than another.", query.image)
+
+
+def as_json(query: Query, found: Sequence[Neighbour]) -> dict[str, Any]:
+    """An image asked about as a JSON object: with those like it, or with the reason of its rejection."""
+    if query.features_D is None:
+        return {"image": query.image, "reason": query.reason}
+    return {"image": query.image, "is_key": query.is_key, "similar": [asdict(one) for one in found]}
 
 
 def table(found: Sequence[Neighbour]) -> list[str]:
@@ -157,15 +156,16 @@ def table(found: Sequence[Neighbour]) -> list[str]:
 
 
 def write_sheet(
-    sheet: str, image: str, data: bytes | None, features: Features, found: Sequence[Neighbour], details: dict[str, Any]
+    sheet: str, query: Query, features: Features, found: Sequence[Neighbour], details: dict[str, Any]
 ) -> None:
     """Write the contact sheet; thumbnails come from the source, a file's own from its bytes."""
     from bottleneck.inspect.contact_sheet import contact_sheet
     from bottleneck.inspect.report import thumbnail, thumbnails_of
 
-    plan = features.plan
+    plan, image = features.plan, query.image
     thumbnails = thumbnails_of(plan, [one.key for one in found])
-    picture = thumbnails_of(plan, [image]).images.get(image) if data is None else thumbnail(data, plan)
+    store, name = place_of(image)
+    picture = thumbnails_of(plan, [image]).images.get(image) if query.is_key else thumbnail(store.read(name), plan)
     details = {"features": plan.output, "source": plan.source, **details, "fingerprint": plan.spec.fingerprint}
     page = contact_sheet(image, picture, found, thumbnails, details)
     store, name = place_of(sheet)

@@ -16,7 +16,7 @@ from jobs.command_line import parse
 log = logging.getLogger(__name__)
 
 PLACES = {
-    *("source", "output", "head", "features", "images", "image", "file", "a", "b", "roots", "weights"),
+    *("source", "output", "head", "features", "images", "places", "file", "a", "b", "roots", "weights"),
     *("report", "sheet", "plot", "names", "folder", "bucket"),
 }
 """Options that name a file or folder; a test requires a decision for each new one."""
@@ -67,7 +67,7 @@ def _check_place(option: str, place: str, is_loopback: bool) -> None:
         return
     if option == "weights" and (place == "imagenet" or place.startswith("random:")):
         return
-    if option == "image" and not os.path.exists(place):  # the key of an image of the dataset
+    if option == "places" and not os.path.exists(place):  # the key of an image of the dataset
         return
     if not os.path.isabs(place):
         raise UsageError(

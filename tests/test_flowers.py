@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow.dataset
 import pytest
 from assets import asset
+from PIL import Image
 from servers import S3Server
 from sklearn.linear_model import LogisticRegression
 
@@ -22,6 +24,8 @@ from bottleneck.dataset.features import open_features
 from bottleneck.extract.local import extract_images
 from bottleneck.heads.head import Head
 from bottleneck.heads.splits import split
+from bottleneck.inspect.duplicate_groups import grouped
+from bottleneck.inspect.duplicates import near_duplicates
 from bottleneck.sources.reading import Limits
 from bottleneck.spec import FeatureRequest
 
@@ -73,6 +77,22 @@ def test_accuracy_of_a_head_on_the_flowers(from_folder: str, kind: Any, least: f
         head = Head(kind, C=0.01 if kind == "svm" else 1.0).fit(features_ND[seen].astype(np.float32), labels_N[seen])
         scores.append(head.score(features_ND[~seen].astype(np.float32), labels_N[~seen]))
     assert np.mean(scores) >= least
+
+
+def test_a_photo_that_was_saved_again_is_a_near_duplicate(from_folder: str, tmp_path: Path) -> None:
+    photos = sorted(asset("flowers17").glob("*/*.jpg"))[::68]
+    assert len(photos) == 20
+    for photo in photos:
+        (tmp_path / "photos" / photo.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, tmp_path / "photos" / photo.parent.name / photo.name)
+    again = tmp_path / "photos" / "again.jpg"
+    with Image.open(photos[7]) as picture:
+        picture.save(again, quality=60)
+    assert again.read_bytes() != photos[7].read_bytes()
+    extract_images(str(tmp_path / "photos"), str(tmp_path / "features"), open_features(from_folder).spec.request)
+    features = open_features(str(tmp_path / "features"))
+    [group] = grouped(features, near_duplicates(features, 0.95)).largest(10, 10)
+    assert set(group.keys) == {"again.jpg", f"{photos[7].parent.name}/{photos[7].name}"}
 
 
 def test_the_tutorials_reader_recognises_the_flowers(from_folder: str, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_importing_costs_nothing(module: str) -> None:
 
 
 def test_the_options_of_a_job_cost_neither_ray_nor_keras_nor_scikit_learn() -> None:
-    jobs = "classify, demo, evaluate, export, extract, fit, plan, predict, similar"
+    jobs = "classify, demo, duplicates, evaluate, export, extract, fit, plan, predict, similar"
     loaded = set(run(f"import sys; from jobs import {jobs}; print(*sys.modules)").split())
     assert not loaded & {"ray", "keras", "tensorflow", "sklearn", "joblib", "pandas", "matplotlib", "s3fs"}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bottleneck.audit.objects import FORMAT, Fields, Objects, Wrong, check_fields, expect
+from bottleneck.audit.objects import FORMAT, Fields, Objects, Wrong, _short, check_fields, expect
 from bottleneck.audit.tables import data_schema, read_tables
 from bottleneck.errors import UsageError
 
@@ -220,4 +220,9 @@ def _fingerprint(document: dict[str, Any]) -> str:
         return features
     predictions = document["predictions"]
     check_fields(predictions, _PREDICTIONS)
-    return sha256_json({"features": features, "head_sha256": predictions["head_sha256"], "top": predictions["top"]})
+    decides = {"features": features, "head_sha256": predictions["head_sha256"], "top": predictions["top"]}
+    proba, classes = predictions.get("proba", "top"), predictions.get("classes", [])  # the first outputs had neither
+    if type(classes) is not list or not all(type(one) is str for one in classes) or len(set(classes)) < len(classes):
+        raise Wrong(f"predictions name the classes {_short(classes)}, expected a list of texts, each once")
+    expect("with proba its predictions have classes:", bool(classes), proba == "all")
+    return sha256_json(decides if proba == "top" else {**decides, "proba": proba})

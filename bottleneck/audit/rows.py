@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bottleneck.audit.data_file import check_bytes
-from bottleneck.audit.objects import REASONS, Objects, Wrong, expect
+from bottleneck.audit.objects import REASONS, Objects, Wrong, _short, expect
 from bottleneck.audit.plan import AuditedPlan
 from bottleneck.audit.tables import data_schema, read_tables
+
+SUM_TOLERANCE = 1e-3
+"""Ten thousand float32 of a softmax, each rounded, add up to 1 within a tenth of it."""
 
 
 def check_data(objects: Objects, plan: AuditedPlan, shard: int, images: pa.Table, statuses: Counter[str]) -> None:
@@ -50,6 +53,8 @@ def check_data(objects: Objects, plan: AuditedPlan, shard: int, images: pa.Table
     if "predictions" in document:
         for number, row in enumerate(rows):
             _check_prediction(number, row, document["predictions"]["top"])
+            if classes := document["predictions"].get("classes"):
+                _check_probabilities(number, row, classes)
 
 
 def _check_features(column: pa.FixedSizeListArray, layer: str, ok: list[bool]) -> None:
@@ -87,3 +92,20 @@ def _check_prediction(number: int, row: dict[str, Any], top: int) -> None:
         raise Wrong(f"row {number}: top_probabilities are {values}, expected the highest first")
     expect(f"row {number}: predicted is", predicted, labels[0], "but the first of top_labels is")
     expect(f"row {number}: probability is", probability, values[0], "but the first of top_probabilities is")
+
+
+def _check_probabilities(number: int, row: dict[str, Any], classes: list[str]) -> None:
+    """The probability of every class where, and only where, a row is ok; together 1, and those of its top classes."""
+    values = row["probabilities"]
+    if (row["status"] == "ok") != (values is not None):
+        state = "ok, but has no" if values is None else "rejected, but has"
+        raise Wrong(f"row {number} is {state} probabilities")
+    if values is None:
+        return
+    if not all(value is not None and 0 <= value <= 1 for value in values):
+        raise Wrong(f"row {number}: probabilities are {_short(values)}, expected numbers from 0 to 1")
+    if not abs(sum(values) - 1) < SUM_TOLERANCE:
+        raise Wrong(f"row {number}: probabilities add up to {sum(values)}, expected 1")
+    of_class = dict(zip(classes, values, strict=True))
+    expected = [of_class.get(label) for label in row["top_labels"]]
+    expect(f"row {number}: top_probabilities are", row["top_probabilities"], expected, "but in probabilities they are")

@@ -61,7 +61,9 @@ def data_schema(document: dict[str, Any]) -> pa.Schema:
     """The schema of the data files of a plan.json."""
     spec = document["spec"]
     if "predictions" in document:
-        return pa.schema(_IMAGE_FIELDS + _PREDICTION_FIELDS)
+        classes = document["predictions"].get("classes")
+        whole = [pa.field("probabilities", pa.list_(pa.float32(), len(classes)))] if classes else []
+        return pa.schema(_IMAGE_FIELDS + _PREDICTION_FIELDS + whole)
     value = {"float16": pa.float16(), "float32": pa.float32()}[spec["dtype"]]
     layers = zip(spec["layers"], spec["dims"], strict=True)
     return pa.schema(_IMAGE_FIELDS + [pa.field(layer, pa.list_(value, dim)) for layer, dim in layers])

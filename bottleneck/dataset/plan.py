@@ -203,7 +203,7 @@ def load_plan(output: str) -> Plan | None:
             selection=Selection.from_json(selection),
             shard_size=document["shard_size"],
             listings=listings,
-            predictions=PredictionSpec(features=spec, **predictions) if predictions else None,
+            predictions=PredictionSpec.from_json(spec, predictions) if predictions else None,
         )
     except (KeyError, TypeError) as error:
         raise CorruptError(f"{output}/plan.json is damaged: {error!r}.") from error

@@ -45,6 +45,15 @@ PREDICTION_FIELDS = [
 ]
 """A head's prediction: the most probable class, its probability, and the top classes, best first."""
 
+ALL_PROBABILITIES = "probabilities"
+"""The column with the probability of every class, in the order of the head's classes, if it was asked for."""
+
+
+def prediction_fields(num_classes: int = 0) -> list[pa.Field]:
+    """PREDICTION_FIELDS, and for a number of classes above 0 the column with the probability of each of them."""
+    whole = pa.field(ALL_PROBABILITIES, pa.list_(pa.float32(), num_classes or 1))
+    return [*PREDICTION_FIELDS, whole] if num_classes else PREDICTION_FIELDS
+
 
 def check_schema(schema: pa.Schema, wanted: Collection[str] = ()) -> None:
     """Raise pyarrow.ArrowInvalid for columns that no data file has, or if a wanted one is missing.
@@ -78,7 +87,7 @@ def data_schema(spec: OutputSpec) -> pa.Schema:
     Columns after `IMAGE_FIELDS` are null unless the row is ok.
     """
     if isinstance(spec, PredictionSpec):
-        return pa.schema(IMAGE_FIELDS + PREDICTION_FIELDS)
+        return pa.schema(IMAGE_FIELDS + prediction_fields(len(spec.classes)))
     values = pa.float16() if spec.dtype == "float16" else pa.float32()
     columns = [pa.field(layer, pa.list_(values, dim)) for layer, dim in zip(spec.layers, spec.dims, strict=True)]
     return pa.schema(IMAGE_FIELDS + columns)

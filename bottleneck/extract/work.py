@@ -59,7 +59,7 @@ class Work:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Work":
         spec, limits = FeatureSpec.from_json(value["spec"]), Limits.from_json(value["limits"])
-        predictions = PredictionSpec(features=spec, **value["predictions"]) if value["predictions"] else None
+        predictions = PredictionSpec.from_json(spec, value["predictions"]) if value["predictions"] else None
         reading = Reading.from_json(value["reading"])
         return cls(**{**value, "spec": spec, "limits": limits, "reading": reading, "predictions": predictions})
 

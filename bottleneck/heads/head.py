@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bottleneck.dataset.plan import versions
 from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
+from bottleneck.dataset.schema import prediction_fields
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.heads.head_file import (
     check_tensors,
@@ -32,7 +33,7 @@ from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.losses import l2_scaled, probabilities
 from bottleneck.heads.solver.protocol import LocalWorkers
 from bottleneck.heads.solver.worker import Worker
-from bottleneck.spec import FeatureSpec
+from bottleneck.spec import FeatureSpec, Proba
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,17 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels_N: np.ndarray = self.classes_[best_N]
         return labels_N
 
-    def predictions(self, features_ND: np.ndarray, top: int = 5) -> pa.Table:
-        """What the head says of each row, as a table of PREDICTION_FIELDS with up to `top` classes a row."""
+    def predictions(self, features_ND: np.ndarray, top: int = 5, proba: Proba = "top") -> pa.Table:
+        """What the head says of each row, as a table of PREDICTION_FIELDS with up to `top` classes a row.
+
+        Args:
+            proba: `all` adds the probabilities of all classes, float32 [K] in the order of `classes_`.
+        """
         features_ND = np.asarray(features_ND)
         count = min(top, len(self.classes_))
+        fields = prediction_fields(len(self.classes_) if proba == "all" else 0)
         if not len(features_ND):
-            return pa.table([pa.array([], one.type) for one in PREDICTION_FIELDS], schema=pa.schema(PREDICTION_FIELDS))
+            return pa.table([pa.array([], one.type) for one in fields], schema=pa.schema(fields))
         probabilities_NK = self._probabilities(features_ND.astype(np.float32, copy=False))
         # Stable, so that of equal classes the first is best, as argmax has it.
         best_NT = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :count]
@@ -153,7 +159,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             pa.ListArray.from_arrays(offsets, pa.array(labels_NT.reshape(-1), pa.string())),
             pa.ListArray.from_arrays(offsets, pa.array(values_NT.reshape(-1))),
         ]
-        return pa.table(columns, schema=pa.schema(PREDICTION_FIELDS))
+        if proba == "all":
+            all_N = pa.array(probabilities_NK.astype(np.float32).reshape(-1))
+            columns.append(pa.FixedSizeListArray.from_arrays(all_N, len(self.classes_)))
+        return pa.table(columns, schema=pa.schema(fields))
 
     @property
     def class_names(self) -> np.ndarray:

@@ -75,10 +75,10 @@ class Predictor:
             is_ok: mask of the shard's rows.
 
         Returns:
-            The columns `rows.PREDICTION_FIELDS`, null for the rows that are not ok.
+            The columns `schema.prediction_fields`, null for the rows that are not ok.
         """
         # All rows of a shard at once, so that the same features give the same bytes wherever they come from.
-        answers = self.head.predictions(features_ND, self.spec.top).combine_chunks()
+        answers = self.head.predictions(features_ND, self.spec.top, self.spec.proba).combine_chunks()
         row_of_answer = pa.array(np.cumsum(is_ok) - 1, pa.int64(), mask=~is_ok)
         return [column.combine_chunks() for column in answers.take(row_of_answer).columns]
 

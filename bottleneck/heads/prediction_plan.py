@@ -11,7 +11,7 @@ from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.plan_parts import Revision, copy
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.sources.reading import Limits, Reading
-from bottleneck.spec import PredictionSpec
+from bottleneck.spec import PredictionSpec, Proba
 from bottleneck.storage.store import normal_uri, open_store
 from bottleneck.text import counted
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # scikit-learn takes a second to import, which workers that o
 log = logging.getLogger(__name__)
 
 
-def prediction_spec(head: "Head", uri: str, top: int, source: str, plan: Plan | None) -> PredictionSpec:
+def prediction_spec(
+    head: "Head", uri: str, top: int, source: str, plan: Plan | None, proba: Proba = "top"
+) -> PredictionSpec:
     """The spec of predictions by a head.
 
     Args:
@@ -33,7 +35,13 @@ def prediction_spec(head: "Head", uri: str, top: int, source: str, plan: Plan | 
     else:
         made_of = "images" if load_plan(source) is None else "features"
     return PredictionSpec(
-        features=head.origin.spec, head=normal_uri(uri), head_sha256=head.sha256_, top=top, made_of=made_of
+        features=head.origin.spec,
+        head=normal_uri(uri),
+        head_sha256=head.sha256_,
+        top=top,
+        made_of=made_of,
+        proba=proba,
+        classes=tuple(head.class_names) if proba == "all" else (),
     )
 
 
@@ -53,7 +61,7 @@ def check_predictions(plan: Plan, source: str, spec: PredictionSpec, **asked: Li
         )
     requested: dict[str, Any] = {
         "spec": spec.features.to_json(),
-        "predictions": spec.to_json(),
+        "predictions": {name: value for name, value in spec.to_json().items() if name != "classes"},  # the head's
         "source": normal_uri(source),
     }
     for name, value in asked.items():

@@ -1,7 +1,9 @@
 """What a person looks at: status, comparison, similar images, and the report.
 
-    contact_sheet    Write a contact sheet: an image and those most similar to it, as one page.
+    contact_sheet    Write contact sheets: images like one, or groups of near-duplicates, as one page.
     diff             Compare two outputs of the same images: settings, versions, outcomes and features.
+    duplicate_groups Group near-duplicates, and write their table.
+    duplicates       Find the near-duplicates of a dataset: the exact cosine of every pair of images, in bounded memory.
     html             Render pages from templates: what they show is escaped, and they load nothing.
     join             Join the rows of two outputs by key, in flat memory.
     layer_diff       Measure how far the features of one layer are apart in two outputs.
@@ -9,7 +11,7 @@
     recompute        Extract random images again and compare them with the data files.
     report           Write `report.html`: how good a head is, where it fails, and how it was made.
     report_sections  The sections of a report as HTML.
-    similar          Find the images most similar to one: the exact cosine of every row, in flat memory.
+    similar          Find the images most similar to some: the exact cosine of every row, in flat memory.
     status           Tell how far an output is, from one listing of its store.
 
 Imports heads and the folders below it; no Ray.

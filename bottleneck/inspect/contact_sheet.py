@@ -1,8 +1,9 @@
-"""Write a contact sheet: an image and those most similar to it, as one page."""
+"""Write contact sheets: images like one, or groups of near-duplicates, as one page."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from bottleneck.inspect.duplicate_groups import DuplicateGroup
 from bottleneck.inspect.html import page
 from bottleneck.inspect.report_sections import Thumbnails
 from bottleneck.inspect.similar import Neighbour
@@ -35,6 +36,29 @@ def contact_sheet(
         image=image,
         picture=picture,
         neighbours=neighbours,
+        thumbnails=thumbnails,
+        details=details,
+    )
+
+
+def duplicates_sheet(
+    groups: Sequence[DuplicateGroup], num_groups: int, thumbnails: Thumbnails, details: dict[str, Any]
+) -> str:
+    """The page of the largest groups of near-duplicates as text.
+
+    Args:
+        groups: those shown, the largest first.
+        num_groups: of the whole dataset.
+        thumbnails: of their keys; an empty frame stands for one that is not there.
+        details: what was compared, name -> value.
+    """
+    return page(
+        "duplicates",
+        counted(num_groups, "group of near-duplicates", "groups of near-duplicates"),
+        "By the cosine of their features, the largest groups first",
+        [("groups", "The largest groups"), ("made", "How they were found")],
+        groups=groups,
+        num_groups=num_groups,
         thumbnails=thumbnails,
         details=details,
     )

@@ -10,6 +10,7 @@
     bottleneck benchmark features/ --what head
     bottleneck benchmark --what head-growth --num-images 200000 --dim 512 --classes 100 --num-workers 2
     bottleneck benchmark --what similar --num-images 1000000 --dim 512
+    bottleneck benchmark --what predict --num-images 1000000 --dim 512 --classes 100
 
 By default, four measurements on the same images, each in fresh processes: the command `bottleneck extract`; the
 tutorials' loop (load_img, preprocess_input, model.predict in float32 on batches of 32, HDF5); the network alone on
@@ -27,7 +28,7 @@ from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.spec import FeatureRequest
 
-MADE_UP = ("growth", "head-growth", "similar", "runtimes")
+MADE_UP = ("growth", "head-growth", "predict", "similar", "runtimes")
 """What is measured on made-up images or features, and so takes no source."""
 IN_BUCKET = ("s3", "faults")
 
@@ -37,16 +38,16 @@ class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = ""
     """A folder or s3://bucket/prefix with images, which are copied to a temporary folder first. For `head`, an output
     of `bottleneck extract`."""
-    what: Literal["extract", "peers", "runtimes", "s3", "faults", "growth", "head", "head-growth", "similar"] = (
-        "extract"
-    )
+    what: Literal[
+        "extract", "peers", "runtimes", "s3", "faults", "growth", "head", "head-growth", "predict", "similar"
+    ] = "extract"
     """`extract`: the command beside the tutorials' loop. `peers`: beside other programs. `runtimes`: networks on
     everything that can execute them here. `s3`, `faults`: from and to a
-    bucket, without and with faults. `growth`: with growing numbers of images. `head`, `head-growth`: fits. `similar`:
-    searches."""
+    bucket, without and with faults. `growth`: with growing numbers of images. `head`, `head-growth`: fits. `predict`:
+    predictions of stored features. `similar`: searches."""
     num_images: int | None = None
     """Images to take evenly from the source; a smaller source is repeated. Default: 256; 200,000 for `head-growth`;
-    1,000,000 for `growth` and `similar`; all for `head`."""
+    1,000,000 for `growth`, `predict` and `similar`; all for `head`."""
     rounds: int = 1
     """Repetitions; the figures are medians."""
     bucket: str = ""

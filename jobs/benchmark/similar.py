@@ -42,7 +42,7 @@ def main(config: Config) -> int:
 def measure(key: str, features: str) -> Figures:
     """The command as a user runs it, Python's start and all; and its own clock, from the first row to the last."""
     summary, figures = run_job(["similar", key, features])
-    assert key not in [one["key"] for one in summary["similar"]]
+    assert key not in [one["key"] for one in summary["queries"][0]["similar"]]
     return {**figures, "search_seconds": summary["seconds"], "images": summary["images"]}
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -41,6 +42,8 @@ from bottleneck.networks.base import Base
 from bottleneck.spec import PredictionSpec
 from bottleneck.storage.store import open_store
 from jobs.__main__ import main
+from jobs.benchmark import predict as benchmark_predict
+from jobs.requeue import command
 
 SHARD_SIZE = 4
 BAD = {"0/0000 empty.jpg": (b"", "empty"), "7/page.jpg": (b"<html>404</html>", "not_an_image")}
@@ -216,11 +219,76 @@ def test_of_several_layers_the_heads_own_is_asked(tmp_path: Path, do: Do) -> Non
 def test_the_fingerprint_is_that_of_features_head_and_top(world: World) -> None:
     spec = prediction_spec(Head.load(str(world.head)), str(world.head), 5, str(world.photos), None)
     same: list[dict[str, Any]] = [{"head": "elsewhere"}, {"made_of": "features"}]
-    other = [{"top": 4}, {"head_sha256": "0" * 64}, {"features": replace(spec.features, resize="crop")}]
+    other: list[dict[str, Any]] = [
+        {"top": 4},
+        {"proba": "all", "classes": ("a", "b")},
+        {"head_sha256": "0" * 64},
+        {"features": replace(spec.features, resize="crop")},
+    ]
     assert {replace(spec, **change).fingerprint for change in same} == {spec.fingerprint}
-    assert len({spec.fingerprint, spec.features.fingerprint, *(replace(spec, **c).fingerprint for c in other)}) == 5
+    assert len({spec.fingerprint, spec.features.fingerprint, *(replace(spec, **c).fingerprint for c in other)}) == 6
     golden = PredictionSpec(features=tiny.spec(), head="h", head_sha256="1" * 64, top=5, made_of="images")
     assert golden.fingerprint == "9d773c334b27f1b0e04ab3ae8ff13307ee697e9a28141be2fb8a29db1593ee61"
+
+
+# The probability of every class
+
+
+@pytest.fixture
+def with_all(world: World, do: Do, tmp_path: Path) -> Path:
+    """Predictions with the probability of every class."""
+    assert do("predict", world.features, world.head, tmp_path / "all", "--max-rejected", "1", "--proba", "all")[0] == 0
+    return tmp_path / "all"
+
+
+def test_the_probabilities_of_all_classes_are_the_heads(world: World, predictions: Path, with_all: Path) -> None:
+    truth, rows, of_top = expected(world), rows_of(with_all), rows_of(predictions)
+    classes = plan_of(with_all).predictions.classes  # type: ignore[union-attr]
+    assert list(classes) == list(Head.load(str(world.head)).classes_)
+    for key, row in rows.items():
+        values = row.pop("probabilities")
+        assert row == of_top[key]
+        if key in BAD:
+            assert values is None
+        else:
+            np.testing.assert_allclose(values, [truth[key][one] for one in classes], rtol=1e-6)
+    for path in data_files(with_all):
+        assert pq.read_schema(path).field("probabilities").type == pa.list_(pa.float32(), 10)
+        footer = json.loads(pq.read_metadata(path).metadata[b"bottleneck"])
+        assert footer["predictions"]["classes"] == list(classes)
+    assert verify(str(with_all), full=True).exit_code == 0
+
+
+def test_workers_give_all_probabilities_too(world: World, with_all: Path) -> None:
+    work = Work.from_json(json.loads(json.dumps(Work.of(plan_of(with_all)).to_json())))
+    assert work.predictions is not None
+    features_ND = next(open_features(str(world.features)).batches())[0]
+    columns = Predictor(work.predictions).columns(features_ND, np.ones(len(features_ND), bool))
+    first = pq.read_table(data_files(with_all)[0])
+    ok = first.filter(pa.compute.is_valid(first["predicted"]))
+    assert columns[-1].to_pylist() == ok["probabilities"].to_pylist()
+
+
+def test_an_output_keeps_to_top_or_all(world: World, predictions: Path, with_all: Path, do: Do) -> None:
+    for output, asked, words in (
+        (predictions, ["--proba", "all"], "Differing: proba: planned top, requested all. "),
+        (with_all, [], "Differing: proba: planned all, requested top. "),
+    ):
+        code, refused = do("predict", world.features, world.head, output, *asked)
+        assert (code, words in refused["message"]) == (4, True), refused
+    for path in [*data_files(with_all)[::2], with_all / "_SUCCESS.json"]:
+        path.unlink()
+    arguments = ("predict", world.features, world.head, with_all, "--max-rejected", "1", "--proba", "all")
+    assert do(*arguments)[1]["done_now"] == 3
+    assert command(plan_of(with_all)).endswith("--top 5 --proba all")
+
+
+def test_of_two_classes_both_have_a_probability(tmp_path: Path) -> None:
+    features_ND = np.random.default_rng(0).standard_normal((20, 256)).astype(np.float32)
+    head = tiny.saved_head(tmp_path / "head", features_ND, np.array(["a", "b"] * 10, object), tiny.spec())
+    found = np.array(head.predictions(features_ND, 1, "all")["probabilities"].to_pylist())
+    np.testing.assert_allclose(found, head.predict_proba(features_ND), rtol=1e-6)
+    assert head.predictions(features_ND[:0], 1, "all").schema == head.predictions(features_ND, 1, "all").schema
 
 
 # The protocol, from features
@@ -417,6 +485,7 @@ def test_an_output_holds_features_or_predictions(world: World, predictions: Path
         do("verify", predictions, "--recompute", "3"),
         do("predict", world.features, world.head, tmp_path / "new", "--shard-size", "8"),
         do("predict", world.features, world.head, tmp_path / "new", "--top", "0"),
+        do("predict", world.features, world.head, tmp_path / "new", "--proba", "none"),
         do("predict", world.features, world.photos, tmp_path / "new"),
         do("predict", world.features, world.head, world.photos),
     ):
@@ -499,6 +568,21 @@ def test_a_wrong_prediction_is_named(predictions: Path, change: Change, words: s
     assert (corrupt, words in problem) == (name, True), problem
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (lambda values: None, "is ok, but has no probabilities"),
+        (lambda values: [0.0] * 10, "add up to 0.0, expected 1"),
+        (lambda values: [float("nan"), *values[1:]], "expected numbers from 0 to 1"),
+        (lambda values: values[::-1], "but in probabilities they are"),
+    ],
+)
+def test_wrong_probabilities_are_named(with_all: Path, values: Callable[[list[float]], Any], words: str) -> None:
+    name = rewrite(with_all, lambda rows: first_ok(rows).update(probabilities=values(first_ok(rows)["probabilities"])))
+    [(corrupt, problem)] = verify(str(with_all), full=True).corrupt
+    assert (corrupt, words in problem) == (name, True), problem
+
+
 def test_predictions_of_another_head_are_named(world: World, predictions: Path, do: Do, tmp_path: Path) -> None:
     assert do("predict", world.features, world.other_head, tmp_path / "other", "--max-rejected", "1")[0] == 0
     shutil.copy(data_files(tmp_path / "other")[0], data_files(predictions)[0])
@@ -511,7 +595,14 @@ def test_predictions_of_another_head_are_named(world: World, predictions: Path, 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"top": 3}, "fingerprint is"), ({"head_sha256": "0" * 64}, "fingerprint is"), ({"top": "5"}, "a whole number")],
+    [
+        ({"top": 3}, "fingerprint is"),
+        ({"head_sha256": "0" * 64}, "fingerprint is"),
+        ({"top": "5"}, "a whole number"),
+        ({"proba": "all", "classes": ["a"]}, "fingerprint is"),
+        ({"proba": "all"}, "predictions have classes"),
+        ({"classes": ["a", "a"]}, "each once"),
+    ],
 )
 def test_a_changed_plan_is_named(predictions: Path, change: dict[str, Any], words: str) -> None:
     plan = json.loads((predictions / "plan.json").read_text())
@@ -519,6 +610,18 @@ def test_a_changed_plan_is_named(predictions: Path, change: dict[str, Any], word
     (predictions / "plan.json").write_text(json.dumps(plan))
     [(name, problem)] = verify(str(predictions)).corrupt
     assert (name, words in problem) == ("plan.json", True), problem
+
+
+# Its speed
+
+
+def test_the_rate_is_measured_on_made_up_features(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--num-images", "2000", "--dim", "8", "--classes", "3"]
+    assert main(["--json", "benchmark", "--what", "predict", *arguments]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["predict"]["images"] == result["images"] == 2000
+    assert 0 < result["predict"]["predict_seconds"] < result["predict"]["seconds"]
+    assert any("images/s" in line for line in benchmark_predict.table(result))
 
 
 # The job on images, on Ray

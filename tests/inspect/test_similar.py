@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from browser import DARK, ask, screenshot
 from PIL import Image
@@ -20,12 +21,12 @@ from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.extract.local import extract_images
 from bottleneck.inspect import similar
-from bottleneck.inspect.similar import cosines, features_of, nearest
+from bottleneck.inspect.similar import cosines, features_of, nearest, nearest_of_each, stored_image
 from bottleneck.sources.reading import Reading
 from bottleneck.storage.store import open_store
 from jobs.__main__ import main
 from jobs.benchmark import similar as benchmark_similar
-from jobs.similar import own_key
+from jobs.queries import own_keys
 
 HOSTILE = "<script>document.title='taken'</script>\"' onload='x"
 LAYER = spec().layers[0]
@@ -104,6 +105,33 @@ def test_an_image_asked_about_takes_no_place(features: Features) -> None:
         assert nearest(features, query_D, 8, without="another") == with_itself
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_of_many_vectors_each_gets_what_it_gets_alone(dtype: str, tmp_path: Path) -> None:
+    dataset = made_up(tmp_path, dtype)
+    keys = dataset.keys()[[3, 30, 55]].tolist()
+    queries_QD = np.random.default_rng(5).standard_normal((3, 16))
+    alone = [nearest(dataset, query_D, 9, without=key) for query_D, key in zip(queries_QD, keys, strict=True)]
+    assert nearest_of_each(dataset, queries_QD, 9, without=keys) == alone
+    with pytest.raises(UsageError, match="vector of the 16 values"):
+        nearest_of_each(dataset, queries_QD[:, :5], 9)
+
+
+def test_copies_take_no_place(tmp_path: Path) -> None:
+    """The made-up rows of a shard have the numbers of their rows as sha256, so each image has a copy in each shard."""
+    dataset = made_up(tmp_path)
+    keys_N = dataset.keys()
+    found = stored_image(dataset, keys_N[3])
+    assert found is not None
+    query_D, digest = found
+    assert digest == bytes([4]) * 32
+    copies = {image.key for number, image in enumerate(dataset.plan.images()) if number % 25 == 4}
+    every = nearest(dataset, query_D, 86)
+    [without_copies] = nearest_of_each(dataset, query_D[None], 86, copies_of=[digest])
+    assert without_copies == [one for one in every if one.key not in copies]
+    assert len(without_copies) == 86 - len(copies) == 82
+    assert nearest_of_each(dataset, query_D[None], 5, copies_of=[digest]) == [without_copies[:5]]
+
+
 def test_of_equal_images_the_first_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = made_up(tmp_path, num_images=60)
     rows = dataset.table(dataset.files[0])
@@ -157,17 +185,36 @@ def test_an_image_file_is_extracted_as_the_dataset_was(extracted: Path, capsys: 
     copy = extracted / "copy.jpg"
     copy.write_bytes(itself.read_bytes())
     code, result, _ = run(capsys, str(copy), features, "--top", "4")
-    assert (code, result["is_key"], result["images"]) == (0, False, 12)
-    first, *others = result["similar"]
+    [query] = result["queries"]
+    assert (code, query["is_key"], result["images"]) == (0, False, 12)
+    first, *others = query["similar"]
     assert first == {"cosine": pytest.approx(1, abs=1e-6), "key": "dogs/0004.jpg", "label": "dogs"}
-    by_key = run(capsys, "dogs/0004.jpg", features, "--top", "3")[1]
-    assert by_key["is_key"]
-    for other in (by_key, run(capsys, str(itself), features, "--top", "3")[1]):
+    by_key = run(capsys, "dogs/0004.jpg", features, "--top", "3")[1]["queries"]
+    assert by_key[0]["is_key"]
+    by_path = run(capsys, str(itself), features, "--top", "3")[1]["queries"]
+    without_copies = run(capsys, str(copy), features, "--top", "3", "--exclude-copies")[1]["queries"]
+    for [other] in (by_key, by_path, without_copies):
         assert [one["key"] for one in other["similar"]] == [one["key"] for one in others]
-    assert len(run(capsys, str(extracted / "other.jpg"), features)[1]["similar"]) == 10
+    assert len(run(capsys, str(extracted / "other.jpg"), features)[1]["queries"][0]["similar"]) == 10
     code, result, _ = run(capsys, str(copy), features, "--weights", "random:1")
     assert (code, result["exit_code"]) == (4, 4)
     assert "weights_sha256" in result["message"]
+
+
+def test_many_images_are_asked_about_at_once(extracted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features, folder = str(extracted / "features"), str(extracted / "photos" / "cats")
+    names = ["dogs/0004.jpg", str(extracted / "text.jpg"), folder, str(extracted / "other.jpg")]
+    code, result, told = run(capsys, *names, features, "--top", "2")
+    assert (code, result["exit_code"], result["rejected"]) == (6, 6, 1)
+    images = [names[0], names[1], *(f"{folder}/{n:04d}.jpg" for n in range(1, 12, 2)), names[3]]
+    assert [one["image"] for one in result["queries"]] == images
+    assert f"{names[1]}: not_an_image\n" in told
+    for one in result["queries"]:
+        if one["image"] != names[1]:
+            assert [one] == run(capsys, one["image"], features, "--top", "2")[1]["queries"]
+    assert result["queries"][1] == {"image": names[1], "reason": "not_an_image"}
+    code, result, _ = run(capsys, names[1], names[1], features)
+    assert (code, result["images"], result["rejected"]) == (6, 0, 2)
 
 
 def test_a_listed_image_is_known_by_its_path_too(tmp_path: Path) -> None:
@@ -177,13 +224,15 @@ def test_a_listed_image_is_known_by_its_path_too(tmp_path: Path) -> None:
     reading = Reading(source_format="list", roots=(str(tmp_path / "there"),))
     plan = make_plan(str(tmp_path / "here/list.csv"), str(tmp_path / "features"), spec(), reading=reading)
     opened = Features(plan, [])
-    assert own_key(opened, str(tmp_path / "here" / "a.jpg")) == "a.jpg"
-    assert own_key(opened, str(tmp_path / "there" / "b.jpg")) == f"{tmp_path}/there/b.jpg"
-    assert own_key(opened, "a.jpg") is None  # another one, in the current folder
+    here, there = str(tmp_path / "here" / "a.jpg"), str(tmp_path / "there" / "b.jpg")
+    # The third is another one, in the current folder.
+    assert own_keys(opened, [here, there, "a.jpg"]) == {here: "a.jpg", there: f"{tmp_path}/there/b.jpg"}
 
 
 @pytest.mark.usefixtures("s3_environment")
-def test_dataset_image_and_sheet_in_a_bucket(bucket: str, extracted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dataset_image_sheet_and_pairs_in_a_bucket(
+    bucket: str, extracted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = open_store(f"s3://{bucket}/x")
     for entry in open_store(str(extracted)).list():
         store.create(entry.key, (extracted / entry.key).read_bytes())
@@ -191,8 +240,19 @@ def test_dataset_image_and_sheet_in_a_bucket(bucket: str, extracted: Path, capsy
     code, result, told = run(capsys, f"{uri}/other.jpg", f"{uri}/features", "--sheet", f"{uri}/sheet.html")
     assert code == 0, told
     local = run(capsys, str(extracted / "other.jpg"), str(extracted / "features"))[1]
-    assert result["similar"] == local["similar"]
+    assert result["queries"][0]["similar"] == local["queries"][0]["similar"]
     assert store.exists("sheet.html")
+    assert main(["duplicates", f"{uri}/features", f"{uri}/pairs.parquet", "--min-cosine", "0.5"]) == 0
+    capsys.readouterr()
+    assert (
+        main(["duplicates", str(extracted / "features"), str(tmp_path / "pairs.parquet"), "--min-cosine", "0.5"]) == 0
+    )
+    capsys.readouterr()
+    pairs = pq.read_table(tmp_path / "pairs.parquet")
+    assert pairs.num_rows
+    assert pq.read_table(pa.BufferReader(store.read("pairs.parquet"))).equals(pairs)
+    in_folder = run(capsys, f"{uri}/photos/cats", f"{uri}/features", "--top", "1")[1]["queries"]
+    assert [one["image"] for one in in_folder] == [f"{uri}/photos/cats/{n:04d}.jpg" for n in range(1, 12, 2)]
 
 
 def test_the_sheet_shows_thumbnails_and_frames_for_those_that_are_gone(
@@ -243,7 +303,9 @@ def test_the_table_upsets_no_terminal() -> None:
     ("arguments", "words"),
     [
         (["nowhere.jpg", "{features}"], "no image of that key"),
-        (["{photos}", "{features}"], "no image of that key"),
+        (["{empty}", "{features}"], "no folder with images"),
+        (["x.jpg"], "the dataset to search after it"),
+        (["{photos}", "{features}", "--sheet", "x.html"], "--sheet shows the images like one. Received: 12 images"),
         (["{text}", "{features}"], "cannot be used: not_an_image"),
         (["x.jpg", "{features}", "--top", "0"], "from 1 up"),
         (["x.jpg", "{features}", "--sheet", "x.pdf"], "ending in .html"),
@@ -254,7 +316,8 @@ def test_the_table_upsets_no_terminal() -> None:
 def test_what_is_wrong_is_said(
     arguments: list[str], words: str, extracted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"features": extracted / "features", "photos": extracted / "photos", "text": extracted / "text.jpg"}
+    places = {name: extracted / name for name in ("features", "photos", "empty")} | {"text": extracted / "text.jpg"}
+    places["empty"].mkdir(exist_ok=True)
     code = main(["similar", *(one.format(**places) for one in arguments)])
     assert code == 2
     assert words in capsys.readouterr().err

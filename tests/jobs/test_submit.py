@@ -49,6 +49,8 @@ NO_PLACES = {
     *("image_column", "label_column", "shard_size", "max_bytes", "max_pixels", "formats", "extend", "max_rejected"),
     *(
         "address",
+        "exclude_copies",
+        "proba",
         "watch",
         "num_actors",
         "use_gpu",

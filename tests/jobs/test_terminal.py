@@ -73,6 +73,7 @@ def test_no_job_lets_a_name_reach_the_terminal(
         (["evaluate", head, features], 0),
         (["predict", features, head, predictions, *allowed], 0),
         (["similar", key, features], 0),
+        (["duplicates", features, str(world / f"{NAME}.parquet")], 0),
         (["diff", features, features], 0),
         (["export", features, str(world / f"{NAME}.npz")], 0),
         (["requeue", features, "--reason", "truncated"], 0),
@@ -87,6 +88,7 @@ def test_no_job_lets_a_name_reach_the_terminal(
     ):
         for words in (arguments, ["--json", *arguments]):
             (world / f"{NAME}.npz").unlink(missing_ok=True)
+            (world / f"{NAME}.parquet").unlink(missing_ok=True)
             assert main(words) == code, (words, capsys.readouterr())
             shown = capsys.readouterr()
             assert_harmless(shown.out)

@@ -300,7 +300,7 @@ def test_jobs_take_an_onnx_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     photo = next(photos.rglob("*.*"))
     [answer] = run("classify", photo, "--head", head)["images"]
     found = run("similar", photo, output, "--top", "1")
-    assert len(found["similar"]) == 1
+    assert len(found["queries"][0]["similar"]) == 1
     file = tmp_path / "fused.onnx"
     facts = run("export", head, file)
     assert facts["max_difference"] < 1e-5
