@@ -3,8 +3,6 @@
 Legend: N images, D features, K classes, F folds, P problems.
 """
 
-from typing import Any
-
 import numpy as np
 
 from bottleneck.heads.request import HeadRequest
@@ -49,12 +47,17 @@ class FitData:
         self.num_folds = num_folds
         self.kind = request.kind if request.kind != "logistic" else ("logistic" if num_classes == 2 else "softmax")
         self.columns = 1 if num_classes == 2 else num_classes
-        weights: list[tuple[Any, ...]] = (
-            [(None,)] * workers.size if sample_weights_N is None else self.by_worker(sample_weights_N)
-        )
-        parts = zip(self.by_worker(class_indices_N, folds_N), weights, strict=True)
         self.workers.ask_each(
-            Worker.place, [(indices, folds, request.scale, own) for (indices, folds), (own,) in parts]
+            Worker.place,
+            [
+                (
+                    class_indices_N[own],
+                    folds_N[own],
+                    request.scale,
+                    None if sample_weights_N is None else sample_weights_N[own],
+                )
+                for own in map(slice, self.bounds, self.bounds[1:])
+            ],
         )
 
     def begin(self, dim: int) -> None:
