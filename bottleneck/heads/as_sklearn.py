@@ -44,6 +44,7 @@ def _scaler(head: "Head") -> Any:
         return Normalizer()
     scaler = StandardScaler()
     scaler.mean_, scaler.scale_, scaler.var_ = head.mean_.copy(), head.scale_.copy(), head.scale_**2
+    scaler.n_samples_seen_ = np.int64(0)  # not known to a head; `partial_fit` begins anew
     return scaler
 
 

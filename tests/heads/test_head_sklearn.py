@@ -105,7 +105,8 @@ def test_the_weighted_optimum_is_scikit_learns(
     head = Head(kind, C=0.5, scale=scale, class_weight=class_weight).fit(features_ND, labels_N, weights_N)
     scaled_ND = features_ND
     if scale == "standard":
-        scaler = StandardScaler().fit(features_ND, sample_weight=weights_N)
+        with np.errstate(invalid="ignore"):  # scikit-learn's variance of the constant feature is just below 0
+            scaler = StandardScaler().fit(features_ND, sample_weight=weights_N)
         np.testing.assert_allclose(head.mean_, scaler.mean_)
         np.testing.assert_allclose(head.scale_, scaler.scale_)
         scaled_ND = scaler.transform(features_ND)
@@ -136,9 +137,9 @@ def test_a_class_of_no_weight_stays_a_class_that_is_never_said(way: str, kind: A
     head = Head(kind).fit(features_ND, labels_N, weights_N)
     assert head.classes_.tolist() == ["ash", "beech", "cedar"]
     assert "cedar" not in head.predict(features_ND[weights_N > 0])
-    if kind == "logistic":
-        without = Head(kind).fit(features_ND[weights_N > 0], labels_N[weights_N > 0])
-        assert_close(head.predict_proba(features_ND)[:, :2], without.predict_proba(features_ND), 1e-7)
+    if kind == "logistic":  # a softmax of two classes shares between two rows what the log odds have in one
+        without = Head(kind, C=2.0).fit(features_ND[weights_N > 0], labels_N[weights_N > 0])
+        assert_close(head.predict_proba(features_ND)[:, :2], without.predict_proba(features_ND), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +259,8 @@ def test_scikit_learns_estimator_says_what_the_head_says(
 
 def test_scikit_learns_estimator_can_be_fitted_again() -> None:
     features_ND, labels_N, _ = data()
-    head = Head("svm", scale="standard").fit(features_ND, labels_N)
-    again = head.to_sklearn().fit(features_ND, labels_N)
-    assert_close(again.decision_function(features_ND), head.decision_function(features_ND), 1e-2)
+    twin = Head("logistic", C=0.1, scale="standard").fit(features_ND, labels_N).to_sklearn()
+    half_ND, half_N = features_ND[::2], labels_N[::2]
+    assert_close(twin[0].partial_fit(half_ND).mean_, half_ND.mean(axis=0), 1e-12)
+    expected = Head("logistic", C=0.1, scale="standard").fit(half_ND, half_N)
+    assert_close(twin.fit(half_ND, half_N).predict_proba(features_ND), expected.predict_proba(features_ND), 1e-2)
