@@ -1,7 +1,7 @@
 """Prepare a run's network once, and hand it to the actors through the cache or Ray's object store."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from bottleneck.child import as_result, raised
 from bottleneck.distributed.placement import Placement
@@ -21,6 +21,7 @@ class HandedNetwork:
 
     runtime: RuntimeName
     num_images: int
+    num_threads: int | None
     handle: list[Any] | str | None = None
     """The prepared network: its key in the cache, or Ray's handle in a list; None if it is prepared where it runs."""
 
@@ -30,7 +31,13 @@ class HandedNetwork:
         Raises:
             BottleneckError: what preparing it met.
         """
-        return {"runtime": self.runtime, "num_images": self.num_images, "network": _received(self.handle)}
+        network = _received(self.handle)
+        return {
+            "runtime": self.runtime,
+            "num_images": self.num_images,
+            "num_threads": self.num_threads,
+            "network": network,
+        }
 
 
 def hand_network(
@@ -43,20 +50,21 @@ def hand_network(
     """
     import ray
 
+    num_threads = placement.num_threads
     if placement.num_gpus or wants_keras(request.base, runtime, precision):
-        return HandedNetwork("keras", num_images)
+        return HandedNetwork("keras", num_images, num_threads)
     if cluster_address():
         # As many CPUs as the networks, which wait for this one, leave to those who prepare shards. In a list, or Ray
         # would put the network itself into every call.
         prepare = ray.remote(num_cpus=placement.decode_cpus, max_retries=3)(_prepared)
-        return HandedNetwork(runtime, num_images, [prepare.remote(request)])
+        return HandedNetwork(runtime, num_images, num_threads, [prepare.remote(request)])
     network = prepare_network(request)
-    chosen = choose_runtime(runtime, network, precision, placement.num_threads, num_images)
+    chosen = choose_runtime(runtime, network, precision, num_threads, num_images)
     if chosen == "keras":
-        return HandedNetwork("keras", num_images)
+        return HandedNetwork("keras", num_images, num_threads)
     # The object store has room for shards, not for a VGG16 with its top: on this machine actors read the cache.
     handle = network.key if has_network(network.key) else [ray.put({"network": network})]
-    return HandedNetwork(chosen, num_images, handle)
+    return HandedNetwork(cast(RuntimeName, chosen), num_images, num_threads, handle)
 
 
 def _prepared(request: FeatureRequest) -> dict[str, Any]:

@@ -70,7 +70,6 @@ class ExtractFeatures:
         request: FeatureRequest,
         precision: Precision,
         batch_size: int,
-        num_threads: int | None,
         network: HandedNetwork,
         live: Any,
     ) -> None:
@@ -81,7 +80,7 @@ class ExtractFeatures:
         self.is_warm = False
         live.report_placed.remote()
         try:
-            self.base = Base.of(request, precision, batch_size, num_threads=num_threads, **network.received())
+            self.base = Base.of(request, precision, batch_size, **network.received())
             live.report_resolved.remote({"spec": self.base.spec.to_json()})
         except Exception as error:
             self.error = as_result(error)  # raised here, it would only restart the actor

@@ -110,7 +110,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         data = FitData(workers, counts, class_indices_N, folds_N, num_classes, request, 1, weights_K, weights_N)
         self._take(Coordinator(data).fit(features_ND.shape[1])[0])
         for name in ("origin_", "sha256_"):  # of the head that was loaded before
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:

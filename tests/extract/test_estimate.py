@@ -223,7 +223,7 @@ def test_the_stages_count_what_images_cost(tmp_path: Path) -> None:
     write_files(tmp_path / "photos", {"dogs/0000-broken.jpg": b"no image"})
     plan = plan_of(tmp_path, shard_size=12)
     live = Live()
-    extract = ExtractFeatures(REQUEST, "float32", 4, None, HandedNetwork("auto", 0), Remote(live))
+    extract = ExtractFeatures(REQUEST, "float32", 4, HandedNetwork("auto", 0, None), Remote(live))
     work = json.dumps(Work.of(plan).to_json())
     for shard in plan.shards():
         prepared = prepare_stage(pa.table({"work": [work], "shard": [json.dumps(asdict(shard))]}), guarded=False)
