@@ -120,7 +120,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities [N, K]. An svm's are its margins through a softmax whose temperature held-out folds gave."""
-        return probabilities(self._logits(self._checked(X)))
+        return self._probabilities(self._checked(X))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of the probabilities [N, K], finite also where a probability is too small for a float."""
@@ -139,7 +139,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         count = min(top, len(self.classes_))
         if not len(features_ND):
             return pa.table([pa.array([], one.type) for one in PREDICTION_FIELDS], schema=pa.schema(PREDICTION_FIELDS))
-        probabilities_NK = probabilities(self._logits(features_ND.astype(np.float32, copy=False)))
+        probabilities_NK = self._probabilities(features_ND.astype(np.float32, copy=False))
         # Stable, so that of equal classes the first is best, as argmax has it.
         best_NT = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :count]
         values_NT = np.take_along_axis(probabilities_NK, best_NT, axis=1).astype(np.float32)
@@ -172,6 +172,9 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             scaled_ND = hidden_NH
         scores_NK: np.ndarray = scaled_ND @ self.coef_.T + self.intercept_
         return scores_NK
+
+    def _probabilities(self, features_ND: np.ndarray) -> np.ndarray:
+        return probabilities(self._logits(features_ND))
 
     def _logits(self, features_ND: np.ndarray) -> np.ndarray:
         return self._scores(features_ND) * (self.temperature_ if self.kind == "svm" else 1.0)

@@ -1,4 +1,4 @@
-"""Where a head comes from, and which features it fits."""
+"""Where a head comes from: the features it was fitted on, and how."""
 
 from dataclasses import dataclass, field
 from typing import Any
