@@ -107,7 +107,7 @@ def _stages(live: Any, placement: Placement, guarded: bool, constructor: dict[st
             ExtractFeatures,
             batch_size=1,  # a shard; Ray Data insists on a number where GPUs are asked for
             batch_format="pyarrow",
-            fn_constructor_kwargs={**constructor, "num_threads": placement.num_threads, "live": live},
+            fn_constructor_kwargs={**constructor, "live": live},
             # The most are asked for at once: what has no place yet waits for it, and makes a cluster that can grow do
             # so, where Ray Data's own growing asks for no more than the cluster has.
             compute=ActorPoolStrategy(

@@ -250,7 +250,7 @@ class Run:
             request=self.request,
             precision=self.precision,
             batch_size=fitting_batch_size(most, self.shard_size),
-            **self.network,
+            network=self.network,
         )
         return pulled(dataset)
 

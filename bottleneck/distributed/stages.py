@@ -16,14 +16,14 @@ import pyarrow as pa
 from bottleneck.child import as_result
 from bottleneck.dataset.plan_parts import Shard
 from bottleneck.dataset.write import Receipt
-from bottleneck.distributed.network import received_network
+from bottleneck.distributed.network import HandedNetwork
 from bottleneck.extract.prepare import KeptRows, Prepared, prepare_shard
 from bottleneck.extract.sandbox import SandboxedDecoder, decode_or_exit
 from bottleneck.extract.shard import Columns, extract_prepared
 from bottleneck.extract.work import Work
 from bottleneck.heads.predict import Predictor
 from bottleneck.networks.base import Base
-from bottleneck.spec import FeatureRequest, Precision, RuntimeName
+from bottleneck.spec import FeatureRequest, Precision
 
 WARM_UP = {"receipt": None}
 """Takes the place of a shard, so that a worker starts before there is a plan."""
@@ -70,10 +70,7 @@ class ExtractFeatures:
         request: FeatureRequest,
         precision: Precision,
         batch_size: int,
-        num_threads: int | None,
-        runtime: RuntimeName,
-        network: list[Any] | str | None,
-        num_images: int,
+        network: HandedNetwork,
         live: Any,
     ) -> None:
         self.live = live
@@ -83,15 +80,7 @@ class ExtractFeatures:
         self.is_warm = False
         live.report_placed.remote()
         try:
-            self.base = Base.of(
-                request,
-                precision,
-                batch_size,
-                num_threads,
-                runtime=runtime,
-                network=received_network(network),
-                num_images=num_images,
-            )
+            self.base = Base.of(request, precision, batch_size, **network.received())
             live.report_resolved.remote({"spec": self.base.spec.to_json()})
         except Exception as error:
             self.error = as_result(error)  # raised here, it would only restart the actor

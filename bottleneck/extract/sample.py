@@ -109,7 +109,8 @@ def _measure(plan: Plan, done: dict[int, int], num_images: int) -> Estimate:
     if keras_has_gpu():
         import_keras(threads)  # before the devices are counted, which starts TensorFlow with the threads it has
         gpus = count_gpus()
-    base = Base(plan.spec, GPU_BATCH_SIZE if gpus else SAMPLE_BATCH_SIZE, threads, num_images=plan.num_images)
+    batch_size = GPU_BATCH_SIZE if gpus else SAMPLE_BATCH_SIZE
+    base = Base(plan.spec, batch_size, num_threads=threads, num_images=plan.num_images)
     features, seconds, core_seconds = _time_network(base, pixels_NHWC)
     known = pixels_of_row < len(features[0])  # not all, where the network is slow
     rows, pixels_of_row = rows.filter(pa.array(known)), pixels_of_row[known]

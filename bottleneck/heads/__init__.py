@@ -1,19 +1,22 @@
 """The classifier on features: splits, fit, evaluation, predictions, export.
 
-    dealing          Deal groups of images to the held-out part and the folds, evenly for every class.
-    evaluate         The evaluation of a head: accuracy, scores per class, calibration, confusion, mistakes.
-    evaluator        Count a head's predictions batch by batch, in flat memory.
-    export           Export a head and its base as one model: uint8 images in, probabilities out.
-    export_onnx      Join a head to its network's graph, as one ONNX file: uint8 images in, probabilities out.
-    fit              Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images.
-    head             The classifier on features, with scikit-learn's interface; saved as safetensors and JSON.
-    head_file        Read, check and write the files of a head; nothing in them is executed.
-    predict          Predict the classes of images or of stored features, as an output of their own.
-    predicted        Count the predicted classes of an output.
-    prediction_plan  Plan predictions, and check that an output was planned for the same ones.
-    request          The options of a head, and their checks.
-    splits           Split images into a held-out part and folds: stratified, deterministic, copies together.
-    solver/          Find the optimum of a fit.
+    as_sklearn        Make scikit-learn's own estimator of a head, for where this package is not installed.
+    dealing           Deal groups of images to the held-out part and the folds, evenly for every class.
+    evaluate          The evaluation of a head: accuracy, scores per class, calibration, confusion, mistakes.
+    evaluator         Count a head's predictions batch by batch, in flat memory.
+    export            Export a head and its base as one model: uint8 images in, probabilities out.
+    export_onnx       Join a head to its network's graph, as one ONNX file: uint8 images in, probabilities out.
+    fit               Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images.
+    head              The classifier on features, with scikit-learn's interface; saved as safetensors and JSON.
+    head_file         Read, check and write the files of a head; nothing in them is executed.
+    origin            Where a head comes from: the features it was fitted on, and how.
+    predict           Predict the classes of images or of stored features, as an output of their own.
+    predicted         Count the predicted classes of an output.
+    prediction_plan   Plan predictions, and check that an output was planned for the same ones.
+    prediction_table  Predictions of images as a table: the best classes of each, or all of them.
+    request           The options of a head, and their checks.
+    splits            Split images into a held-out part and folds: stratified, deterministic, copies together.
+    solver/           Find the optimum of a fit.
 
 Imports extract and the folders below it; no Ray.
 """

@@ -53,7 +53,7 @@ def export_head(head: Head, file_format: ModelFormat, weights: str | None = None
         UsageError: if a package is missing.
     """
     check_choice("file_format", file_format, ModelFormat)
-    origin = head.origin_
+    origin = head.origin
     request = _request(origin.spec, origin.layer, weights)
     if file_format == "onnx":
         prepared = prepare_network(request)
@@ -80,7 +80,7 @@ def export_head(head: Head, file_format: ModelFormat, weights: str | None = None
 
 
 def _check_sha256(found: str, head: Head, request: FeatureRequest) -> None:
-    wanted = head.origin_.spec.weights_sha256
+    wanted = head.origin.spec.weights_sha256
     if found != wanted:
         raise FingerprintError(
             f"The weights are not the head's. Expected those with sha256 {wanted}, as `weights` FILE or s3:// URI. "
@@ -90,7 +90,7 @@ def _check_sha256(found: str, head: Head, request: FeatureRequest) -> None:
 
 def _facts(head: Head) -> dict[str, Any]:
     """What a program that uses the model must know."""
-    origin = head.origin_
+    origin = head.origin
     spec = origin.spec
     return {
         "classes": [str(label) for label in head.classes_],
@@ -183,7 +183,7 @@ def _difference(
     Raises:
         FeaturesError: if it is too large.
     """
-    size = head.origin_.spec.image_size_px
+    size = head.origin.spec.image_size_px
     pixels_NHWC = np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, size, size, 3), np.uint8)
     features_ND = Base.of(request, "float32", NUM_CHECKED, runtime=runtime)(pixels_NHWC)[0]
     expected = head.predictions(features_ND, len(head.classes_))

@@ -3,7 +3,6 @@
 Legend: N images, D features, K classes (one column of scores where there are two), H hidden units of an mlp.
 """
 
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -11,12 +10,11 @@ import pyarrow as pa
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bottleneck.dataset.plan import versions
-from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
-from bottleneck.dataset.schema import prediction_fields
-from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.errors import CorruptError, UsageError
+from bottleneck.heads.dealing import HELD_OUT
 from bottleneck.heads.head_file import (
     check_tensors,
     class_array,
@@ -26,33 +24,20 @@ from bottleneck.heads.head_file import (
     read_tensors,
     write_head,
 )
+from bottleneck.heads.origin import Origin as Origin
+from bottleneck.heads.prediction_table import prediction_table
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
 from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Scale, check_parameters
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
-from bottleneck.heads.solver.losses import l2_scaled, probabilities
+from bottleneck.heads.solver.losses import l2_scaled, log_probabilities, probabilities
 from bottleneck.heads.solver.protocol import LocalWorkers
 from bottleneck.heads.solver.worker import Worker
 from bottleneck.spec import FeatureSpec, Proba
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a head comes from; what another dataset must share with it, and what a report tells."""
-
-    layer: str
-    """Column of the features, as `block5_pool:avg`."""
-    spec: FeatureSpec
-    features: str
-    """URI of the features it was fitted on."""
-    plan_sha256: str
-    """Digest of their plan."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """JSON values: the split, the grid, the metrics on the held-out part, versions."""
-
-
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A classifier on features, used like any of scikit-learn's.
+    """A classifier on features, used like any of scikit-learn's: in pipelines, `cross_val_score` and `GridSearchCV`.
 
     Args:
         kind: `logistic` (multinomial, the optimum of LogisticRegression), `svm` (one against the rest, squared hinge,
@@ -60,16 +45,17 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         C: inverse strength of the L2 penalty, above 0; the mlp has none.
         scale: `standard` removes mean and variance, `l2` gives each row length 1.
         class_weight: `balanced` weighs classes by the inverse of their size; or a dict of weights by label, 1 where it
-            has none; `none` or None weighs all images alike.
+            has none; None (or `none`, as the command line has it) weighs all classes alike.
 
     Attributes:
         classes_: labels [K], sorted.
         coef_, intercept_: [K, D] and [K] in float64 on scaled features; one row where there are two classes.
+        feature_names_in_: names of the features [D], where `fit` got a DataFrame whose columns are all strings.
         origin_: where a head that was fitted on an output of `extract` comes from.
     """
 
     def __init__(
-        self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: Any = "none"
+        self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: Any = None
     ) -> None:
         self.kind = kind
         self.C = C
@@ -79,29 +65,39 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     @classmethod
     def of(cls, request: HeadRequest, c: float, classes: list[str], arrays: dict[str, np.ndarray]) -> Self:
         """A head from what its fit gave."""
-        head = cls(request.kind, c, request.scale, request.class_weight)
+        head = cls(request.kind, c, request.scale, None if request.class_weight == "none" else request.class_weight)
         head.classes_ = np.array(classes, dtype=object)
         head._take(arrays)
         head.n_features_in_ = arrays["hidden_coef" if request.kind == "mlp" else "coef"].shape[1]
         return head
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit in this process.
 
         Args:
             X: features [N, D].
             y: labels [N], of two classes at least.
+            sample_weight: weights [N] from 0 up, by which the images' losses are multiplied (and with which `standard`
+                takes mean and variance): 2 is the same as the image twice, 0 as without it. An mlp draws its images
+                in batches, so for it this holds but nearly. Default: 1 for all.
 
         Raises:
             UsageError: for a parameter that is none of its valid values.
-            ValueError: for features or labels that cannot be fitted on, as scikit-learn's classifiers do.
+            ValueError: for features, labels or weights that cannot be fitted on, as scikit-learn's classifiers do.
         """
         check_parameters(self.kind, self.C, self.scale, self.class_weight)
         features_ND, labels_N = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(labels_N)
         self.classes_, class_indices_N = np.unique(labels_N, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"Expected at least two classes. Received one class: {self.classes_[0]}.")
+        folds_N, weights_N = np.zeros(len(class_indices_N), int), None
+        if sample_weight is not None:
+            weights_N = _check_sample_weight(sample_weight, features_ND, dtype=np.float64, ensure_non_negative=True)
+            folds_N[weights_N == 0] = HELD_OUT
+        seen_K = np.unique(class_indices_N[folds_N != HELD_OUT])
+        if len(seen_K) < 2:
+            of_weight = "" if sample_weight is None else " with a `sample_weight` above 0"
+            received = ", ".join(f"one class: {label}" for label in self.classes_[seen_K]) or "none"
+            raise ValueError(f"Expected at least two classes{of_weight}. Received {received}.")
         weights_K = None
         named: ClassWeight = "balanced" if self.class_weight == "balanced" else "none"
         if isinstance(self.class_weight, dict):
@@ -110,24 +106,25 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named)
         worker = Worker()
         worker.hold(features_ND)
-        folds_N = np.zeros(len(class_indices_N), int)
-        workers, num_classes = LocalWorkers(worker), len(self.classes_)
-        data = FitData(workers, [len(folds_N)], class_indices_N, folds_N, num_classes, request, 1, weights_K)
+        workers, counts, num_classes = LocalWorkers(worker), [len(folds_N)], len(self.classes_)
+        data = FitData(workers, counts, class_indices_N, folds_N, num_classes, request, 1, weights_K, weights_N)
         self._take(Coordinator(data).fit(features_ND.shape[1])[0])
+        for name in ("origin_", "sha256_"):  # of the head that was loaded before
+            self.__dict__.pop(name, None)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores [N, K], or [N] where there are two classes: log odds of a logistic head, margins of an svm."""
-        check_is_fitted(self)
-        features_ND = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        scores_NK = self._scores(features_ND)
+        scores_NK = self._scores(self._checked(X))
         return scores_NK[:, 0] if scores_NK.shape[1] == 1 else scores_NK
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities [N, K]. An svm's are its margins through a softmax whose temperature held-out folds gave."""
-        check_is_fitted(self)
-        features_ND = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        return self._probabilities(features_ND)
+        return self._probabilities(self._checked(X))
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of the probabilities [N, K], finite also where a probability is too small for a float."""
+        return log_probabilities(self._logits(self._checked(X)))
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels [N]."""
@@ -143,26 +140,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             proba: `all` adds the probabilities of all classes, float32 [K] in the order of `classes_`.
         """
         features_ND = np.asarray(features_ND)
-        count = min(top, len(self.classes_))
-        fields = prediction_fields(len(self.classes_) if proba == "all" else 0)
-        if not len(features_ND):
-            return pa.table([pa.array([], one.type) for one in fields], schema=pa.schema(fields))
+        if not len(features_ND):  # of which there is no product, as there are no dimensions either
+            return prediction_table(np.empty((0, len(self.classes_))), self.class_names, top, proba)
         probabilities_NK = self._probabilities(features_ND.astype(np.float32, copy=False))
-        # Stable, so that of equal classes the first is best, as argmax has it.
-        best_NT = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :count]
-        values_NT = np.take_along_axis(probabilities_NK, best_NT, axis=1).astype(np.float32)
-        labels_NT = self.class_names[best_NT]
-        offsets = pa.array(np.arange(0, len(best_NT) * count + 1, count), pa.int32())
-        columns = [
-            pa.array(labels_NT[:, 0], pa.string()),
-            pa.array(values_NT[:, 0]),
-            pa.ListArray.from_arrays(offsets, pa.array(labels_NT.reshape(-1), pa.string())),
-            pa.ListArray.from_arrays(offsets, pa.array(values_NT.reshape(-1))),
-        ]
-        if proba == "all":
-            all_N = pa.array(probabilities_NK.astype(np.float32).reshape(-1))
-            columns.append(pa.FixedSizeListArray.from_arrays(all_N, len(self.classes_)))
-        return pa.table(columns, schema=pa.schema(fields))
+        return prediction_table(probabilities_NK, self.class_names, top, proba)
 
     @property
     def class_names(self) -> np.ndarray:
@@ -170,6 +151,11 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names_K = np.empty(len(self.classes_), object)
         names_K[:] = [str(label) for label in self.classes_]
         return names_K
+
+    def _checked(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        features_ND: np.ndarray = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        return features_ND
 
     def _scores(self, features_ND: np.ndarray) -> np.ndarray:
         scaled_ND = self._scaled(features_ND)
@@ -180,7 +166,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores_NK
 
     def _probabilities(self, features_ND: np.ndarray) -> np.ndarray:
-        return probabilities(self._scores(features_ND) * (self.temperature_ if self.kind == "svm" else 1.0))
+        return probabilities(self._logits(features_ND))
+
+    def _logits(self, features_ND: np.ndarray) -> np.ndarray:
+        return self._scores(features_ND) * (self.temperature_ if self.kind == "svm" else 1.0)
 
     def _scaled(self, features_ND: np.ndarray) -> np.ndarray:
         features_ND = features_ND.astype(np.float64)
@@ -231,6 +220,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "class_weight": plain_weights(self.class_weight),
             "classes": plain_classes(self.classes_),
             "dim": self.n_features_in_,
+            "feature_names": list(getattr(self, "feature_names_in_", ())) or None,
             "layer": origin and origin.layer,
             "fingerprint": origin and origin.spec.fingerprint,
             "spec": origin and origin.spec.to_json(),
@@ -259,10 +249,12 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 head.class_weight = {label_of.get(name, name): value for name, value in head.class_weight.items()}
             check_parameters(head.kind, head.C, head.scale, head.class_weight)
             head.n_features_in_ = document["dim"]
+            if names := document.get("feature_names"):  # heads of earlier versions have no such field
+                head.feature_names_in_ = np.array(names, dtype=object)
             if document["spec"] is not None:
                 spec = FeatureSpec.from_json(document["spec"])
-                names = ("layer", "features", "plan_sha256", "details")
-                head.origin_ = Origin(spec=spec, **{name: document[name] for name in names})
+                others = ("layer", "features", "plan_sha256", "details")
+                head.origin_ = Origin(spec=spec, **{name: document[name] for name in others})
             head.sha256_ = str(document["sha256"])
             tensors = read_tensors(data, uri)
             check_tensors(
@@ -273,21 +265,21 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise CorruptError(f"{uri} is no readable head: {error!r}. Restore it, or fit it again.") from error
         return head
 
+    def to_sklearn(self) -> Any:
+        """A fitted `LogisticRegression`, `LinearSVC` or `MLPClassifier` with this head's coefficients.
+
+        Where the head scales, it is the last step of a `Pipeline` behind a `StandardScaler` or `Normalizer`. It says
+        what the head says, to rounding (scikit-learn scales float32 features in float32, the head in float64); a
+        `LinearSVC` has no probabilities.
+        """
+        from bottleneck.heads.as_sklearn import as_sklearn
+
+        check_is_fitted(self)
+        return as_sklearn(self)
+
     def check_fits(self, spec: FeatureSpec) -> None:
         """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
-        mine = self.origin.spec
-        if mine.fingerprint == spec.fingerprint:
-            return
-        old, new = mine.to_json(), spec.to_json()
-        differing = "; ".join(
-            f"{name}: head {old[name]}, features {new[name]}"
-            for name in old
-            if old[name] != new[name] and name != "weights"
-        )
-        raise FingerprintError(
-            f"The head was fitted on other features, so its answers would mean nothing. Differing: {differing}. "
-            "Extract with the head's values, or fit a head on these features."
-        )
+        self.origin.check_fits(spec)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         tensors = {"coef": self.coef_, "intercept": self.intercept_}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
 from bottleneck.heads.solver.mlp import HIDDEN
@@ -90,6 +89,11 @@ def _check_types(document: dict[str, Any]) -> None:
     for name, kind in kinds.items():
         if type(document[name]) is not kind:
             raise ValueError(f"{name} is {type(document[name]).__name__}, expected {kind.__name__}")
+    names = document.get("feature_names")
+    if names is not None and not (
+        type(names) is list and len(names) == document["dim"] and all(type(name) is str for name in names)
+    ):
+        raise ValueError("feature_names are not one string for each feature")
     classes = document["classes"]
     if len(class_array(classes)) < 2 or len(set(classes)) < len(classes):
         raise ValueError("classes are not two or more different ones")

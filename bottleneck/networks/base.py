@@ -6,6 +6,7 @@ Keras is imported only where it runs the network, on the backend KERAS_BACKEND n
 """
 
 from collections.abc import Iterator
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -43,6 +44,19 @@ def fitting_batch_size(most: int, shard_size: int | None) -> int:
     return -(-shard_size // -(-shard_size // most))
 
 
+class Execution(TypedDict, total=False):
+    """How a network is executed, beside the batch size; none of it changes a feature."""
+
+    num_threads: int | None
+    """CPU threads of the network. Default: one a core."""
+    runtime: RuntimeName
+    """What executes the network; `auto`, the default, is the fastest here."""
+    network: PreparedNetwork | None
+    """The prepared network, if the caller has it. Default: from the cache, or prepared now."""
+    num_images: int
+    """How many are to come, to tell whether measuring the runtimes pays."""
+
+
 class Base:
     """A frozen network, compiled for one batch shape."""
 
@@ -51,49 +65,29 @@ class Base:
     device: str
     """Runtime and device, for the footers."""
 
-    def __init__(
-        self,
-        spec: FeatureSpec,
-        batch_size: int,
-        num_threads: int | None = None,
-        *,
-        runtime: RuntimeName = "auto",
-        network: PreparedNetwork | None = None,
-        num_images: int = 0,
-    ) -> None:
+    def __init__(self, spec: FeatureSpec, batch_size: int, **execution: Unpack[Execution]) -> None:
         """Prepare the network, choose its runtime and start it.
 
         Args:
             spec: What to compute; the weights found must have its sha256.
             batch_size: Images per call of the network; a smaller last batch is padded where the runtime needs it.
-            num_threads: CPU threads of the network. Default: one a core.
-            runtime: What executes the network; `auto` is the fastest here.
-            network: The prepared network, if the caller has it. Default: from the cache, or prepared now.
-            num_images: How many are to come, to tell whether measuring the runtimes pays.
+            execution: `num_threads`, `runtime`, `network` and `num_images`, see `Execution`.
 
         Raises:
             FingerprintError: if the weights are not the planned ones.
             UsageError: if the runtime is not installed, or does not take this network.
             WeightsError: if the weights are not available.
         """
-        self._start(spec.request, spec.precision, batch_size, num_threads, runtime, network, num_images)
+        self._start(spec.request, spec.precision, batch_size, **execution)
         self.check(spec)
 
     @classmethod
     def of(
-        cls,
-        request: FeatureRequest,
-        precision: Precision,
-        batch_size: int,
-        num_threads: int | None = None,
-        *,
-        runtime: RuntimeName = "auto",
-        network: PreparedNetwork | None = None,
-        num_images: int = 0,
+        cls, request: FeatureRequest, precision: Precision, batch_size: int, **execution: Unpack[Execution]
     ) -> "Base":
         """Start the network of a request; `spec` is the resolved spec."""
         base = cls.__new__(cls)
-        base._start(request, precision, batch_size, num_threads, runtime, network, num_images)
+        base._start(request, precision, batch_size, **execution)
         return base
 
     def check(self, spec: FeatureSpec) -> None:
@@ -115,10 +109,11 @@ class Base:
         request: FeatureRequest,
         precision: Precision,
         batch_size: int,
-        num_threads: int | None,
-        runtime: RuntimeName,
-        network: PreparedNetwork | None,
-        num_images: int,
+        *,
+        num_threads: int | None = None,
+        runtime: RuntimeName = "auto",
+        network: PreparedNetwork | None = None,
+        num_images: int = 0,
     ) -> None:
         check_choice("runtime", runtime, RuntimeName)
         check_weights(request.weights)  # before the seconds that Keras takes to start

@@ -22,7 +22,7 @@ def measure_network(spec: FeatureSpec, batch_size: int, num_threads: int, num_im
     """One network as a job's actor holds it, fed with the same random pixels again and again."""
     import numpy as np
 
-    base = Base(spec, batch_size, num_threads)
+    base = Base(spec, batch_size, num_threads=num_threads)
     shape = (batch_size, spec.image_size_px, spec.image_size_px, 3)
     num_batches = AT_ONCE[is_gpu(base.device)][0]
     pixels_NHWC = np.concatenate([np.random.default_rng(0).integers(0, 256, shape, np.uint8)] * num_batches)

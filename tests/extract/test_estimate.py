@@ -16,6 +16,7 @@ from bottleneck.console import Display, Progress
 from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.plan import Plan
 from bottleneck.distributed.monitor import Live
+from bottleneck.distributed.network import HandedNetwork
 from bottleneck.distributed.stages import ExtractFeatures, prepare_stage
 from bottleneck.errors import FeaturesError
 from bottleneck.extract.estimate import STARTUP_SECONDS, Costs, Estimate, RunForecast, forecast_run
@@ -222,7 +223,7 @@ def test_the_stages_count_what_images_cost(tmp_path: Path) -> None:
     write_files(tmp_path / "photos", {"dogs/0000-broken.jpg": b"no image"})
     plan = plan_of(tmp_path, shard_size=12)
     live = Live()
-    extract = ExtractFeatures(REQUEST, "float32", 4, None, "auto", None, 0, Remote(live))
+    extract = ExtractFeatures(REQUEST, "float32", 4, HandedNetwork("auto", 0, None), Remote(live))
     work = json.dumps(Work.of(plan).to_json())
     for shard in plan.shards():
         prepared = prepare_stage(pa.table({"work": [work], "shard": [json.dumps(asdict(shard))]}), guarded=False)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,34 @@ from bottleneck.heads.solver.losses import log_loss, svm_temperature
 from bottleneck.spec import sha256_json
 
 
+def reasons(estimator: Head) -> dict[str, str]:
+    """The checks of scikit-learn's that a head does not pass, and why."""
+    minibatches = "an mlp draws its images in minibatches, so a weight of two is nearly, not exactly, the image twice"
+    return {"check_sample_weight_equivalence_on_dense_data": minibatches} if estimator.kind == "mlp" else {}
+
+
 @parametrize_with_checks(
     [
         Head("logistic"),
         Head("svm"),
         Head("logistic", scale="standard", class_weight="balanced"),
         Head("svm", scale="l2"),
-    ]
+        Head("mlp"),
+    ],
+    expected_failed_checks=reasons,
 )
-def test_it_is_a_classifier_of_scikit_learns(estimator: Any, check: Any) -> None:
+def test_it_is_a_classifier_of_scikit_learns(estimator: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bottleneck.heads.solver.mlp.STEPS", 200)
     check(estimator)
+
+
+def test_numpy_through_the_array_api_changes_nothing() -> None:
+    """The check that scikit-learn skips above: scipy takes the switch only before it is imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "check_array_api"]
+    environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
 
 
 def data(num_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -238,6 +259,9 @@ F64 = {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}
         (lambda f: rewritten(f, classes=["ash", "ash", "cedar"]), "two or more different ones"),
         (lambda f: rewritten(f, classes=["ash"]), "two or more different ones"),
         (lambda f: rewritten(f, classes=[]), "two or more different ones"),
+        (lambda f: rewritten(f, feature_names=["a"]), "feature_names are not one string for each feature"),
+        (lambda f: rewritten(f, feature_names=[0] * 8), "feature_names are not one string for each feature"),
+        (lambda f: rewritten(f, feature_names="eightlet"), "feature_names are not one string for each feature"),
         (lambda f: rewritten(f, dim=1e308), "dim is float"),
         (lambda f: rewritten(f, dim=float("inf")), "dim is float"),
         (lambda f: rewritten(f, dim=1 << 60), "expected arrays"),

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from tiny import REQUEST, jpeg, real_spec, saved_head, spec, write_files
 
-from bottleneck.errors import FingerprintError
+from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.heads.export import export_head
 from bottleneck.heads.head import Head, Origin
@@ -104,6 +104,12 @@ def test_preprocessing_and_every_pooling_are_in_the_file(base: str, layer: str, 
     pixels_NHWC = pixels(spec, 3)
     found_NK = np.asarray(loaded(export_head(head, "keras")[0], tmp_path)(pixels_NHWC))
     assert np.abs(found_NK - expected_of(head, pixels_NHWC, "keras")).max() < 1e-4
+
+
+def test_a_head_that_was_fitted_on_arrays_has_no_network_to_go_with() -> None:
+    head = Head().fit([[0.0], [1.0]], ["ash", "beech"])
+    with pytest.raises(UsageError, match="fitted on arrays"):
+        export_head(head, "onnx")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:keras.*")

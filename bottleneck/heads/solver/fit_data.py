@@ -31,14 +31,16 @@ class FitData:
         request: HeadRequest,
         num_folds: int,
         weights_K: np.ndarray | None = None,
+        sample_weights_N: np.ndarray | None = None,
     ) -> None:
         """Place the images' classes and folds, in the order of the workers; `counts` are images per worker.
 
         Args:
             num_folds: 1 where there is no cross-validation.
             weights_K: of the classes, in place of those of the request.
+            sample_weights_N: of the images, above 0 where they are fitted on; None where all count alike.
         """
-        self.weights_K = weights_K
+        self.weights_K, self.sample_weights_N = weights_K, sample_weights_N
         self.workers, self.request, self.num_classes = workers, request, num_classes
         self.class_indices_N, self.folds_N = class_indices_N, folds_N
         self.bounds = np.cumsum([0, *counts])
@@ -46,7 +48,16 @@ class FitData:
         self.kind = request.kind if request.kind != "logistic" else ("logistic" if num_classes == 2 else "softmax")
         self.columns = 1 if num_classes == 2 else num_classes
         self.workers.ask_each(
-            Worker.place, [(codes, folds, request.scale) for codes, folds in self.by_worker(class_indices_N, folds_N)]
+            Worker.place,
+            [
+                (
+                    class_indices_N[own],
+                    folds_N[own],
+                    request.scale,
+                    None if sample_weights_N is None else sample_weights_N[own],
+                )
+                for own in map(slice, self.bounds, self.bounds[1:])
+            ],
         )
 
     def begin(self, dim: int) -> None:
@@ -57,6 +68,8 @@ class FitData:
         """
         fitted_N = self.folds_N >= 0
         self.class_indices_fit, self.folds_fit = self.class_indices_N[fitted_N], self.folds_N[fitted_N]
+        self.sample_weights_fit = None if self.sample_weights_N is None else self.sample_weights_N[fitted_N]
+        self.totals_F = np.bincount(self.folds_fit, self.sample_weights_fit, self.num_folds)
         num_images = len(self.class_indices_fit)
         if num_images < dim and num_images <= MAX_GRAM_IMAGES:
             self.solver = "products"
@@ -103,8 +116,10 @@ class FitData:
             return self.weights_K
         if self.request.class_weight == "none":
             return np.ones(self.num_classes)
-        counts_K = np.bincount(self.class_indices_fit[self.folds_fit != left_out], minlength=self.num_classes)
-        weights_K: np.ndarray = counts_K.sum() / (self.num_classes * np.maximum(counts_K, 1))
+        seen_N = self.folds_fit != left_out
+        sample_weights = None if self.sample_weights_fit is None else self.sample_weights_fit[seen_N]
+        counts_K = np.bincount(self.class_indices_fit[seen_N], sample_weights, self.num_classes)
+        weights_K: np.ndarray = counts_K.sum() / (self.num_classes * np.where(counts_K > 0, counts_K, 1))
         return weights_K
 
     def scaling(self, left_out: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,8 +133,7 @@ class FitData:
         """Mean and standard deviation of the images outside each fold, as scikit-learn's StandardScaler."""
         sums_FD = self.sums()
         seen = [[f for f in range(self.num_folds) if f != left_out] for left_out in (*range(self.num_folds), -1)]
-        counts_F = np.bincount(self.folds_fit, minlength=self.num_folds)
-        numbers = [counts_F[folds].sum() for folds in seen]
+        numbers = [self.totals_F[folds].sum() for folds in seen]
         if self.num_folds == 1:  # nothing is left out
             seen, numbers = seen[1:], numbers[1:]
         means = np.stack([sums_FD[folds].sum(axis=0) / count for folds, count in zip(seen, numbers, strict=True)])

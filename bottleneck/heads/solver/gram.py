@@ -88,6 +88,7 @@ def solve_path(
     c_values: list[float],
     class_weights_K: np.ndarray,
     tolerance: float,
+    sample_weights_N: np.ndarray | None = None,
 ) -> Path:
     """Solve one fold for each C, in growing order.
 
@@ -95,8 +96,15 @@ def solve_path(
         kind: `softmax`, `logistic` (two classes) or `svm`.
         left_out: the fold whose images are not seen but scored.
         tolerance: of the objective, relative, above its optimum.
+        sample_weights_N: of the images; None where all count alike.
     """
-    rows = Rows(basis.rows_NR[basis.seen_N], class_indices_N[basis.seen_N], np.zeros(int(basis.seen_N.sum()), int))
+    seen_N = basis.seen_N
+    rows = Rows(
+        basis.rows_NR[seen_N],
+        class_indices_N[seen_N],
+        np.zeros(int(seen_N.sum()), int),
+        sample_weights_N=None if sample_weights_N is None else sample_weights_N[seen_N],
+    )
     num_classes, R = len(class_weights_K), rows.features_ND.shape[1]
     P, K = problem_shape(kind, num_classes)
     coordinates = Coordinates(np.zeros((P, R)), np.ones((P, R)), None, basis.variances_R, 1.0 if kind == "svm" else 0.0)

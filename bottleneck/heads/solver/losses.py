@@ -1,7 +1,7 @@
 """The losses of linear classifiers and their sums over rows: values, gradients, Hessian products.
 
 A problem is a value of C and the fold it leaves out (and, for an svm, a class); one pass over the rows serves many. A
-row's weight s is C times its class' weight, and 0 for rows of the fold that is left out.
+row's weight s is C times its class' weight times its own, and 0 for rows of the fold that is left out.
 
 Legend: N rows, D features, P problems, K score columns of a problem.
 """
@@ -53,6 +53,8 @@ class Rows:
     """The fold of a row; -2 for rows that no problem sees."""
     factors_N: np.ndarray | None = None
     """What each row is multiplied with: one over its length, where rows are scaled to length 1."""
+    sample_weights_N: np.ndarray | None = None
+    """What each row's loss is multiplied with; None where all rows count alike."""
 
     def block(self, part: slice, dtype: Any) -> np.ndarray:
         """A block of scaled rows."""
@@ -69,6 +71,8 @@ class Rows:
         class_indices_N, folds_N = self.class_indices_N[part], self.folds_N[part]
         seen_NP = (folds_N[:, None] != problems.left_out_P) & (folds_N[:, None] != -2)
         weights_NP: np.ndarray = seen_NP * problems.c_P * problems.class_weights_PK.T[class_indices_N]
+        if self.sample_weights_N is not None:
+            weights_NP *= self.sample_weights_N[part, None]
         return weights_NP
 
 
@@ -204,11 +208,23 @@ def _curvatures(scores_NPK: np.ndarray, class_indices_N: np.ndarray, problems: P
 
 def probabilities(scores_NK: np.ndarray) -> np.ndarray:
     """Softmax over classes; of one column of log odds, the probabilities of both classes."""
-    if scores_NK.shape[1] == 1:
-        scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
+    scores_NK = _of_all_classes(scores_NK)
     powers_NK = np.exp(scores_NK - scores_NK.max(axis=1, keepdims=True))
     result_NK: np.ndarray = powers_NK / powers_NK.sum(axis=1, keepdims=True)
     return result_NK
+
+
+def log_probabilities(scores_NK: np.ndarray) -> np.ndarray:
+    """The logarithms of `probabilities`, finite also where those are too small for a float."""
+    from scipy.special import log_softmax
+
+    result_NK: np.ndarray = log_softmax(_of_all_classes(scores_NK), axis=1)
+    return result_NK
+
+
+def _of_all_classes(scores_NK: np.ndarray) -> np.ndarray:
+    """Scores with a column for every class: one column of log odds belongs to the second class, the first has 0."""
+    return np.hstack([np.zeros_like(scores_NK), scores_NK]) if scores_NK.shape[1] == 1 else scores_NK
 
 
 def svm_temperature(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float:
@@ -223,8 +239,7 @@ def svm_temperature(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float
 
 def log_loss(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float:
     """Sum of minus the log probability of every image's class."""
-    if scores_NK.shape[1] == 1:
-        scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
+    scores_NK = _of_all_classes(scores_NK)
     top_N = scores_NK.max(axis=1)
     own_N = scores_NK[np.arange(len(class_indices_N)), class_indices_N]
     return float((np.log(np.exp(scores_NK - top_N[:, None]).sum(axis=1)) + top_N - own_N).sum())

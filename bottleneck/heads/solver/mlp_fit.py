@@ -23,9 +23,10 @@ def fit_mlp(data: FitData) -> Arrays:
         data.workers.report({"epoch": epoch, "epochs": epochs})
 
     if data.solver == "sums":
-        center_D = center_D if data.moments else data.sums().sum(axis=0) / len(data.class_indices_fit)
+        weight = data.totals_F.sum()
+        center_D = center_D if data.moments else data.sums().sum(axis=0) / weight
         squares = total(data.workers.ask(Worker.squares, data.num_folds, center_D[None]))[0].sum(axis=0)
-        scale_D = scale_D * np.sqrt((squares / len(data.class_indices_fit) / scale_D**2).mean())
+        scale_D = scale_D * np.sqrt((squares / weight / scale_D**2).mean())
         fitted_N = np.flatnonzero(data.folds_N >= 0)
 
         def by_workers(parameters: mlp.Parameters, chosen: np.ndarray) -> mlp.Parameters:
@@ -49,10 +50,12 @@ def fit_mlp(data: FitData) -> Arrays:
         basis = make(matrix, every_N, centred=True)
         scale = np.sqrt((basis.rows_NR**2).sum() / len(matrix) / min(data.dim, basis.rows_NR.shape[1]))
         inputs_NR = basis.rows_NR / scale
+        weights_N = weights_K[data.class_indices_fit]
+        if data.sample_weights_fit is not None:
+            weights_N = weights_N * data.sample_weights_fit
 
         def here(parameters: mlp.Parameters, chosen: np.ndarray) -> mlp.Parameters:
-            class_indices_N = data.class_indices_fit[chosen]
-            return mlp.gradient(parameters, inputs_NR[chosen], class_indices_N, weights_K[class_indices_N])
+            return mlp.gradient(parameters, inputs_NR[chosen], data.class_indices_fit[chosen], weights_N[chosen])
 
         # Products of so few rows gain nothing from more threads, and lose much where cores are shared.
         with threadpool_limits(1):

@@ -30,10 +30,9 @@ class SumsFit:
         """Fill the grid, and return the arrays of the head with the best C."""
         data = self.data
         data.workers.ask(Worker.objective, "float32")
-        total = len(data.class_indices_fit)
         center_D, scale_D = data.scaling(-1)
         if data.request.kind == "logistic" and not data.moments:
-            center_D = data.sums().sum(axis=0) / total
+            center_D = data.sums().sum(axis=0) / data.totals_F.sum()
         rotation_DD, variances_D = self._rotation(center_D, scale_D)
         c = list(data.request.c)
         pairs = [(value, fold) for value in c for fold in range(data.num_folds)] if data.num_folds > 1 else []
@@ -97,9 +96,8 @@ class SumsFit:
         if data.kind == "svm" and not data.moments:
             center_D = np.zeros(data.dim)
         if data.dim > MAX_ROTATED_DIM:
-            counts = len(data.class_indices_fit)
             squares = total(data.workers.ask(Worker.squares, data.num_folds, center_D[None]))[0].sum(axis=0)
-            return None, squares / counts / scale_D**2
+            return None, squares / data.totals_F.sum() / scale_D**2
         covariance_DD = total(data.workers.ask(Worker.covariance, center_D, scale_D)) / len(data.class_indices_fit)
         variances_D, rotation_DD = np.linalg.eigh(covariance_DD)
         return rotation_DD, np.maximum(variances_D, 0)

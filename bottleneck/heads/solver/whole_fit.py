@@ -60,6 +60,7 @@ class WholeFit:
                         c_values,
                         data.class_weights(fold),
                         tolerance,
+                        data.sample_weights_fit,
                     )
                     for fold in turn
                 ]

@@ -35,6 +35,7 @@ class Worker:
         self.features_ND = np.empty((0, 0), np.float32)
         self.class_indices_N = np.empty(0, np.int64)
         self.folds_N = np.empty(0, np.int64)
+        self.sample_weights_N: np.ndarray | None = None
         self.keys_N = np.empty(0, object)
 
     # Reading
@@ -84,9 +85,11 @@ class Worker:
         self.features_ND = features_ND
         self.keys_N = np.array([str(number) for number in range(len(features_ND))], dtype=object)
 
-    def place(self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str) -> None:
-        """Take the images' class indices, folds and scaling."""
-        self.class_indices_N, self.folds_N = class_indices_N, folds_N
+    def place(
+        self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str, sample_weights_N: np.ndarray | None
+    ) -> None:
+        """Take the images' class indices, folds, scaling and weights, None where all count alike."""
+        self.class_indices_N, self.folds_N, self.sample_weights_N = class_indices_N, folds_N, sample_weights_N
         self.factors_N = None
         if scale == "l2":
             norms_N = np.concatenate(
@@ -97,11 +100,11 @@ class Worker:
     # Sums
 
     def sums(self, num_folds: int) -> np.ndarray:
-        """Sum the features of every fold, [F, D]."""
+        """Sum the weighted features of every fold, [F, D]."""
         return self._by_fold(num_folds)
 
     def squares(self, num_folds: int, means_FD: np.ndarray) -> np.ndarray:
-        """Sum the squared distances to each mean, of every fold: [F, F, D]."""
+        """Sum the weighted squared distances to each mean, of every fold: [F, F, D]."""
         return np.stack([self._by_fold(num_folds, mean_D) for mean_D in means_FD])
 
     def _by_fold(self, num_folds: int, squared_from_D: np.ndarray | None = None) -> np.ndarray:
@@ -110,6 +113,8 @@ class Worker:
             block_ND = self._block(part)
             if squared_from_D is not None:
                 block_ND = (block_ND - squared_from_D) ** 2
+            if self.sample_weights_N is not None:
+                block_ND = block_ND * self.sample_weights_N[part, None]
             for fold in range(num_folds):
                 result_FD[fold] += block_ND[self.folds_N[part] == fold].sum(axis=0)
         return result_FD
@@ -168,17 +173,20 @@ class Worker:
         c_values: list[float],
         class_weights_K: np.ndarray,
         tolerance: float,
+        sample_weights_N: np.ndarray | None,
     ) -> Path:
         """The path of one fold along growing C, on the matrix of all images behind a handle."""
         matrix = self.fetch(handle)
         make = basis_of_products if solver == "products" else basis_of_rows
         basis = make(matrix, folds_N != left_out, centred=kind != "svm")
-        return solve_path(basis, class_indices_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance)
+        return solve_path(
+            basis, class_indices_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance, sample_weights_N
+        )
 
     # The objective, for images that stay where they are
 
     def objective(self, product_dtype: str) -> None:
-        rows = Rows(self.features_ND, self.class_indices_N, self.folds_N, self.factors_N)
+        rows = Rows(self.features_ND, self.class_indices_N, self.folds_N, self.factors_N, self.sample_weights_N)
         self._objective = LocalObjective(rows, np.dtype(product_dtype))
 
     def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
@@ -222,7 +230,10 @@ class Worker:
         """Gradient of an mlp over some of this worker's images."""
         inputs_ND = (self._block(chosen_N) - center_D) / scale
         class_indices_N = self.class_indices_N[chosen_N]
-        return mlp.gradient(parameters, inputs_ND, class_indices_N, weights_K[class_indices_N])
+        weights_N = weights_K[class_indices_N]
+        if self.sample_weights_N is not None:
+            weights_N = weights_N * self.sample_weights_N[chosen_N]
+        return mlp.gradient(parameters, inputs_ND, class_indices_N, weights_N)
 
     # The held-out images
 

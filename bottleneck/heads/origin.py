@@ -1,0 +1,37 @@
+"""Where a head comes from: the features it was fitted on, and how."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bottleneck.errors import FingerprintError
+from bottleneck.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a head comes from; what another dataset must share with it, and what a report tells."""
+
+    layer: str
+    """Column of the features, as `block5_pool:avg`."""
+    spec: FeatureSpec
+    features: str
+    """URI of the features it was fitted on."""
+    plan_sha256: str
+    """Digest of their plan."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON values: the split, the grid, the metrics on the held-out part, versions."""
+
+    def check_fits(self, spec: FeatureSpec) -> None:
+        """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
+        if self.spec.fingerprint == spec.fingerprint:
+            return
+        old, new = self.spec.to_json(), spec.to_json()
+        differing = "; ".join(
+            f"{name}: head {old[name]}, features {new[name]}"
+            for name in old
+            if old[name] != new[name] and name != "weights"
+        )
+        raise FingerprintError(
+            f"The head was fitted on other features, so its answers would mean nothing. Differing: {differing}. "
+            "Extract with the head's values, or fit a head on these features."
+        )
