@@ -64,8 +64,12 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         classes_: labels [K], sorted.
         coef_, intercept_: [K, D] and [K] in float64 on scaled features; one row where there are two classes.
+        temperature_: the factor of the scores whose softmax the probabilities are, from the folds of `bottleneck fit`;
+            1 where it has none.
         origin_: where a head that was fitted on an output of `extract` comes from.
     """
+
+    temperature_: float = 1.0
 
     def __init__(
         self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: Any = "none"
@@ -123,7 +127,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores_NK[:, 0] if scores_NK.shape[1] == 1 else scores_NK
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities [N, K]. An svm's are its margins through a softmax whose temperature held-out folds gave."""
+        """Probabilities [N, K]: a softmax of the scores times `temperature_`, which changes no prediction."""
         check_is_fitted(self)
         features_ND = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         return self._probabilities(features_ND)
@@ -171,7 +175,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores_NK
 
     def _probabilities(self, features_ND: np.ndarray) -> np.ndarray:
-        return probabilities(self._scores(features_ND) * (self.temperature_ if self.kind == "svm" else 1.0))
+        return probabilities(self._scores(features_ND) * self.temperature_)
 
     def _scaled(self, features_ND: np.ndarray) -> np.ndarray:
         features_ND = features_ND.astype(np.float64)
@@ -183,6 +187,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return hasattr(self, "coef_")
 
     def _take(self, arrays: dict[str, np.ndarray]) -> None:
+        self.temperature_ = 1.0
         for name, value in arrays.items():
             setattr(self, f"{name}_", float(value[0]) if name == "temperature" else value)
 
@@ -284,7 +289,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tensors = {"coef": self.coef_, "intercept": self.intercept_}
         if self.scale == "standard":
             tensors |= {"mean": self.mean_, "scale": self.scale_}
-        if self.kind == "svm":
+        if self.kind == "svm" or self.temperature_ != 1.0:
             tensors["temperature"] = np.array([self.temperature_])
         if self.kind == "mlp":
             tensors |= {"hidden_coef": self.hidden_coef_, "hidden_intercept": self.hidden_intercept_}

@@ -211,12 +211,18 @@ def probabilities(scores_NK: np.ndarray) -> np.ndarray:
     return result_NK
 
 
-def svm_temperature(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float:
-    """The factor of an svm's margins with the least log loss (Guo et al. 2017), on images not fitted on."""
+def best_temperature(scores_NK: np.ndarray, class_indices_N: np.ndarray, largest_power: float = 4.0) -> float:
+    """The factor of scores with the least log loss (Guo et al. 2017), on images not fitted on.
+
+    Args:
+        largest_power: of ten, up to which factors are tried, and down to as small ones.
+    """
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda power: log_loss(scores_NK * 10**power, class_indices_N), bounds=(-4, 4), method="bounded"
+        lambda power: log_loss(scores_NK * 10**power, class_indices_N),
+        bounds=(-largest_power, largest_power),
+        method="bounded",
     )
     return float(10**found.x)
 
