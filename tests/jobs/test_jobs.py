@@ -70,7 +70,7 @@ OPTIONS = {
         "class_weight",
         *["num_workers", "use_gpu", "allow_incomplete"],
     ],
-    "evaluate": ["head", "features", "held_out", "allow_incomplete", "report"],
+    "evaluate": ["head", "features", "held_out", "allow_incomplete", "threshold", "report"],
     "classify": ["images", "head", "base", "weights", "names", "top"],
     "similar": ["image", "features", "top", "layer", "sheet", "weights", "allow_incomplete"],
     "describe": ["base", "weights", "image_size", "plot"],
