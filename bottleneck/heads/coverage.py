@@ -33,7 +33,7 @@ def doubt_bins(top_probabilities_N: np.ndarray) -> np.ndarray:
     """The bin of each top probability, from 0 (in most doubt) to NUM_DOUBT_BINS - 1."""
     doubt_N = np.maximum(1 - top_probabilities_N, 2.0**-NUM_BITS)
     found_N: np.ndarray = np.floor(-np.log2(doubt_N) * NUM_BINS_A_BIT).astype(np.int64)
-    return np.clip(found_N, 0, NUM_DOUBT_BINS - 1)
+    return found_N.clip(0, NUM_DOUBT_BINS - 1)
 
 
 def coverage_curve(counts_B: Sequence[int], correct_B: Sequence[int]) -> list[CoveragePoint]:

@@ -2,12 +2,15 @@
 
 Confident learning (Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70
 (2021) 1373-1411): an image counts as one of a class if its probability of that class is at least the mean one of the
-images labelled so (equations 1 and 2). Where that is another class than its label's, the label is likely wrong.
+images labelled so (equations 1 and 2). The share of a class' images that count as others' tells how many of its labels
+are wrong, and these are the ones that the heads believe in least (pruning by class, section 3.2), unless such a label
+is still the most probable one.
 
-Legend: N images, K classes, n those of a block.
+Legend: N images, K classes, n images of a block.
 """
 
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +21,7 @@ import pyarrow.parquet as pq
 from bottleneck.errors import CorruptError
 from bottleneck.heads.solver.losses import probabilities
 from bottleneck.heads.solver.out_of_fold import NUM_ROWS, OutOfFold
-from bottleneck.heads.solver.protocol import Workers, total
+from bottleneck.heads.solver.protocol import Workers
 from bottleneck.heads.solver.worker import Worker
 from bottleneck.heads.splits import HELD_OUT
 from bottleneck.storage.parquet import open_parquet
@@ -37,78 +40,128 @@ ISSUE_SCHEMA = pa.schema(
         pa.field("held_out", pa.bool_(), nullable=False),
     ]
 )
-"""`score` is by how much the most probable class is more probable than the label: from 0 to 1, the largest first."""
+"""`suggested` is the most probable class, `score` by how much it is more probable than the label."""
 ROUNDING = 1e-6
 """Of probabilities: where those of a class are all alike, as one image's is, none is below their mean."""
 
 
-class Suspects(NamedTuple):
-    """Images of a block whose labels are likely wrong."""
+class Opinions(NamedTuple):
+    """What heads that have not seen the images say of them."""
 
-    rows: np.ndarray
-    """Their numbers within the block."""
-    suggested: np.ndarray
-    """The class each is counted as."""
-    scores: np.ndarray
+    given_N: np.ndarray
+    """The probability of the label."""
+    top_N: np.ndarray
+    """The probability of the most probable class."""
+    best_N: np.ndarray
+    """That class."""
 
 
-def find_suspects(probabilities_nK: np.ndarray, class_indices_n: np.ndarray, thresholds_K: np.ndarray) -> Suspects:
-    """The images that count as one of another class than their label's.
+def opinions(probabilities_NK: np.ndarray, class_indices_N: np.ndarray) -> Opinions:
+    """The opinions that these probabilities are; of equal classes the label is the most probable one."""
+    every_N = np.arange(len(class_indices_N))
+    given_N, best_N = probabilities_NK[every_N, class_indices_N], probabilities_NK.argmax(axis=1)
+    top_N = probabilities_NK[every_N, best_N]
+    return Opinions(given_N, top_N, np.where(given_N == top_N, class_indices_N, best_N))
+
+
+def counted_classes(probabilities_NK: np.ndarray, thresholds_K: np.ndarray) -> np.ndarray:
+    """The class each image counts as, or -1: of those as probable as their threshold, the most probable one."""
+    confident_NK = np.where(probabilities_NK >= thresholds_K - ROUNDING, probabilities_NK, -1.0)
+    counted_N = confident_NK.argmax(axis=1)
+    return np.where(confident_NK[np.arange(len(counted_N)), counted_N] >= 0, counted_N, -1)
+
+
+def pick_issues(said: Opinions, counted_N: np.ndarray, class_indices_N: np.ndarray, num_classes: int) -> np.ndarray:
+    """The numbers of the images that are likely mislabelled, the likeliest first: by the margin of the best class.
 
     Args:
-        probabilities_nK: by heads that have not seen the images.
-        thresholds_K: the mean probability of each class over all images labelled so.
+        counted_N: from `counted_classes`, with each class' mean probability as its threshold.
     """
-    every_n = np.arange(len(class_indices_n))
-    confident_nK = np.where(probabilities_nK >= thresholds_K - ROUNDING, probabilities_nK, -1.0)
-    counted_n = confident_nK.argmax(axis=1)
-    given_n = probabilities_nK[every_n, class_indices_n]
-    scores_n = probabilities_nK.max(axis=1) - given_n
-    # A label that is the most probable one is not in doubt, whatever else is more probable than usual.
-    is_suspect_n = (counted_n != class_indices_n) & (confident_nK[every_n, counted_n] >= 0) & (scores_n > 0)
-    rows = np.flatnonzero(is_suspect_n)
-    return Suspects(rows, counted_n[rows], scores_n[rows])
+    by_class = np.lexsort((said.given_N, class_indices_N))
+    starts = np.searchsorted(class_indices_N[by_class], np.arange(num_classes))
+    wrong_K = _count_wrong(counted_N, class_indices_N, num_classes)
+    pruned = [by_class[start : start + wrong] for start, wrong in zip(starts, wrong_K, strict=True)]
+    rows = np.concatenate([np.empty(0, int), *pruned])
+    rows = rows[said.best_N[rows] != class_indices_N[rows]]
+    result: np.ndarray = rows[np.argsort(said.given_N[rows] - said.top_N[rows], kind="stable")]
+    return result
+
+
+def _count_wrong(counted_N: np.ndarray, class_indices_N: np.ndarray, num_classes: int) -> list[int]:
+    """How many labels of each class are wrong: its part of the confident joint, scaled to all of its images."""
+    is_counted_N = counted_N >= 0
+    pairs, found = np.unique(class_indices_N[is_counted_N] * num_classes + counted_N[is_counted_N], return_counts=True)
+    labels, others = np.divmod(pairs, num_classes)
+    sizes_K, wrong = np.bincount(class_indices_N, minlength=num_classes), []
+    for index, size in enumerate(sizes_K.tolist()):
+        own = labels == index
+        is_right, counts = others[own] == index, found[own].astype(float)
+        if not is_right.any():  # one image at least is what its label says
+            is_right, counts = np.append(is_right, True), np.append(counts, 1.0)
+        shares = counts / counts.sum() * size
+        whole = np.rint(shares)
+        missing = int(size - whole.sum())  # by rounding: given to those that lost most by it, or taken back
+        at = np.argsort((whole - shares) * np.sign(missing), kind="stable")[: abs(missing)]
+        whole[at] += np.sign(missing)
+        wrong.append(max(0, size - max(1, int(whole[is_right][0]))))
+    return wrong
 
 
 def find_label_issues(workers: Workers, folds: Sequence[np.ndarray], out_of_fold: OutOfFold, head: "Head") -> pa.Table:
     """The images of a fit that are likely mislabelled, as a table of ISSUE_SCHEMA, the likeliest first.
 
-    Fitted images are judged by the folds that left them out, held-out ones by the head. Probabilities stay with the
-    workers; sums over classes and the images found are what travels.
+    Fitted images are judged by the folds that left them out, held-out ones by the head. Scores of all classes stay with
+    the workers.
 
     Args:
         folds: of each worker's images.
     """
-    parts = out_of_fold.by_worker(folds)
-    sums_K, counts_K = total(workers.ask_each(sum_confidences, [(part, head) for part in parts]))
-    thresholds_K = np.where(counts_K > 0, sums_K / np.maximum(counts_K, 1), np.inf)
-    found = pa.concat_tables(workers.ask_each(list_issues, [(part, head, thresholds_K) for part in parts]))
-    return found.sort_by([("score", "descending"), ("key", "ascending")])
+    names_K, parts = head.class_names, out_of_fold.by_worker(folds)
+    asked = [(part, head) for part in parts]
+    answers = workers.ask_each(ask_opinions, asked)
+    said = Opinions(*(np.concatenate(columns) for columns in zip(*(own for own, _ in answers), strict=True)))
+    class_indices_N = np.concatenate([indices for _, indices in answers])
+    sizes_K = np.bincount(class_indices_N, minlength=len(names_K))
+    sums_K = np.bincount(class_indices_N, said.given_N, len(names_K))
+    thresholds_K = np.where(sizes_K > 0, sums_K / np.maximum(sizes_K, 1), np.inf)
+    counted_N = np.concatenate(workers.ask_each(ask_counted, [(*own, thresholds_K) for own in asked]))
+    rows = pick_issues(said, counted_N, class_indices_N, len(names_K))
+    starts = np.cumsum([0, *(len(folds_N) for folds_N in folds)])
+    owned = [(rows[(rows >= start) & (rows < end)], start) for start, end in itertools.pairwise(starts.tolist())]
+    keys = workers.ask_each(ask_keys, [(own - start,) for own, start in owned])
+    key_of = dict(zip(np.concatenate([own for own, _ in owned]).tolist(), np.concatenate(keys).tolist(), strict=True))
+    columns = {
+        "key": [key_of[row] for row in rows.tolist()],
+        "label": names_K[class_indices_N[rows]],
+        "suggested": names_K[said.best_N[rows]],
+        "score": said.top_N[rows] - said.given_N[rows],
+        "held_out": np.concatenate(list(folds))[rows] == HELD_OUT,
+    }
+    return pa.table([pa.array(columns[field.name], field.type) for field in ISSUE_SCHEMA], schema=ISSUE_SCHEMA)
 
 
-def sum_confidences(worker: Worker, out_of_fold: OutOfFold, head: "Head") -> np.ndarray:
-    """The summed probability of their own label, and the number, of this worker's images by class: [2, K]."""
-    num_classes = len(head.classes_)
-    result_2K = np.zeros((2, num_classes))
+def ask_opinions(worker: Worker, out_of_fold: OutOfFold, head: "Head") -> tuple[Opinions, np.ndarray]:
+    """Opinions of this worker's images, and these images' class indices."""
+    num_images = len(worker.folds_N)
+    said = Opinions(np.empty(num_images), np.empty(num_images), np.empty(num_images, np.int64))
     for rows, probabilities_nK in _unseen(worker, out_of_fold, head):
-        class_indices_n = worker.class_indices_N[rows]
-        own_n = probabilities_nK[np.arange(len(rows)), class_indices_n]
-        result_2K[0] += np.bincount(class_indices_n, own_n, num_classes)
-        result_2K[1] += np.bincount(class_indices_n, minlength=num_classes)
-    return result_2K
+        for column, values in zip(said, opinions(probabilities_nK, worker.class_indices_N[rows]), strict=True):
+            column[rows] = values
+    return said, worker.class_indices_N
 
 
-def list_issues(worker: Worker, out_of_fold: OutOfFold, head: "Head", thresholds_K: np.ndarray) -> pa.Table:
-    """This worker's images that are likely mislabelled, in any order."""
-    names_K, tables = head.class_names, [ISSUE_SCHEMA.empty_table()]
+def ask_counted(worker: Worker, out_of_fold: OutOfFold, head: "Head", thresholds_K: np.ndarray) -> np.ndarray:
+    """The class that each of this worker's images counts as."""
+    counted_N = np.empty(len(worker.folds_N), np.int64)
     for rows, probabilities_nK in _unseen(worker, out_of_fold, head):
-        found = find_suspects(probabilities_nK, worker.class_indices_N[rows], thresholds_K)
-        rows = rows[found.rows]
-        labels, suggested = names_K[worker.class_indices_N[rows]], names_K[found.suggested]
-        columns = [worker.keys_N[rows], labels, suggested, found.scores, worker.folds_N[rows] == HELD_OUT]
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, ISSUE_SCHEMA, strict=True)]
-        tables.append(pa.table(arrays, schema=ISSUE_SCHEMA))
-    return pa.concat_tables(tables)
+        counted_N[rows] = counted_classes(probabilities_nK, thresholds_K)
+    return counted_N
+
+
+def ask_keys(worker: Worker, rows: np.ndarray) -> np.ndarray:
+    """The keys of some of this worker's images."""
+    keys: np.ndarray = worker.keys_N[rows]
+    return keys
 
 
 def _unseen(worker: Worker, out_of_fold: OutOfFold, head: "Head") -> Iterator[tuple[np.ndarray, np.ndarray]]:

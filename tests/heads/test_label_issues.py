@@ -14,8 +14,10 @@ from bottleneck.errors import CorruptError
 from bottleneck.heads.head import Head
 from bottleneck.heads.label_issues import (
     LABEL_ISSUES,
+    counted_classes,
     find_label_issues,
-    find_suspects,
+    opinions,
+    pick_issues,
     read_label_issues,
     write_label_issues,
 )
@@ -36,30 +38,33 @@ def judged(seed: int, num_images: int = 400, num_classes: int = 7) -> tuple[np.n
     return powers_NK / powers_NK.sum(axis=1, keepdims=True), labels_N
 
 
-def means_of(probabilities_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    return np.array([probabilities_NK[labels_N == k, k].mean() for k in range(probabilities_NK.shape[1])])
+def picked(probabilities_NK: np.ndarray, labels_N: np.ndarray) -> list[int]:
+    num_classes = probabilities_NK.shape[1]
+    means_K = np.array([probabilities_NK[labels_N == k, k].mean() for k in range(num_classes)])
+    counted_N = counted_classes(probabilities_NK, means_K)
+    found: list[int] = pick_issues(opinions(probabilities_NK, labels_N), counted_N, labels_N, num_classes).tolist()
+    return found
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("num_classes", [2, 7, 20])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_is_cleanlabs(seed: int) -> None:
+def test_images_and_order_are_cleanlabs(seed: int, num_classes: int) -> None:
     from cleanlab.filter import find_label_issues as peer
 
-    probabilities_NK, labels_N = judged(seed)
-    found = find_suspects(probabilities_NK, labels_N, means_of(probabilities_NK, labels_N))
-    own = found.rows[np.argsort(-found.scores, kind="stable")]
-    options = {"filter_by": "confident_learning", "return_indices_ranked_by": "normalized_margin", "n_jobs": 1}
-    assert list(own) == list(peer(labels_N, probabilities_NK, **options))
-    assert len(own) > 10
-    assert (found.suggested != labels_N[found.rows]).all()
+    probabilities_NK, labels_N = judged(seed, num_classes=num_classes)
+    found = picked(probabilities_NK, labels_N)
+    options = {"filter_by": "prune_by_class", "return_indices_ranked_by": "normalized_margin", "n_jobs": 1}
+    assert found == peer(labels_N, probabilities_NK, **options).tolist()
+    assert len(found) > 5
 
 
 def test_a_label_that_is_the_most_probable_is_not_in_doubt() -> None:
-    probabilities_NK = np.array([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [0.2, 0.2, 0.6]])
-    # Of the first, class 1 is as probable as usual, but class 0, its label, more so. Of the third no class is.
-    found = find_suspects(probabilities_NK, np.array([0, 0, 0, 2]), np.array([0.45, 0.4, 0.6]))
-    assert (list(found.rows), list(found.suggested)) == ([1], [2])
-    assert found.scores == pytest.approx([0.6])
+    """Class 0 is given too often, so half of its images are pruned, but one of these is still most probably of it."""
+    probabilities_NK = np.array([[0.9, 0.1], [0.55, 0.45], [0.2, 0.8], [0.95, 0.05], [0.1, 0.9], [0.4, 0.6]])
+    labels_N = np.array([0, 0, 0, 0, 1, 1])
+    assert picked(probabilities_NK, labels_N) == [2]
+    assert picked(np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]), np.array([0, 1, 1])) == []
 
 
 def flipped(num_images: int, dim: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -95,7 +100,7 @@ def test_flipped_labels_are_found_first_among_fitted_and_held_out_images(kind: A
     folds_N[:200] = HELD_OUT
     found = issues_of(features_ND, labels_N, folds_N, HeadRequest(kind=kind, c=(0.01, 0.1)))
     rows = np.array(found.column("key").to_pylist(), int)
-    assert is_flipped_N[rows[:60]].sum() >= 0.9 * is_flipped_N.sum()
+    assert is_flipped_N[rows[:60]].sum() >= 0.8 * is_flipped_N.sum()
     assert list(np.array(found.column("held_out"))) == list(rows < 200)
     assert found.column("label").to_pylist() == [f"class {labels_N[row]}" for row in rows]
     scores = found.column("score").to_pylist()
@@ -105,8 +110,8 @@ def test_flipped_labels_are_found_first_among_fitted_and_held_out_images(kind: A
 @pytest.mark.parametrize("scale", ["none", "standard", "l2"])
 def test_every_solver_and_any_number_of_workers_find_the_same(scale: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     features_ND, labels_N, _ = flipped(300, 20, 0.08, 2)
-    folds_N = np.random.default_rng(1).integers(0, 3, 300)
-    folds_N[::5] = HELD_OUT
+    rng = np.random.default_rng(1)
+    folds_N = np.where(rng.random(300) < 0.2, HELD_OUT, rng.integers(0, 3, 300))
     request = HeadRequest(c=(0.01, 0.1), scale=scale)
     whole = issues_of(features_ND, labels_N, folds_N, request)
     assert len(whole) > 10

@@ -32,8 +32,8 @@ def fitted(
 ) -> tuple[Head, np.ndarray, np.ndarray, np.ndarray]:
     """A head, and the features, classes and folds of its images, of which a third is held out."""
     features_ND, class_indices_N = noisy(num_images, dim, distance)
-    folds_N = np.random.default_rng(1).integers(0, 3, num_images)
-    folds_N[::3] = HELD_OUT
+    rng = np.random.default_rng(1)
+    folds_N = np.where(rng.random(num_images) < 1 / 3, HELD_OUT, rng.integers(0, 3, num_images))
     request = HeadRequest(c=c)
     arrays, grid, _ = crew.fit(features_ND, class_indices_N, folds_N, request, num_workers)
     return Head.of(request, grid.best_c, ["a", "b", "c"], arrays), features_ND, class_indices_N, folds_N
@@ -43,8 +43,8 @@ def fitted(
 def test_a_head_that_is_too_sure_is_made_less_so(way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if way == "sums":
         monkeypatch.setattr(fit_data, "MAX_COMPACT_VALUES", 0)
-    num_images, dim = (150, 120) if way == "products" else (240, 40)
-    head, features_ND, class_indices_N, folds_N = fitted(num_images, dim, 0.25, (100.0, 101.0), 2)
+    num_images, dim, distance = (150, 120, 0.15) if way == "products" else (300, 40, 0.4)
+    head, features_ND, class_indices_N, folds_N = fitted(num_images, dim, distance, (30.0, 31.0), 2)
     assert head.temperature_ < 0.5
     raw = Head.of(HeadRequest(), 1.0, ["a", "b", "c"], {"coef": head.coef_, "intercept": head.intercept_})
     np.testing.assert_array_equal(head.predict(features_ND), raw.predict(features_ND))
@@ -54,15 +54,15 @@ def test_a_head_that_is_too_sure_is_made_less_so(way: str, monkeypatch: pytest.M
     np.testing.assert_allclose(found_NK, probabilities(scores_NK * head.temperature_))
     is_out_N = folds_N == HELD_OUT
     losses = [log_loss(class_indices_N[is_out_N], one.predict_proba(features_ND[is_out_N])) for one in (head, raw)]
-    assert losses[0] < 0.8 * losses[1], "it holds for images that neither folds nor head have seen"
+    assert losses[0] < 0.95 * losses[1], "it holds for images that neither folds nor head have seen"
     head.save(str(tmp_path))
     np.testing.assert_array_equal(Head.load(str(tmp_path)).predict_proba(features_ND), found_NK)
 
 
 def test_every_solver_finds_the_same_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [fitted(240, 40, 0.25, (100.0, 101.0))[0].temperature_]
+    found = [fitted(240, 40, 0.4, (3.0, 3.1))[0].temperature_]
     monkeypatch.setattr(fit_data, "MAX_COMPACT_VALUES", 0)
-    found.append(fitted(240, 40, 0.25, (100.0, 101.0), 3)[0].temperature_)
+    found.append(fitted(240, 40, 0.4, (3.0, 3.1), 3)[0].temperature_)
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
@@ -87,11 +87,11 @@ def test_what_is_gained_must_be_noticeable() -> None:
     assert worthwhile(2.0, 100.0, 97.0) == 1.0  # 3 % of the log loss, but chance explains as much
     assert worthwhile(2.0, 10_000.0, 9_950.0) == 1.0  # no chance, but half a percent
     assert worthwhile(9.999, 100.0, 5.0) == 1.0
-    assert worthwhile(0.10001, 100.0, 5.0) == 1.0
+    assert worthwhile(0.01, 100.0, 5.0) == 0.01
 
 
 def test_a_head_that_is_fitted_again_on_arrays_forgets_it() -> None:
-    head, features_ND, class_indices_N, _ = fitted(240, 40, 0.25, (100.0, 101.0))
+    head, features_ND, class_indices_N, _ = fitted(240, 40, 0.4, (3.0, 3.1))
     assert head.temperature_ != 1.0
     head.fit(features_ND, class_indices_N)
     assert head.temperature_ == 1.0

@@ -15,8 +15,8 @@ from bottleneck.heads.solver.worker import Worker
 NUM_ROWS = 4096
 """Images whose scores are in memory at once."""
 LARGEST_POWER = 1.0
-"""Of ten: a logistic head is made at most ten times as sharp or as soft. An optimum beyond is that of folds without an
-error, which any sharper head fits better and none is known from."""
+"""Of ten: a logistic head is made at most ten times as sharp. An optimum beyond is that of folds without an error, which
+fit the better the sharper the head is."""
 LEAST_GAIN = 0.01
 """Share of the log loss that a temperature must save."""
 LEAST_NATS = 3.32
@@ -61,8 +61,8 @@ def worthwhile(temperature: float, before: float, after: float) -> float:
     """The temperature of a logistic head: the best one if it lowers the log loss of the folds noticeably, else 1.
 
     Args:
-        temperature: the factor of the scores with the least log loss, within LARGEST_POWER.
+        temperature: the factor of the scores with the least log loss, up to LARGEST_POWER.
         before, after: the summed log loss without and with it.
     """
-    is_inside = abs(math.log10(temperature)) < 0.99 * LARGEST_POWER
+    is_inside = math.log10(temperature) < 0.99 * LARGEST_POWER
     return temperature if is_inside and before - after >= max(LEAST_GAIN * before, LEAST_NATS) else 1.0

@@ -11,7 +11,7 @@ from bottleneck.heads.request import Arrays, Grid
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.gram import Path, problem_shape, problems_of
 from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid
-from bottleneck.heads.solver.losses import Problems
+from bottleneck.heads.solver.losses import SMALLEST_POWER, Problems
 from bottleneck.heads.solver.newton import Coordinates, Optimum, minimize
 from bottleneck.heads.solver.out_of_fold import LARGEST_POWER, OutOfFold, worthwhile
 from bottleneck.heads.solver.protocol import Workers, total
@@ -142,8 +142,7 @@ class SumsFit:
             return total([one for answers in asked for one in answers])
 
         is_svm = self.data.request.kind == "svm"
-        high = 4.0 if is_svm else LARGEST_POWER
-        low = -high
+        low, high = SMALLEST_POWER, 4.0 if is_svm else LARGEST_POWER
         for _ in range(4):
             grid = np.linspace(low, high, 33)
             best = int(losses(10.0**grid).argmin())
