@@ -44,7 +44,7 @@ def evaluated(
     evaluator = Evaluator(head.classes_, threshold)
     for start in range(0, len(keys), batch):
         part = slice(start, start + batch)
-        evaluator.add(keys[part], labels_N[part], head.predict_proba(scores_NK[part]))
+        evaluator.add(keys[part], labels_N[part], head.predict_proba(scores_NK[part].astype(np.float32)))
     return evaluator
 
 
