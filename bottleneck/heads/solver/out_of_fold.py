@@ -15,8 +15,8 @@ from bottleneck.heads.solver.worker import Worker
 NUM_ROWS = 4096
 """Images whose scores are in memory at once."""
 LARGEST_POWER = 1.0
-"""Of ten: a logistic head is made at most ten times as sharp. An optimum beyond is that of folds without an error, whose
-log loss only falls with sharpness."""
+"""Of ten: a logistic head is made at most ten times as sharp. An optimum beyond is that of folds without an error,
+whose log loss only falls with sharpness."""
 LEAST_GAIN = 0.01
 """Share of the log loss that a temperature must save."""
 LEAST_NATS = 3.32
