@@ -5,7 +5,8 @@
     bottleneck fit features/ head/ --test-keys 'test/*' --group-by '/(P[0-9]+)_'
 
 Runs as a Ray Train job that replaces workers that die. The result equals scikit-learn's LogisticRegression or LinearSVC
-for any number of workers. Writes head.safetensors, head.json, report.html and confusion.png to HEAD.
+for any number of workers. Writes head.safetensors, head.json, report.html and confusion.png to HEAD, and with several C
+(or an svm) label-issues.parquet: the images that are likely mislabelled.
 """
 
 import logging
@@ -21,11 +22,13 @@ from bottleneck.distributed.train import train_head
 from bottleneck.errors import FingerprintError
 from bottleneck.heads.evaluate import Evaluation, classification_report
 from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head
+from bottleneck.heads.label_issues import read_label_issues, write_label_issues
 from bottleneck.heads.request import HEAD_JSON, HeadRequest
 from bottleneck.heads.solver.protocol import FitEvent
 from bottleneck.inspect.report import REPORT_HTML, report_of_features, write_report
 from bottleneck.storage.store import check_output_uri, open_store
 from bottleneck.text import counted
+from jobs.fit_findings import FINDINGS, findings, near_copies_note
 from jobs.results import answer, show
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
@@ -91,6 +94,8 @@ def fit(config: Config) -> dict[str, Any]:
     evaluation = fitted.evaluator.result() if fitted.details["held_out"] else None
     if evaluation is not None:
         fitted.details["accuracy"] = evaluation.accuracy
+    if fitted.label_issues is not None:  # before the head, which is complete where it is
+        write_label_issues(config.head, fitted.label_issues)
     fitted.head.save(config.head)
     tell(fitted, evaluation, time.monotonic() - started)
     # After the head: a source that has gone or a disk that is full must not cost the fit.
@@ -125,8 +130,11 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
             show(line)
         show(
             f"accuracy {100 * evaluation.accuracy:.2f} % on {counted(details['held_out'], 'held-out image')} "
-            f"(95 % interval {100 * low:.2f} to {100 * high:.2f})"
+            f"(95 % interval {100 * low:.2f} to {100 * high:.2f}), log loss {evaluation.log_loss:.3f}, "
+            f"Brier score {evaluation.brier_score:.3f}"
         )
+    for line in findings(fitted):
+        show(line)
 
 
 def try_report(uri: str, head: "Head", features: Features, evaluation: Evaluation | None = None) -> bool:
@@ -155,10 +163,11 @@ def write_head_report(uri: str, head: "Head", features: Features, evaluation: Ev
         for row in details["grid"]
     ]
     title = f"Head ({head.kind}) of {counted(len(head.classes_), 'class', 'classes')}"
-    material = report_of_features(features, head, evaluation)
+    issues = read_label_issues(uri) if details.get("label_issues") is not None else None
+    material = report_of_features(features, head, evaluation, issues)
     weights = features.spec.weights
     notes = [RANDOM_WEIGHTS % weights] if weights.startswith("random:") else []
-    notes += [note for note in (*split_notes(details), end_of_grid(details)) if note]
+    notes += [note for note in (*split_notes(details), near_copies_note(details), end_of_grid(details)) if note]
     write_report(uri, title, evaluation, grid=grid or None, notes=notes, **material)
 
 
@@ -215,6 +224,7 @@ def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
         "grid_end": details.get("grid_end"),
         "classes": len(head.classes_),
         "accuracy": details.get("accuracy"),
+        **{name: details.get(name) for name in FINDINGS},
         "grid": [{"c": row["c"], "mean": row["mean"], "gap": row["gap"]} for row in details["grid"]],
         **{name: details[name] for name in ("images", "fitted_on", "held_out", "num_workers", "seconds", "way")},
         **{name: details.get("request", {}).get(name) for name in ("test_keys", "group_by")},

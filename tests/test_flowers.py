@@ -17,12 +17,14 @@ from assets import asset
 from PIL import Image
 from servers import S3Server
 from sklearn.linear_model import LogisticRegression
+from test_label_issues import issues_of
 
 from bottleneck.audit.verify import verify
 from bottleneck.dataset.export import export_features
 from bottleneck.dataset.features import open_features
 from bottleneck.extract.local import extract_images
 from bottleneck.heads.head import Head
+from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.splits import split
 from bottleneck.inspect.duplicate_groups import grouped
 from bottleneck.inspect.duplicates import near_duplicates
@@ -93,6 +95,19 @@ def test_a_photo_that_was_saved_again_is_a_near_duplicate(from_folder: str, tmp_
     features = open_features(str(tmp_path / "features"))
     [group] = grouped(features, near_duplicates(features, 0.95)).largest(10, 10)
     assert set(group.keys) == {"again.jpg", f"{photos[7].parent.name}/{photos[7].name}"}
+
+
+def test_most_of_the_flowers_with_a_wrong_label_are_found_first(from_folder: str) -> None:
+    """5 % of the labels are another class at random."""
+    features_ND, labels_N = open_features(from_folder).arrays()
+    class_indices_N = np.unique(labels_N.astype(str), return_inverse=True)[1]
+    rng = np.random.default_rng(0)
+    flipped_N = rng.choice(len(labels_N), round(0.05 * len(labels_N)), replace=False)
+    class_indices_N[flipped_N] = (class_indices_N[flipped_N] + rng.integers(1, 17, len(flipped_N))) % 17
+    folds_N = rng.integers(0, 3, len(labels_N))
+    found = issues_of(features_ND, class_indices_N, folds_N, HeadRequest(c=(0.1, 1.0)))
+    first = {int(key) for key in found.column("key").to_pylist()[:100]}
+    assert len(first & set(flipped_N.tolist())) >= 0.8 * len(flipped_N)
 
 
 def test_the_tutorials_reader_recognises_the_flowers(from_folder: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The classifier on features: splits, fit, evaluation, predictions, export.
 
     as_sklearn        Make scikit-learn's own estimator of a head, for where this package is not installed.
+    coverage          Count how many images a head answers if it may leave some undecided, and how many rightly.
     dealing           Deal groups of images to the held-out part and the folds, evenly for every class.
     evaluate          The evaluation of a head: accuracy, scores per class, calibration, confusion, mistakes.
     evaluator         Count a head's predictions batch by batch, in flat memory.
@@ -9,6 +10,8 @@
     fit               Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images.
     head              The classifier on features, with scikit-learn's interface; saved as safetensors and JSON.
     head_file         Read, check and write the files of a head; nothing in them is executed.
+    label_issues      Find images that are likely mislabelled, by what heads say that have not seen them.
+    near_copies       Find held-out images that have a near copy among the fitted ones.
     origin            Where a head comes from: the features it was fitted on, and how.
     predict           Predict the classes of images or of stored features, as an output of their own.
     predicted         Count the predicted classes of an output.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from bottleneck.heads.coverage import CoveragePoint, coverage_curve
 from bottleneck.text import printable
 
 
@@ -60,6 +61,18 @@ class Evaluation:
     bin_correct: tuple[int, ...]
     bin_probability: tuple[float, ...]
     """Sum of the top probabilities of each bin."""
+    sum_log_loss: float
+    """Of minus the log probability of every known label, none below the rounding of float64, as scikit-learn's."""
+    sum_squared_error: float
+    """Of the squared errors of all K probabilities, of images with a known label."""
+    doubt_counts: tuple[int, ...]
+    """Images by their top probability, in the bins of `coverage.doubt_bins`."""
+    doubt_correct: tuple[int, ...]
+    threshold: float | None = None
+    """A top probability below which an image is left undecided, if one was given."""
+    num_answered: int = 0
+    """Images with a top probability of `threshold` or more."""
+    num_answered_correct: int = 0
     confused: tuple[ConfusedPair, ...] = ()
     """The most confused pairs, most frequent first."""
     mistakes: tuple[Mistake, ...] = ()
@@ -94,6 +107,34 @@ class Evaluation:
         """Expected calibration error: the gap of accuracy and mean probability, averaged over bins by their images."""
         gaps = (abs(right - sure) for right, sure in zip(self.bin_correct, self.bin_probability, strict=True))
         return sum(gaps) / self.num_images
+
+    @property
+    def log_loss(self) -> float | None:
+        """Mean of minus the log probability of the label, over images whose label the head knows; None without any."""
+        known = int(self.confusion_KK.sum())
+        return self.sum_log_loss / known if known else None
+
+    @property
+    def brier_score(self) -> float | None:
+        """Mean squared error of the probabilities, over the same images: summed over classes, for two classes halved,
+        as scikit-learn's."""
+        known = int(self.confusion_KK.sum())
+        return self.sum_squared_error / known / (2 if len(self.classes) == 2 else 1) if known else None
+
+    @property
+    def coverage_curve(self) -> list[CoveragePoint]:
+        """Accuracy on the images that are answered, by the share that is."""
+        return coverage_curve(self.doubt_counts, self.doubt_correct)
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of the images that are answered at `threshold`; None without one."""
+        return None if self.threshold is None else self.num_answered / self.num_images
+
+    @property
+    def accuracy_answered(self) -> float | None:
+        """Accuracy on the images that are answered at `threshold`; None where none is."""
+        return self.num_answered_correct / self.num_answered if self.num_answered else None
 
     @property
     def per_class(self) -> list[ClassScores]:
@@ -144,6 +185,11 @@ class Evaluation:
             "macro_recall": self.macro.recall,
             "macro_f1": self.macro.f1,
             "calibration_error": self.calibration_error,
+            "log_loss": self.log_loss,
+            "brier_score": self.brier_score,
+            "threshold": self.threshold,
+            "coverage": self.coverage,
+            "accuracy_answered": self.accuracy_answered,
             "unknown_labels": self.unknown_labels,
             "unlabelled": self.num_unlabelled,
         }
@@ -162,6 +208,13 @@ class Evaluation:
             "bin_counts": list(self.bin_counts),
             "bin_correct": list(self.bin_correct),
             "bin_probability": list(self.bin_probability),
+            "sum_log_loss": self.sum_log_loss,
+            "sum_squared_error": self.sum_squared_error,
+            "doubt_counts": list(self.doubt_counts),
+            "doubt_correct": list(self.doubt_correct),
+            "threshold": self.threshold,
+            "num_answered": self.num_answered,
+            "num_answered_correct": self.num_answered_correct,
             "confused": [{**pair._asdict(), "keys": list(pair.keys)} for pair in self.confused],
             "mistakes": [mistake._asdict() for mistake in self.mistakes],
             "examples": self.examples,
@@ -186,6 +239,13 @@ class Evaluation:
             bin_counts=tuple(value["bin_counts"]),
             bin_correct=tuple(value["bin_correct"]),
             bin_probability=tuple(value["bin_probability"]),
+            sum_log_loss=value["sum_log_loss"],
+            sum_squared_error=value["sum_squared_error"],
+            doubt_counts=tuple(value["doubt_counts"]),
+            doubt_correct=tuple(value["doubt_correct"]),
+            threshold=value["threshold"],
+            num_answered=value["num_answered"],
+            num_answered_correct=value["num_answered_correct"],
             confused=tuple(ConfusedPair(**{**pair, "keys": tuple(pair["keys"])}) for pair in value["confused"]),
             mistakes=tuple(Mistake(**mistake) for mistake in value["mistakes"]),
             examples=value["examples"],

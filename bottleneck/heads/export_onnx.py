@@ -21,8 +21,7 @@ def softmax_weights(head: Head) -> tuple[np.ndarray, np.ndarray]:
     coef_KD, intercept_K = head.coef_, head.intercept_
     if len(coef_KD) == 1:  # the log odds of the second class: those of the first are 0
         coef_KD, intercept_K = np.vstack([np.zeros_like(coef_KD), coef_KD]), np.append(0.0, intercept_K)
-    sharpness = head.temperature_ if head.kind == "svm" else 1.0
-    return coef_KD * sharpness, intercept_K * sharpness
+    return coef_KD * head.temperature_, intercept_K * head.temperature_
 
 
 def fused_onnx(head: Head, graph: bytes, facts: dict[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from bottleneck.dataset.features import Features, vectors
 from bottleneck.dataset.plan import versions
@@ -13,6 +14,8 @@ from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.heads.evaluate import Evaluation
 from bottleneck.heads.evaluator import Evaluator
+from bottleneck.heads.label_issues import find_label_issues
+from bottleneck.heads.near_copies import find_near_copies
 from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
@@ -35,6 +38,8 @@ class Fitted:
     head: "Head"
     evaluator: Evaluator
     """Of the held-out images."""
+    label_issues: pa.Table | None = None
+    """Images that are likely mislabelled, of `label_issues.ISSUE_SCHEMA`; None without folds, which tell them."""
 
     @property
     def details(self) -> dict[str, Any]:
@@ -74,6 +79,10 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
     evaluator = Evaluator(classes)
     for part in workers.ask(Worker.evaluate_head, head, HELD_OUT):
         evaluator.merge(part)
+    folds = [own for (own,) in coordinator.data.by_worker(split.folds_N)]
+    issues = None
+    if grid.out_of_fold is not None:
+        issues = find_label_issues(workers, folds, grid.out_of_fold, head)
     details = {
         "request": {**request.to_json(), "layer": layer},
         "images": len(class_indices_N),
@@ -93,35 +102,64 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
         "grid": grid.rows,
         "grid_end": grid.end,
         "c": None if request.kind == "mlp" else grid.best_c,
+        "temperature": head.temperature_,
+        **_figures(evaluator, workers, folds, head, features.spec.dim_of(layer)),
+        "label_issues": None if issues is None else len(issues),
         "way": coordinator.solver,
         "num_workers": workers.size,
         "seconds": round(time.monotonic() - started, 2),
         "versions": versions(),
     }
     head.origin_ = Origin(layer, features.spec, features.plan.output, features.plan.sha256, details)
-    return Fitted(head, evaluator)
+    return Fitted(head, evaluator, issues)
 
 
-def evaluate_head(head: "Head", features: Features, *, held_out: bool = False) -> Evaluation:
+def _figures(
+    evaluator: Evaluator, workers: Workers, folds: list[np.ndarray], head: "Head", dim: int
+) -> dict[str, float | int | None]:
+    """Figures of the held-out images besides the accuracy; None where there are none, or near copies are not sought."""
+    names = ("log_loss", "brier_score", "near_copies", "near_copy_pairs", "accuracy_without_near_copies")
+    figures: dict[str, float | int | None] = dict.fromkeys(names)
+    if not any((folds_N == HELD_OUT).any() for folds_N in folds):
+        return figures
+    evaluation = evaluator.result()
+    figures |= {"log_loss": evaluation.log_loss, "brier_score": evaluation.brier_score}
+    near = find_near_copies(workers, folds, dim)
+    if near is not None:
+        num_right = num_near = 0
+        for own in workers.ask_each(Worker.count_right, [(head, HELD_OUT, near_n) for near_n in near.is_near]):
+            num_right, num_near = num_right + own[0], num_near + own[1]
+        num_others = evaluation.num_images - num_near
+        figures |= {"near_copies": num_near, "near_copy_pairs": near.pairs}
+        if num_others:
+            figures["accuracy_without_near_copies"] = (evaluation.num_correct - num_right) / num_others
+    return figures
+
+
+def evaluate_head(
+    head: "Head", features: Features, *, held_out: bool = False, threshold: float | None = None
+) -> Evaluation:
     """Evaluate a head on the labelled ok images of a dataset, one data file at a time.
 
     Args:
         held_out: evaluate only on the images that its fit held out, which are in these features.
+        threshold: count apart the images whose top probability is as large at least, from 0 to 1.
 
     Raises:
         UsageError: if no image has a label, or the fit held none out.
         FingerprintError: if the held-out images cannot be told from the others, as the features are not those of the
             fit, or not as they were.
     """
+    evaluator, layer = Evaluator(head.classes_, threshold), head.origin.layer
     digests = held_out_digests(head, features) if held_out else None
-    evaluator, layer = Evaluator(head.classes_), head.origin.layer
     for table in features.tables(["key", "label", "status", "sha256", layer]):
         ok = ok_rows(table).combine_chunks()
         if digests is not None:
             ok = labelled_rows(ok)[0]
             ok = ok.filter(np.isin(SplitRule.digests(ok), digests)).combine_chunks()
-        answers = head.predictions(vectors(ok.column(layer)))
-        evaluator.add(ok.column("key").to_pylist(), ok.column("label").to_pylist(), answers)
+        if len(ok):
+            probabilities_NK = head.predict_proba(vectors(ok.column(layer)).astype(np.float32, copy=False))
+            evaluator.add(ok.column("key").to_pylist(), ok.column("label").to_pylist(), probabilities_NK)
     return evaluator.result()
 
 

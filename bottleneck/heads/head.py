@@ -51,8 +51,12 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes_: labels [K], sorted.
         coef_, intercept_: [K, D] and [K] in float64 on scaled features; one row where there are two classes.
         feature_names_in_: names of the features [D], where `fit` got a DataFrame whose columns are all strings.
+        temperature_: the factor of the scores whose softmax the probabilities are, from the folds of `bottleneck fit`;
+            1 where it has none.
         origin_: where a head that was fitted on an output of `extract` comes from.
     """
+
+    temperature_: float = 1.0
 
     def __init__(
         self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: Any = None
@@ -108,9 +112,9 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         worker.hold(features_ND)
         workers, counts, num_classes = LocalWorkers(worker), [len(folds_N)], len(self.classes_)
         data = FitData(workers, counts, class_indices_N, folds_N, num_classes, request, 1, weights_K, weights_N)
-        self._take(Coordinator(data).fit(features_ND.shape[1])[0])
-        for name in ("origin_", "sha256_"):  # of the head that was loaded before
+        for name in ("origin_", "sha256_", "temperature_"):  # of the head that was loaded before
             self.__dict__.pop(name, None)
+        self._take(Coordinator(data).fit(features_ND.shape[1])[0])
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -119,7 +123,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores_NK[:, 0] if scores_NK.shape[1] == 1 else scores_NK
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities [N, K]. An svm's are its margins through a softmax whose temperature held-out folds gave."""
+        """Probabilities [N, K]: a softmax of the scores times `temperature_`, which changes no prediction."""
         return self._probabilities(self._checked(X))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -169,7 +173,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return probabilities(self._logits(features_ND))
 
     def _logits(self, features_ND: np.ndarray) -> np.ndarray:
-        return self._scores(features_ND) * (self.temperature_ if self.kind == "svm" else 1.0)
+        return self._scores(features_ND) * self.temperature_
 
     def _scaled(self, features_ND: np.ndarray) -> np.ndarray:
         features_ND = features_ND.astype(np.float64)
@@ -181,6 +185,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return hasattr(self, "coef_")
 
     def _take(self, arrays: dict[str, np.ndarray]) -> None:
+        self.temperature_ = 1.0
         for name, value in arrays.items():
             setattr(self, f"{name}_", float(value[0]) if name == "temperature" else value)
 
@@ -269,8 +274,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """A fitted `LogisticRegression`, `LinearSVC` or `MLPClassifier` with this head's coefficients.
 
         Where the head scales, it is the last step of a `Pipeline` behind a `StandardScaler` or `Normalizer`. It says
-        what the head says, to rounding (scikit-learn scales float32 features in float32, the head in float64); a
-        `LinearSVC` has no probabilities.
+        what the head says, to rounding (scikit-learn scales float32 features in float32, the head in float64), but
+        has no temperature: its probabilities are the softmax of the scores, and a `LinearSVC` has none.
         """
         from bottleneck.heads.as_sklearn import as_sklearn
 
@@ -285,7 +290,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tensors = {"coef": self.coef_, "intercept": self.intercept_}
         if self.scale == "standard":
             tensors |= {"mean": self.mean_, "scale": self.scale_}
-        if self.kind == "svm":
+        if self.kind == "svm" or self.temperature_ != 1.0:
             tensors["temperature"] = np.array([self.temperature_])
         if self.kind == "mlp":
             tensors |= {"hidden_coef": self.hidden_coef_, "hidden_intercept": self.hidden_intercept_}

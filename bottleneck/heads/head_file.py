@@ -153,7 +153,7 @@ def check_tensors(tensors: dict[str, np.ndarray], *, kind: str, scale: str, dim:
         expected |= {"hidden_coef": (width, dim), "hidden_intercept": (width,)}
     if scale == "standard":
         expected |= {"mean": (dim,), "scale": (dim,)}
-    if kind == "svm":
+    if kind == "svm" or (kind == "logistic" and "temperature" in tensors):
         expected["temperature"] = (1,)
     expected |= {"coef": (rows, width), "intercept": (rows,)}
     found = {name: value.shape for name, value in tensors.items()}

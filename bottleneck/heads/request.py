@@ -4,13 +4,16 @@ import math
 import numbers
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bottleneck.choices import check_choice, check_choices
 from bottleneck.errors import UsageError
 from bottleneck.heads.splits import SplitRule
+
+if TYPE_CHECKING:  # it imports the solver, which imports this
+    from bottleneck.heads.solver.out_of_fold import OutOfFold
 
 Kind = Literal["logistic", "svm", "mlp"]
 Scale = Literal["none", "standard", "l2"]
@@ -97,6 +100,8 @@ class Grid:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """For each C: the accuracy on every fold, the mean, and the relative gaps of the objectives."""
     best_c: float = 1.0
+    out_of_fold: "OutOfFold | None" = None
+    """What the folds of the best C say of the images they left out; None without folds."""
 
     @property
     def end(self) -> Literal["smallest", "largest"] | None:

@@ -7,7 +7,7 @@
     html             Render pages from templates: what they show is escaped, and they load nothing.
     join             Join the rows of two outputs by key, in flat memory.
     layer_diff       Measure how far the features of one layer are apart in two outputs.
-    plots            Draw confusion matrix and calibration as PNG or SVG, for light and dark pages.
+    plots            Draw confusion matrix, calibration and coverage as PNG or SVG, for light and dark pages.
     recompute        Extract random images again and compare them with the data files.
     report           Write `report.html`: how good a head is, where it fails, and how it was made.
     report_sections  The sections of a report as HTML.

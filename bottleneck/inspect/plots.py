@@ -1,4 +1,4 @@
-"""Draw confusion matrix and calibration as PNG or SVG, for light and dark pages.
+"""Draw confusion matrix, calibration and coverage as PNG or SVG, for light and dark pages.
 
 Legend: K classes; R rows and C columns of what is drawn, which are groups of neighbouring classes where K is large.
 """
@@ -92,6 +92,24 @@ def draw_calibration(evaluation: Evaluation, file_format: ImageFileFormat = "svg
     bottom.bar(middles, counts, width=width, color=theme.line)
     bottom.set_ylabel("images", fontsize=10)
     bottom.set_xlabel("top probability", fontsize=10)
+    return _saved(figure, file_format)
+
+
+def draw_coverage(evaluation: Evaluation, file_format: ImageFileFormat = "svg", theme: Theme = LIGHT) -> bytes:
+    """Draw the accuracy on the images that are answered by the share that is, and the threshold if there is one."""
+    check_choice("file_format", file_format, ImageFileFormat)
+    curve = evaluation.coverage_curve
+    figure, axes = _figure(theme, (4.6, 3.6))
+    accuracies = [point.accuracy for point in curve]
+    axes.plot([point.coverage for point in curve], accuracies, color=theme.right, linewidth=2)
+    if evaluation.coverage and evaluation.accuracy_answered is not None:
+        label = f"threshold {evaluation.threshold:g}"
+        axes.plot(evaluation.coverage, evaluation.accuracy_answered, "o", color=theme.wrong, label=label)
+        axes.legend(loc="lower left", fontsize=8, frameon=False, labelcolor=theme.text)
+    lowest = min(accuracies)
+    axes.set(xlim=(0, 1.02), ylim=(lowest - 0.08 * (1.02 - lowest), 1 + 0.04 * (1.02 - lowest)))
+    axes.set_xlabel("share of the images answered", fontsize=10)
+    axes.set_ylabel("accuracy on these", fontsize=10)
     return _saved(figure, file_format)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from bottleneck.dataset.features import Features
@@ -15,7 +16,7 @@ from bottleneck.dataset.plan import Plan
 from bottleneck.extract.decode import Decoded, decode
 from bottleneck.heads.evaluate import Evaluation
 from bottleneck.inspect.plots import draw_confusion
-from bottleneck.inspect.report_sections import Rejections, Thumbnails, report_html
+from bottleneck.inspect.report_sections import LabelIssues, Rejections, Thumbnails, report_html
 from bottleneck.sources.open import open_source
 from bottleneck.storage.store import open_store
 from bottleneck.text import counted
@@ -27,10 +28,12 @@ REPORT_HTML = "report.html"
 CONFUSION_PNG = "confusion.png"
 EVALUATION_JSON = "evaluation.json"
 
-MAX_THUMBNAILS = 60
+MAX_THUMBNAILS = 72
 """About 10 kB each, so that a page stays near a megabyte."""
 THUMBNAIL_PX = 224
 """Twice the displayed size: sharp on any screen, and useful when enlarged."""
+NUM_ISSUES = 24
+"""Likely mislabelled images that are shown."""
 MAX_REJECTED_KEYS = 20
 """Keys listed per reason."""
 
@@ -41,6 +44,7 @@ class Material(TypedDict):
     details: dict[str, dict[str, Any]]
     thumbnails: Thumbnails
     rejected: dict[str, Rejections]
+    label_issues: LabelIssues | None
 
 
 def write_report(
@@ -53,6 +57,7 @@ def write_report(
     thumbnails: Thumbnails,
     rejected: dict[str, Rejections],
     notes: Sequence[str] = (),
+    label_issues: LabelIssues | None = None,
 ) -> None:
     """Write `report.html`, `confusion.png` and `evaluation.json` to a folder or s3:// prefix, replacing old ones.
 
@@ -64,16 +69,24 @@ def write_report(
         thumbnails: from `thumbnails_of`.
         rejected: by reason.
         notes: sentences shown on top, such as a warning of what the numbers do not say.
+        label_issues: images that are likely mislabelled; without it there is no section of them.
     """
     store = open_store(store_uri)
-    html = report_html(title, evaluation, grid, details, thumbnails, rejected, notes)
+    html = report_html(title, evaluation, grid, details, thumbnails, rejected, notes, label_issues)
     store.replace(CONFUSION_PNG, draw_confusion(evaluation))
     store.replace(EVALUATION_JSON, json.dumps(evaluation.to_json(), ensure_ascii=False).encode())
     store.replace(REPORT_HTML, html.encode())
 
 
-def report_of_features(features: Features, head: "Head", evaluation: Evaluation) -> Material:
-    """Collect what a report shows besides the evaluation, from the plan, a data file's footer and the source."""
+def report_of_features(
+    features: Features, head: "Head", evaluation: Evaluation, issues: pa.Table | None = None
+) -> Material:
+    """Collect what a report shows besides the evaluation, from the plan, a data file's footer and the source.
+
+    Args:
+        issues: images that are likely mislabelled, the likeliest first, of `label_issues.ISSUE_SCHEMA`.
+    """
+    shown = None if issues is None else LabelIssues(len(issues), tuple(issues.slice(0, NUM_ISSUES).to_pylist()))
     plan, spec = features.plan, features.spec
     footer = _footer(features)
     made = {name: value for name, value in spec.to_json().items() if name not in ("layers", "dims")}
@@ -84,6 +97,7 @@ def report_of_features(features: Features, head: "Head", evaluation: Evaluation)
         "Head": {
             "kind": head.kind,
             **({} if head.kind == "mlp" else {"C": head.C}),
+            **({} if head.temperature_ == 1 else {"temperature": head.temperature_}),
             "scale": head.scale,
             "class_weight": head.class_weight,
             "layer": head.origin.layer,
@@ -99,14 +113,16 @@ def report_of_features(features: Features, head: "Head", evaluation: Evaluation)
         details["Made with"] = {**footer["versions"], "device": footer["device"], "written": footer["written"]}
     return Material(
         details=details,
-        thumbnails=thumbnails_of(plan, keys_shown(evaluation)),
+        thumbnails=thumbnails_of(plan, keys_shown(evaluation, shown)),
         rejected=rejections_of(features),
+        label_issues=shown,
     )
 
 
-def keys_shown(evaluation: Evaluation) -> list[str]:
+def keys_shown(evaluation: Evaluation, label_issues: LabelIssues | None = None) -> list[str]:
     """The keys whose pictures a report shows, most useful first."""
     keys = [mistake.key for mistake in evaluation.mistakes]
+    keys += [issue["key"] for issue in label_issues.shown] if label_issues else []
     for pair in evaluation.confused:
         examples = (evaluation.examples.get(label) for label in (pair.label, pair.predicted))
         keys += [*pair.keys[:1], *(key for key in examples if key)]

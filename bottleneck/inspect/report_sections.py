@@ -1,6 +1,6 @@
 """The sections of a report as HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,15 @@ from bottleneck.inspect.plots import (
     MAX_CELLS,
     MAX_NUMBERED,
     ImageFileFormat,
+    Theme,
     draw_calibration,
     draw_confusion,
+    draw_coverage,
 )
 from bottleneck.text import counted
+
+COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)
+"""Shares of the images at which the page tells the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,15 @@ class Rejections:
     """The first of them."""
 
 
+@dataclass(frozen=True)
+class LabelIssues:
+    """Images that are likely mislabelled."""
+
+    images: int
+    shown: tuple[dict[str, Any], ...] = ()
+    """The likeliest, as rows of `label_issues.ISSUE_SCHEMA`."""
+
+
 def report_html(
     title: str,
     evaluation: Evaluation,
@@ -45,6 +59,7 @@ def report_html(
     thumbnails: Thumbnails,
     rejected: dict[str, Rejections],
     notes: Sequence[str] = (),
+    label_issues: LabelIssues | None = None,
 ) -> str:
     """The page as text; see `write_report`."""
     sections = [
@@ -54,7 +69,9 @@ def report_html(
         ("confusion", "Confusion matrix"),
         ("pairs", "Most confused"),
         ("mistakes", "Worst mistakes"),
+        *([("labels", "Likely mislabelled")] if label_issues else []),
         ("calibration", "Calibration"),
+        ("coverage", "Leaving images undecided"),
         ("rejected", "Rejected images"),
         ("made", "How it was made"),
     ]
@@ -69,7 +86,9 @@ def report_html(
         numbers=_numbers(evaluation),
         grid=_grid(grid) if grid else None,
         confusion=_confusion(evaluation),
-        calibration=dict(zip(("light", "dark"), _calibration(evaluation), strict=True)),
+        calibration=_themed(draw_calibration, evaluation),
+        coverage=_coverage(evaluation),
+        label_issues=label_issues,
         thumbnails=thumbnails,
         rejected=rejected,
         details=details,
@@ -83,7 +102,17 @@ def _numbers(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         ("Top-5 accuracy", f"{evaluation.top5_accuracy:.2%}", "the label is among five"),
         ("Macro F1", f"{evaluation.macro.f1:.3f}", "mean over classes"),
         ("Calibration error", f"{evaluation.calibration_error:.3f}", "0 is best"),
+        *_losses(evaluation),
         ("Images", f"{evaluation.num_images:,}", f"{evaluation.num_correct:,} right"),
+    ]
+
+
+def _losses(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    if evaluation.log_loss is None:  # the head knows none of the labels
+        return []
+    return [
+        ("Log loss", f"{evaluation.log_loss:.3f}", "of the probabilities; 0 is best"),
+        ("Brier score", f"{evaluation.brier_score:.3f}", "their squared error; 0 is best"),
     ]
 
 
@@ -127,8 +156,19 @@ def _confusion(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _calibration(evaluation: Evaluation) -> tuple[str, ...]:
-    return tuple(_drawn(draw_calibration(evaluation, "svg", theme), "svg") for theme in (LIGHT, DARK))
+def _coverage(evaluation: Evaluation) -> dict[str, Any]:
+    """The curve, and what it says at some shares."""
+    curve = evaluation.coverage_curve
+    rows = []
+    for share in COVERAGES:
+        # The surest images that are this share at least: every point adds some.
+        point = next(point for point in curve if point.coverage >= share - 1e-9)
+        rows.append([f"{point.coverage:.1%}", f"{point.accuracy:.2%}", f"{point.threshold:.4f}"])
+    return {**_themed(draw_coverage, evaluation), "rows": list(dict.fromkeys(map(tuple, rows)))}
+
+
+def _themed(draw: Callable[[Evaluation, ImageFileFormat, Theme], bytes], evaluation: Evaluation) -> dict[str, str]:
+    return {name: _drawn(draw(evaluation, "svg", theme), "svg") for name, theme in (("light", LIGHT), ("dark", DARK))}
 
 
 def _drawn(data: bytes, file_format: ImageFileFormat) -> str:

@@ -18,7 +18,10 @@ from bottleneck.heads.head import HEAD_JSON, Head
 FITTING = r"\S*RayTrainWorker"
 BESIDE = r"Exchange"
 OPTIONS = ("--c", "0.1", "1", "10", "--num-workers", "2")
-WRITES = ["head.safetensors", "head.json", "confusion.png", "evaluation.json", "report.html"]
+WRITES = [
+    *["label-issues.parquet", "head.safetensors", "head.json"],
+    *["confusion.png", "evaluation.json", "report.html"],
+]
 
 
 def fit(features: str, head: str | Path, **keywords: dict[str, str]) -> AnyJob:

@@ -33,11 +33,18 @@ def photos(num_images: int, num_classes: int, seed: int = 0) -> tuple[list[str],
     return [f"{n:05d}.jpg" for n in range(num_images)], names_N, scores_NK
 
 
-def evaluated(head: Head, keys: list[str], labels_N: np.ndarray, scores_NK: np.ndarray, batch: int = 64) -> Evaluator:
-    evaluator = Evaluator(head.classes_)
+def evaluated(
+    head: Head,
+    keys: list[str],
+    labels_N: np.ndarray,
+    scores_NK: np.ndarray,
+    batch: int = 64,
+    threshold: float | None = None,
+) -> Evaluator:
+    evaluator = Evaluator(head.classes_, threshold)
     for start in range(0, len(keys), batch):
         part = slice(start, start + batch)
-        evaluator.add(keys[part], labels_N[part], head.predictions(scores_NK[part]))
+        evaluator.add(keys[part], labels_N[part], head.predict_proba(scores_NK[part].astype(np.float32)))
     return evaluator
 
 
@@ -171,14 +178,15 @@ def test_batches_and_workers_change_nothing(batch: int, cut: int) -> None:
     keys, labels_N, scores_NK = photos(200, 4)
     labels_N[::9] = None
     labels_N[::11] = "unheard of"
-    whole = evaluated(head, keys, labels_N, scores_NK, batch=1000)
-    first = evaluated(head, keys[:cut], labels_N[:cut], scores_NK[:cut], batch)
-    first.merge(evaluated(head, keys[cut:], labels_N[cut:], scores_NK[cut:], batch))
+    whole = evaluated(head, keys, labels_N, scores_NK, batch=1000, threshold=0.6)
+    first = evaluated(head, keys[:cut], labels_N[:cut], scores_NK[:cut], batch, 0.6)
+    first.merge(evaluated(head, keys[cut:], labels_N[cut:], scores_NK[cut:], batch, 0.6))
     expected, found = whole.result().to_json(), first.result().to_json()
     # Sums of floats, which their order may change in the last bit.
-    assert found.pop("bin_probability") == pytest.approx(expected.pop("bin_probability"))
-    errors = [one["summary"].pop("calibration_error") for one in (found, expected)]
-    assert errors[0] == pytest.approx(errors[1])
+    for name in ("bin_probability", "sum_log_loss", "sum_squared_error"):
+        assert found.pop(name) == pytest.approx(expected.pop(name))
+    for name in ("calibration_error", "log_loss", "brier_score"):
+        assert found["summary"].pop(name) == pytest.approx(expected["summary"].pop(name))
     assert found == expected
 
 
@@ -197,7 +205,7 @@ def test_an_evaluation_survives_json() -> None:
     head = head_of(6)
     keys, labels_N, scores_NK = photos(300, 6)
     labels_N[0], labels_N[1] = None, "unheard of"
-    found = evaluated(head, keys, labels_N, scores_NK).result()
+    found = evaluated(head, keys, labels_N, scores_NK, threshold=0.5).result()
     text = json.dumps(found.to_json())
     again = Evaluation.from_json(json.loads(text))
     assert json.dumps(again.to_json()) == text
@@ -218,12 +226,74 @@ def test_wrong_calls_are_refused() -> None:
     keys, labels_N, scores_NK = photos(10, 6)
     evaluator = Evaluator(head.classes_)
     with pytest.raises(ValueError, match="9 keys"):
-        evaluator.add(keys[1:], labels_N, head.predictions(scores_NK))
-    with pytest.raises(ValueError, match="top=5"):
-        evaluator.add(keys, labels_N, head.predictions(scores_NK, top=2))
+        evaluator.add(keys[1:], labels_N, head.predict_proba(scores_NK))
+    with pytest.raises(ValueError, match="6 classes"):
+        evaluator.add(keys, labels_N, head.predict_proba(scores_NK)[:, :5])
     with pytest.raises(ValueError, match="different classes"):
         evaluator.merge(Evaluator(["a", "b"]))
-    evaluator.add([], [], head.predictions(np.empty((0, 6))))
+    with pytest.raises(ValueError, match="thresholds"):
+        evaluator.merge(Evaluator(head.classes_, 0.5))
+    for threshold in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UsageError, match="from 0 to 1"):
+            Evaluator(head.classes_, threshold)
+    evaluator.add([], [], np.empty((0, 6)))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 17])
+def test_log_loss_and_brier_score_are_scikit_learns(num_classes: int) -> None:
+    head = head_of(num_classes)
+    keys, labels_N, scores_NK = photos(500, num_classes)
+    scores_NK[0, :] = -2000 * np.eye(num_classes)[int(labels_N[0][-3:])]  # a probability of 0 for the label
+    found = evaluated(head, keys, labels_N, scores_NK).result()
+    probabilities_NK, names = probabilities(scores_NK), list(head.classes_)
+    assert found.log_loss == pytest.approx(metrics.log_loss(labels_N.tolist(), probabilities_NK, labels=names))
+    if num_classes == 2:
+        expected = metrics.brier_score_loss(labels_N == names[1], probabilities_NK[:, 1])
+    else:
+        expected = metrics.brier_score_loss(labels_N.tolist(), probabilities_NK, labels=names)
+    assert found.brier_score == pytest.approx(expected)
+
+
+def test_labels_the_head_does_not_know_have_no_log_loss() -> None:
+    head = head_of(4)
+    keys, labels_N, scores_NK = photos(80, 4)
+    known = evaluated(head, keys[20:], labels_N[20:], scores_NK[20:]).result()
+    labels_N[:20] = "unheard of"
+    found = evaluated(head, keys, labels_N, scores_NK).result()
+    assert (found.log_loss, found.brier_score) == pytest.approx((known.log_loss, known.brier_score))
+    none = evaluated(head, keys[:20], labels_N[:20], scores_NK[:20]).result()
+    assert (none.log_loss, none.brier_score) == (None, None)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.55, 0.9, 1.0])
+def test_images_below_the_threshold_are_undecided(threshold: float) -> None:
+    head = head_of(5)
+    keys, labels_N, scores_NK = photos(400, 5)
+    labels_N[:40] = "unheard of"  # which are errors if they are answered
+    labels_N[-10:] = None
+    found = evaluated(head, keys, labels_N, scores_NK, threshold=threshold).result()
+    sure_N = probabilities(scores_NK).max(axis=1)[:-10] >= threshold
+    right_N = (answers(head, scores_NK) == labels_N)[:-10]
+    assert found.coverage == sure_N.mean()
+    assert found.accuracy_answered == (right_N[sure_N].mean() if sure_N.any() else None)
+    if threshold == 0:
+        assert (found.coverage, found.accuracy_answered) == (1.0, found.accuracy)
+    assert found.accuracy == right_N.mean(), "the accuracy is that of all images"
+
+
+def test_the_curve_goes_from_the_surest_images_to_all() -> None:
+    head = head_of(5)
+    keys, labels_N, scores_NK = photos(400, 5)
+    found = evaluated(head, keys, labels_N, 3 * scores_NK).result()
+    sure_N, right_N = probabilities(3 * scores_NK).max(axis=1), answers(head, scores_NK) == labels_N
+    curve = found.coverage_curve
+    assert len(curve) > 50
+    for point in curve:
+        answered_N = sure_N >= point.threshold
+        assert point.coverage == pytest.approx(answered_N.mean())
+        assert point.accuracy == pytest.approx(right_N[answered_N].mean())
+    assert [point.coverage for point in curve] == sorted({point.coverage for point in curve})
+    assert (curve[-1].coverage, curve[-1].accuracy) == (1.0, pytest.approx(found.accuracy))
 
 
 def test_the_interval_of_none_or_all_right_ends_at_zero_or_one() -> None:

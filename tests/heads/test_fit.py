@@ -16,6 +16,7 @@ from typing import Any
 import crew
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from sklearn.linear_model import LogisticRegression
@@ -92,6 +93,7 @@ def test_a_fit_gives_head_grid_and_report(fitted: tuple[Path, dict[str, Any], st
         "evaluation.json",
         "head.json",
         "head.safetensors",
+        "label-issues.parquet",
         "report.html",
     ]
     assert (result["classes"], result["images"], result["fitted_on"] + result["held_out"]) == (3, 200, 200)
@@ -99,6 +101,12 @@ def test_a_fit_gives_head_grid_and_report(fitted: tuple[Path, dict[str, Any], st
     assert all(row["gap"] < 1e-6 for row in result["grid"])
     assert "fold 3" in told
     assert "precision    recall  f1-score   support" in told
+    issues = pq.read_table(folder / "label-issues.parquet")
+    assert issues.column_names == ["key", "label", "suggested", "score", "held_out"]
+    assert (result["label_issues"], len(issues) > 0) == (len(issues), True)
+    first = issues.slice(0, 1).to_pylist()[0]
+    assert f"first of all {first['key']} (labelled {first['label']}, looks like {first['suggested']})" in told
+    assert f'<span class="key"><bdi>{first["label"]}/' in (folder / "report.html").read_text()
     features_ND, labels_N = forest.arrays(LAYER)
     tables = [table.column("sha256").to_pylist() for table in forest.tables(["sha256"])]
     digests_N = np.array([int.from_bytes(value[:8], "big") for part in tables for value in part], np.uint64)
@@ -108,6 +116,8 @@ def test_a_fit_gives_head_grid_and_report(fitted: tuple[Path, dict[str, Any], st
         features_ND[~out_N].astype(float), labels_N[~out_N].astype(str)
     )
     head = Head.load(str(folder))
+    assert result["temperature"] == head.temperature_
+    head.temperature_ = 1.0
     np.testing.assert_allclose(head.predict_proba(features_ND), peer.predict_proba(features_ND), atol=1e-4)
     assert result["accuracy"] == pytest.approx(peer.score(features_ND[out_N], labels_N[out_N].astype(str)))
 
@@ -308,6 +318,38 @@ def test_a_split_that_the_data_has_is_used_and_found_again(
     judged = answer_of(["evaluate", str(head), output, "--held-out"], capsys)
     assert (judged["images"], judged["accuracy"]) == (50, result["accuracy"])
     assert (judged["held_out"], judged["fitted_on_these"]) == (True, False)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_near_copies_across_the_split_are_told_with_the_accuracy_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = features_of(tmp_path, names(120), dim=4, gap=1.0)
+    head, output = tmp_path / "head", features.plan.output
+    options = ["--test-keys", "*/000[0-3]?.jpg"]
+    assert main(["fit", output, str(head), *options]) == 0
+    told = capsys.readouterr()
+    result = answer_of(["fit", output, str(head), *options], capsys)
+    features_ND, labels_N = features.arrays(LAYER)
+    keys_N = features.keys()
+    is_test_N = np.array([key.partition("/")[2] < "00040" for key in keys_N])
+    unit_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    near_NM = unit_ND[is_test_N] @ unit_ND[~is_test_N].T > 0.99
+    is_near_N = near_NM.any(axis=1)
+    assert 1 < is_near_N.sum() < len(is_near_N)
+    without = Head.load(str(head)).score(features_ND[is_test_N][~is_near_N], labels_N[is_test_N][~is_near_N])
+    assert (result["near_copies"], result["near_copy_pairs"]) == (is_near_N.sum(), near_NM.sum())
+    assert result["accuracy_without_near_copies"] == pytest.approx(without)
+    assert without != result["accuracy"]
+    assert result["label_issues"] is None, "a single C has no folds to find any"
+    assert not (head / "label-issues.parquet").exists()
+    line = f"{is_near_N.sum()} test images have near copies among the training images: accuracy without them "
+    assert f"{line}{100 * without:.2f} %." in told.out
+    page = (head / "report.html").read_text()
+    assert line in page
+    assert "Likely mislabelled" not in page
+    answer_of(["evaluate", str(head), output, "--held-out", "--report", str(tmp_path / "report")], capsys)
+    assert line in (tmp_path / "report/report.html").read_text()
 
 
 @pytest.mark.usefixtures("without_ray")

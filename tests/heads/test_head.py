@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from bottleneck.errors import CorruptError, FingerprintError, UsageError
 from bottleneck.heads.head import HEAD_JSON, Head, Origin
 from bottleneck.heads.head_file import HEAD_TENSORS
-from bottleneck.heads.solver.losses import log_loss, svm_temperature
+from bottleneck.heads.solver.losses import best_temperature, log_loss
 from bottleneck.spec import sha256_json
 
 
@@ -341,7 +341,7 @@ def test_the_temperature_of_an_svm_has_the_least_log_loss() -> None:
     rng = np.random.default_rng(0)
     class_indices_N = rng.integers(0, 3, 500)
     scores_NK = rng.standard_normal((500, 3)) + 2 * np.eye(3)[class_indices_N]
-    best = svm_temperature(scores_NK, class_indices_N)
+    best = best_temperature(scores_NK, class_indices_N)
     assert 0.5 < best < 4
     at = [log_loss(scores_NK * factor, class_indices_N) for factor in (best, best * 1.05, best / 1.05)]
     assert at[0] == min(at)

@@ -24,7 +24,7 @@ from bottleneck.dataset.success import finish
 from bottleneck.dataset.write import encode, outcomes
 from bottleneck.heads.evaluate import Evaluation
 from bottleneck.heads.head import Head
-from bottleneck.inspect.plots import LIGHT, draw_calibration, draw_confusion
+from bottleneck.inspect.plots import LIGHT, draw_calibration, draw_confusion, draw_coverage
 from bottleneck.inspect.report import (
     MAX_THUMBNAILS,
     keys_shown,
@@ -33,7 +33,7 @@ from bottleneck.inspect.report import (
     thumbnails_of,
     write_report,
 )
-from bottleneck.inspect.report_sections import Rejections, Thumbnails, report_html
+from bottleneck.inspect.report_sections import LabelIssues, Rejections, Thumbnails, report_html
 from bottleneck.sources.reading import Reading
 from bottleneck.storage.store import open_store
 from jobs.__main__ import main
@@ -56,6 +56,10 @@ def evaluation_of(num_classes: int, num_images: int, names: list[str] | None = N
     scores_NK[np.arange(num_images), true_N] += 3
     keys = [f"{head.classes_[n]}/{i:05d}.jpg" for i, n in enumerate(true_N)]
     return evaluated(head, keys, head.classes_[true_N], scores_NK, 512).result()
+
+
+def issue_of(key: str) -> dict[str, Any]:
+    return {"key": key, "label": HOSTILE, "suggested": HOSTILE, "score": 0.987654, "held_out": False}
 
 
 def pictures_of(evaluation: Evaluation) -> Thumbnails:
@@ -238,6 +242,7 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         thumbnails=Thumbnails(pictures_of(evaluation).images, HOSTILE),
         rejected={HOSTILE: Rejections(30, (HOSTILE,))},
         notes=[HOSTILE],
+        label_issues=LabelIssues(30, tuple(issue_of(mistake.key) for mistake in evaluation.mistakes)),
     )
     return folder / "report.html"
 
@@ -332,7 +337,7 @@ def test_a_click_enlarges_a_picture(hostile_page: Path, tmp_path: Path) -> None:
             const large = dialog.querySelector("img"), button = dialog.querySelector("button");
             told.push(dialog.open && large.alt === small.querySelector("img").alt && large.src.startsWith("data:"));
             const wanted = small.matches(".picture") ? 380 : Math.max(before + 1, 300);  // of 375 px
-            told.push(large.getBoundingClientRect().width >= wanted || small.matches("#calibration *"));
+            told.push(large.getBoundingClientRect().width >= wanted || small.matches("#calibration *, #coverage *"));
             button.click();
             told.push(!dialog.open);
         }
@@ -360,7 +365,7 @@ def test_the_page_can_be_read_without_seeing_and_without_a_mouse(hostile_page: P
     assert '<html lang="en">' in text
     assert text.index('class="skip"') < text.index("<header>")
     assert all(f"<{landmark}" in text for landmark in ("header", "nav", "main", "footer"))
-    assert len(re.findall(r"<table", text)) == len(re.findall(r"<caption>", text)) == 2
+    assert len(re.findall(r"<table", text)) == len(re.findall(r"<caption>", text)) == 3
     assert 'scope="col"' in text
     assert 'scope="row"' in text
     unnamed = "[...document.images].filter(image => !image.alt).length"
@@ -383,6 +388,48 @@ def test_drawings_bear_any_labels_and_sizes() -> None:
         assert draw_confusion(evaluation, "png", LIGHT) == png
     svg = draw_calibration(evaluation_of(3, 50), "svg", LIGHT)
     assert b"<svg" in svg
+
+
+def test_likely_mislabelled_images_are_shown_where_there_are_folds_to_find_them(hostile_page: Path) -> None:
+    assert "30 images look like another class than the label's" in hostile_page.read_text()
+    assert "the likeliest are shown, and all are in label-issues.parquet" in hostile_page.read_text()
+    assert "score 0.988" in hostile_page.read_text()
+    evaluation = evaluation_of(3, 50)
+    assert "Likely mislabelled" not in report_html("x", evaluation, None, {}, Thumbnails(), {})
+    none = report_html("x", evaluation, None, {}, Thumbnails(), {}, label_issues=LabelIssues(0))
+    assert "None: no image looks like one of another class" in none
+
+
+def test_the_accuracy_of_a_share_of_the_images_is_told_and_drawn(
+    features: Features, head: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--threshold", "0.7", "--report", str(tmp_path / "report")]
+    assert main(["--json", "evaluate", head.uri, features.plan.output, *options]) == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    features_ND, labels_N = features.arrays()
+    sure_N = head.predict_proba(features_ND).max(axis=1) >= 0.7
+    right_N = head.predict(features_ND) == labels_N
+    assert 0 < sure_N.sum() < len(sure_N)
+    assert (result["threshold"], result["coverage"]) == (0.7, sure_N.mean())
+    assert result["accuracy_answered"] == right_N[sure_N].mean()
+    share, sure = f"{100 * sure_N.mean():.2f} %", f"{100 * right_N[sure_N].mean():.2f} %"
+    assert f"probability of 0.7 or more: {share} of the images, {sure} of them rightly" in shown.err
+    text = (tmp_path / "report/report.html").read_text()
+    assert f"At a threshold of 0.7 it answers {sure_N.mean():.2%} of the images" in text
+    assert f"<td>{right_N.mean():.2%}</td>" in text
+    assert f"log loss {result['log_loss']:.3f}, Brier score {result['brier_score']:.3f}" in shown.err
+    assert f"<dd>{result['log_loss']:.3f}" in text
+    assert f"<dd>{result['brier_score']:.3f}" in text
+    svgs = [draw_coverage(evaluation_of(num_classes, 60), "svg", LIGHT) for num_classes in (2, 30)]
+    assert all(b"<svg" in svg for svg in svgs)
+
+
+def test_a_threshold_that_is_no_probability_is_refused_before_the_work(
+    features: Features, head: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", head.uri, features.plan.output, "--threshold", "90"]) == 2
+    assert "--threshold takes a probability from 0 to 1. Received: 90." in capsys.readouterr().err
 
 
 def test_a_perfect_head_has_a_report_too() -> None:

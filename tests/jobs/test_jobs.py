@@ -74,7 +74,7 @@ OPTIONS = {
         "class_weight",
         *["num_workers", "use_gpu", "allow_incomplete"],
     ],
-    "evaluate": ["head", "features", "held_out", "allow_incomplete", "report"],
+    "evaluate": ["head", "features", "held_out", "allow_incomplete", "threshold", "report"],
     "classify": ["images", "head", "base", "weights", "names", "top"],
     "similar": ["places", "top", "exclude_copies", "layer", "sheet", "weights", "allow_incomplete"],
     "duplicates": ["features", "file", "min_cosine", "layer", "sheet", "allow_incomplete"],

@@ -227,12 +227,22 @@ def _of_all_classes(scores_NK: np.ndarray) -> np.ndarray:
     return np.hstack([np.zeros_like(scores_NK), scores_NK]) if scores_NK.shape[1] == 1 else scores_NK
 
 
-def svm_temperature(scores_NK: np.ndarray, class_indices_N: np.ndarray) -> float:
-    """The factor of an svm's margins with the least log loss (Guo et al. 2017), on images not fitted on."""
+SMALLEST_POWER = -4.0
+"""Of ten, for a temperature: a head that is wrong however sure it is."""
+
+
+def best_temperature(scores_NK: np.ndarray, class_indices_N: np.ndarray, largest_power: float = 4.0) -> float:
+    """The factor of scores with the least log loss (Guo et al. 2017), on images not fitted on.
+
+    Args:
+        largest_power: of ten, up to which factors are tried, from SMALLEST_POWER on.
+    """
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda power: log_loss(scores_NK * 10**power, class_indices_N), bounds=(-4, 4), method="bounded"
+        lambda power: log_loss(scores_NK * 10**power, class_indices_N),
+        bounds=(SMALLEST_POWER, largest_power),
+        method="bounded",
     )
     return float(10**found.x)
 

@@ -11,8 +11,9 @@ from bottleneck.heads.request import Arrays, Grid
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.gram import Path, problem_shape, problems_of
 from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid
-from bottleneck.heads.solver.losses import Problems
+from bottleneck.heads.solver.losses import SMALLEST_POWER, Problems
 from bottleneck.heads.solver.newton import Coordinates, Optimum, minimize
+from bottleneck.heads.solver.out_of_fold import LARGEST_POWER, OutOfFold, worthwhile
 from bottleneck.heads.solver.protocol import Workers, total
 from bottleneck.heads.solver.worker import Worker
 
@@ -51,8 +52,9 @@ class SumsFit:
         if data.moments:  # the head scales by itself
             W, b = W * scale_D[:, None], b + center_D @ W
         arrays = {"coef": W.T.copy(), "intercept": b.copy()}
-        if data.request.kind == "svm":
-            arrays["temperature"] = np.array([self._temperature(grid.best_c) if pairs else 1.0])
+        if pairs:
+            grid.out_of_fold = OutOfFold(models={fold: self._oof[grid.best_c, fold] for fold in range(data.num_folds)})
+            arrays["temperature"] = np.array([self._temperature(grid.out_of_fold)])
         return arrays
 
     def _minimize(
@@ -127,18 +129,24 @@ class SumsFit:
             paths.append(path)
         return paths
 
-    def _temperature(self, c: float) -> float:
-        """Like `svm_temperature`, for images that stay with their workers: the best of ever finer grids."""
-        low, high = -4.0, 4.0
+    def _temperature(self, out_of_fold: OutOfFold) -> float:
+        """Like `best_temperature`, for images that stay with their workers: the best of ever finer grids."""
+
+        def losses(factors: np.ndarray) -> np.ndarray:
+            asked = [
+                self.data.workers.ask(Worker.log_losses, weights, intercept, fold, factors)
+                for fold, (weights, intercept) in out_of_fold.models.items()
+            ]
+            return total([one for answers in asked for one in answers])
+
+        is_svm = self.data.request.kind == "svm"
+        low, high = SMALLEST_POWER, 4.0 if is_svm else LARGEST_POWER
         for _ in range(4):
             grid = np.linspace(low, high, 33)
-            losses = np.zeros(len(grid))
-            for fold in range(self.data.num_folds):
-                weights, intercept = self._oof[c, fold]
-                losses += sum(self.data.workers.ask(Worker.log_losses, weights, intercept, fold, 10.0**grid))
-            best = int(losses.argmin())
+            best = int(losses(10.0**grid).argmin())
             low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-        return float(10 ** grid[best])
+        found = float(10 ** grid[best])
+        return found if is_svm else worthwhile(found, *losses(np.array([1.0, found])).tolist())
 
 
 class WorkersObjective:

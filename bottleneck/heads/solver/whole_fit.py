@@ -11,7 +11,8 @@ from bottleneck.heads.request import Arrays, Grid
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.gram import Path, accuracy
 from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid
-from bottleneck.heads.solver.losses import svm_temperature
+from bottleneck.heads.solver.losses import best_temperature, log_loss
+from bottleneck.heads.solver.out_of_fold import LARGEST_POWER, OutOfFold, worthwhile
 from bottleneck.heads.solver.worker import Worker
 
 
@@ -31,14 +32,27 @@ class WholeFit:
         c_values = [c for c in sorted(data.request.c) if c <= grid.best_c]
         path = self._solve([-1], c_values, FINAL_TOLERANCE)[0]
         arrays = {"coef": data.expanded(path.weights[-1]).T.copy(), "intercept": path.intercepts[-1].copy()}
-        if data.request.kind == "svm":
-            arrays["temperature"] = np.ones(1)
-        if data.request.kind == "svm" and paths:
-            best = [
-                (p.scores[p.c.index(grid.best_c)], data.class_indices_fit[data.folds_fit == p.left_out]) for p in paths
-            ]
-            arrays["temperature"][0] = svm_temperature(*map(np.concatenate, zip(*best, strict=True)))
+        if paths:
+            scores_NK = self._left_out(paths, grid.best_c)
+            grid.out_of_fold = OutOfFold(scores_NK.astype(np.float32))
+            arrays["temperature"] = np.array([self._temperature(scores_NK)])
         return arrays
+
+    def _left_out(self, paths: list[Path], c: float) -> np.ndarray:
+        """The scores [N, K] of the fitted images by the folds that left them out."""
+        data = self.data
+        scores_NK = np.empty((len(data.folds_fit), data.columns))
+        for path in paths:
+            scores_NK[data.folds_fit == path.left_out] = path.scores[path.c.index(c)]
+        return scores_NK
+
+    def _temperature(self, scores_NK: np.ndarray) -> float:
+        """The temperature of the head, from scores of images by folds that left them out."""
+        truth_N = self.data.class_indices_fit
+        if self.data.request.kind == "svm":
+            return best_temperature(scores_NK, truth_N)
+        found = best_temperature(scores_NK, truth_N, LARGEST_POWER)
+        return worthwhile(found, log_loss(scores_NK, truth_N), log_loss(scores_NK * found, truth_N))
 
     def _solve(self, folds: list[int], c_values: list[float], tolerance: float) -> list[Path]:
         """Solve one path per fold; the workers take turns."""

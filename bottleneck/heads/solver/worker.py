@@ -86,7 +86,7 @@ class Worker:
         self.keys_N = np.array([str(number) for number in range(len(features_ND))], dtype=object)
 
     def place(
-        self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str, sample_weights_N: np.ndarray | None
+        self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str, sample_weights_N: np.ndarray | None = None
     ) -> None:
         """Take the images' class indices, folds, scaling and weights, None where all count alike."""
         self.class_indices_N, self.folds_N, self.sample_weights_N = class_indices_N, folds_N, sample_weights_N
@@ -213,11 +213,16 @@ class Worker:
             result += [log_loss(scores_NK * factor, class_indices_N) for factor in temperatures]
         return result
 
-    def _scores(self, W: np.ndarray, b: np.ndarray, left_out: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def left_out_scores(self, W: np.ndarray, b: np.ndarray, left_out: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield numbers of the images of a fold, and the scores [n, K] that these weights give them."""
         left_N = np.flatnonzero(self.folds_N == left_out)
         for start in range(0, len(left_N), 8192):
             part = left_N[start : start + 8192]
-            yield self._block(part) @ W + b, self.class_indices_N[part]
+            yield part, self._block(part) @ W + b
+
+    def _scores(self, W: np.ndarray, b: np.ndarray, left_out: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for part, scores_NK in self.left_out_scores(W, b, left_out):
+            yield scores_NK, self.class_indices_N[part]
 
     def mlp_gradient(
         self,
@@ -243,9 +248,17 @@ class Worker:
         chosen_N = np.flatnonzero(self.folds_N == fold)
         for start in range(0, len(chosen_N), 4096):
             part = chosen_N[start : start + 4096]
-            said = head.predictions(self.features_ND[part])
-            evaluator.add(self.keys_N[part].tolist(), head.classes_[self.class_indices_N[part]].tolist(), said)
+            probabilities_NK = head.predict_proba(self.features_ND[part])
+            labels_N = head.classes_[self.class_indices_N[part]]
+            evaluator.add(self.keys_N[part].tolist(), labels_N.tolist(), probabilities_NK)
         return evaluator
+
+    def count_right(self, head: Any, fold: int, which_n: np.ndarray) -> tuple[int, int]:
+        """Count the images that a `Head` recognises among some of a fold [n], and all of these."""
+        rows = np.flatnonzero(self.folds_N == fold)[which_n]
+        if not len(rows):
+            return 0, 0
+        return int((head.predict(self.features_ND[rows]) == head.classes_[self.class_indices_N[rows]]).sum()), len(rows)
 
     def _block(self, part: Any) -> np.ndarray:
         block_ND: np.ndarray = self.features_ND[part].astype(np.float64)
