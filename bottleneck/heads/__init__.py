@@ -8,11 +8,13 @@
     fit              Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images.
     head             The classifier on features, with scikit-learn's interface; saved as safetensors and JSON.
     head_file        Read, check and write the files of a head; nothing in them is executed.
+    origin           Where a head comes from: the features it was fitted on, and how.
     predict          Predict the classes of images or of stored features, as an output of their own.
     predicted        Count the predicted classes of an output.
     prediction_plan  Plan predictions, and check that an output was planned for the same ones.
     request          The options of a head, and their checks.
     splits           Split images into a held-out part and folds: stratified, deterministic, copies together.
+    test_set         A separate test set: features of other images, checked before the fit and evaluated after it.
     solver/          Find the optimum of a fit.
 
 Imports extract and the folders below it; no Ray.

@@ -19,6 +19,7 @@ from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.protocol import Workers
 from bottleneck.heads.solver.worker import Worker, encoded, labelled_rows
 from bottleneck.heads.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
+from bottleneck.heads.test_set import evaluate_on, read_test
 from bottleneck.spec import canonical_layer
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
@@ -34,7 +35,12 @@ class Fitted:
 
     head: "Head"
     evaluator: Evaluator
-    """Of the held-out images."""
+    """Of the held-out images, or of the test set."""
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """On the held-out images or the test set; None where there are none."""
+        return self.evaluator.result() if num_evaluated(self.details) else None
 
     @property
     def details(self) -> dict[str, Any]:
@@ -42,14 +48,21 @@ class Fitted:
         return self.head.origin.details
 
 
-def fit_features(workers: Workers, features: Features, request: HeadRequest, rows_of: dict[str, int]) -> Fitted:
+def fit_features(
+    workers: Workers,
+    features: Features,
+    request: HeadRequest,
+    rows_of: dict[str, int],
+    test: Features | None = None,
+) -> Fitted:
     """Fit a head on the ok, labelled images of a features dataset.
 
     Args:
         rows_of: ok images of each file, at least.
+        test: features of other images, on which the head is evaluated.
 
     Raises:
-        UsageError: for labels that cannot be fitted on, or a layer that is not there.
+        UsageError: for labels that cannot be fitted on or evaluated, or a layer that is not there.
         FeaturesError: for features that are NaN or infinite.
     """
     from bottleneck.heads.head import Head, Origin
@@ -64,15 +77,17 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
     check_labels(dict.fromkeys(classes, 1), features.plan.output)
     workers.report({"read": len(class_indices_N), "classes": len(classes), "seconds": time.monotonic() - started})
     traits = all_traits(parts)
+    tested = read_test(workers, test, layer, classes, traits.digests_N) if test else None
     split = rule.split(class_indices_N, traits, classes)
     counts = [len(own) for own in codes]
     coordinator = Coordinator(
         FitData(workers, counts, class_indices_N, split.folds_N, len(classes), request, rule.num_folds)
     )
     arrays, grid = coordinator.fit(features.spec.dim_of(layer))
-    head = Head.of(request, grid.best_c, classes, arrays)
+    head = Head.of(request, grid, classes, arrays)
     evaluator = Evaluator(classes)
-    for part in workers.ask(Worker.evaluate_head, head, HELD_OUT):
+    held_out = evaluate_on(workers, head, test, layer) if test else workers.ask(Worker.evaluate_head, head, HELD_OUT)
+    for part in held_out:
         evaluator.merge(part)
     details = {
         "request": {**request.to_json(), "layer": layer},
@@ -92,6 +107,7 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
         },
         "grid": grid.rows,
         "grid_end": grid.end,
+        "test": tested,
         "c": None if request.kind == "mlp" else grid.best_c,
         "way": coordinator.solver,
         "num_workers": workers.size,
@@ -100,6 +116,12 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
     }
     head.origin_ = Origin(layer, features.spec, features.plan.output, features.plan.sha256, details)
     return Fitted(head, evaluator)
+
+
+def num_evaluated(details: dict[str, Any]) -> int:
+    """Images that the fit of a head with these details was evaluated on."""
+    test = details.get("test")
+    return int(test["images"] if test else details["held_out"])
 
 
 def evaluate_head(head: "Head", features: Features, *, held_out: bool = False) -> Evaluation:

@@ -3,7 +3,6 @@
 Legend: N images, D features, K classes (one column of scores where there are two), H hidden units of an mlp.
 """
 
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -25,8 +24,18 @@ from bottleneck.heads.head_file import (
     read_tensors,
     write_head,
 )
+from bottleneck.heads.origin import Origin as Origin
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
-from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Scale, check_parameters
+from bottleneck.heads.request import (
+    NETWORK,
+    ClassWeight,
+    Grid,
+    HeadRequest,
+    Kind,
+    Scale,
+    check_parameters,
+    plain_network,
+)
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.losses import l2_scaled, probabilities
@@ -35,31 +44,17 @@ from bottleneck.heads.solver.worker import Worker
 from bottleneck.spec import FeatureSpec
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a head comes from; what another dataset must share with it, and what a report tells."""
-
-    layer: str
-    """Column of the features, as `block5_pool:avg`."""
-    spec: FeatureSpec
-    features: str
-    """URI of the features it was fitted on."""
-    plan_sha256: str
-    """Digest of their plan."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """JSON values: the split, the grid, the metrics on the held-out part, versions."""
-
-
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier on features, used like any of scikit-learn's.
 
     Args:
         kind: `logistic` (multinomial, the optimum of LogisticRegression), `svm` (one against the rest, squared hinge,
-            the optimum of LinearSVC) or `mlp` (one hidden layer of 256).
+            the optimum of LinearSVC) or `mlp` (one hidden layer).
         C: inverse strength of the L2 penalty, above 0; the mlp has none.
         scale: `standard` removes mean and variance, `l2` gives each row length 1.
         class_weight: `balanced` weighs classes by the inverse of their size; or a dict of weights by label, 1 where it
             has none; `none` or None weighs all images alike.
+        hidden_size, epochs, seed: of the mlp alone; as in `HeadRequest`.
 
     Attributes:
         classes_: labels [K], sorted.
@@ -68,17 +63,27 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     def __init__(
-        self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: Any = "none"
+        self,
+        kind: Kind = "logistic",
+        C: float = 1.0,
+        scale: Scale = "none",
+        class_weight: Any = "none",
+        hidden_size: int = 256,
+        epochs: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.kind = kind
         self.C = C
         self.scale = scale
         self.class_weight = class_weight
+        self.hidden_size = hidden_size
+        self.epochs = epochs
+        self.seed = seed
 
     @classmethod
-    def of(cls, request: HeadRequest, c: float, classes: list[str], arrays: dict[str, np.ndarray]) -> Self:
+    def of(cls, request: HeadRequest, grid: Grid, classes: list[str], arrays: dict[str, np.ndarray]) -> Self:
         """A head from what its fit gave."""
-        head = cls(request.kind, c, request.scale, request.class_weight)
+        head = cls(request.kind, grid.best_c, grid.best_scale, request.class_weight, **plain_network(request))
         head.classes_ = np.array(classes, dtype=object)
         head._take(arrays)
         head.n_features_in_ = arrays["hidden_coef" if request.kind == "mlp" else "coef"].shape[1]
@@ -106,7 +111,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(self.class_weight, dict):
             weights_K = compute_class_weight(self.class_weight, classes=self.classes_, y=labels_N)
         c = 1.0 if self.kind == "mlp" else float(self.C)
-        request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named)
+        request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named, **plain_network(self))
         worker = Worker()
         worker.hold(features_ND)
         folds_N = np.zeros(len(class_indices_N), int)
@@ -220,6 +225,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "C": self.C,
             "scale": self.scale,
             "class_weight": plain_weights(self.class_weight),
+            **plain_network(self),
             "classes": plain_classes(self.classes_),
             "dim": self.n_features_in_,
             "layer": origin and origin.layer,
@@ -243,7 +249,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         document, data = read_head(uri)
         try:
-            head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
+            network = {name: document[name] for name in NETWORK}
+            head = cls(document["kind"], document["C"], document["scale"], document["class_weight"], **network)
             head.classes_ = class_array(document["classes"])
             if isinstance(head.class_weight, dict):
                 label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
@@ -257,7 +264,12 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             head.sha256_ = str(document["sha256"])
             tensors = read_tensors(data, uri)
             check_tensors(
-                tensors, kind=head.kind, scale=head.scale, dim=head.n_features_in_, num_classes=len(head.classes_)
+                tensors,
+                kind=head.kind,
+                scale=head.scale,
+                dim=head.n_features_in_,
+                num_classes=len(head.classes_),
+                hidden_size=head.hidden_size,
             )
             head._take(tensors)
         except (UsageError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -269,12 +281,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         mine = self.origin.spec
         if mine.fingerprint == spec.fingerprint:
             return
-        old, new = mine.to_json(), spec.to_json()
-        differing = "; ".join(
-            f"{name}: head {old[name]}, features {new[name]}"
-            for name in old
-            if old[name] != new[name] and name != "weights"
-        )
+        differing = "; ".join(mine.differences(spec, "head", "features"))
         raise FingerprintError(
             f"The head was fitted on other features, so its answers would mean nothing. Differing: {differing}. "
             "Extract with the head's values, or fit a head on these features."

@@ -9,7 +9,7 @@ import numpy as np
 from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
-from bottleneck.heads.solver.mlp import HIDDEN
+from bottleneck.heads.request import NETWORK, check_network
 from bottleneck.spec import sha256_json
 from bottleneck.storage.store import ObjectError, Store, Wanted, open_store
 
@@ -45,9 +45,11 @@ def read_head(uri: str) -> tuple[dict[str, Any], bytes]:
     if not unchanged:
         raise CorruptError(f"{store.uri}/{HEAD_JSON} was changed after it was written: its sha256 differs. {mend}")
     try:
+        # Heads of an earlier version had no other network than the usual one.
+        document = {**{name: usual for name, (_, _, usual) in NETWORK.items()}, **document}
         _check_types(document)
         most_bytes = _most_bytes(document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (UsageError, KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{store.uri} is no readable head: {error!r}. {mend}") from error
     data = _read_up_to(store, HEAD_TENSORS, most_bytes)
     if data is None:
@@ -77,7 +79,8 @@ def _most_bytes(document: dict[str, Any]) -> int:
     """How large the tensors of a head can be by what its JSON says of it: float64 values behind a header."""
     dim: int = document["dim"]
     num_classes = len(document["classes"])
-    num_values = (dim + 1) * (num_classes + HIDDEN) + HIDDEN * num_classes + 2 * dim + 1
+    hidden: int = document["hidden_size"]
+    num_values = (dim + 1) * (num_classes + hidden) + hidden * num_classes + 2 * dim + 1
     return 8 * num_values + MAX_HEADER_BYTES
 
 
@@ -93,6 +96,7 @@ def _check_types(document: dict[str, Any]) -> None:
     classes = document["classes"]
     if len(class_array(classes)) < 2 or len(set(classes)) < len(classes):
         raise ValueError("classes are not two or more different ones")
+    check_network("mlp", *(document[name] for name in NETWORK))  # before its size decides how much is read
 
 
 def plain_classes(classes_K: np.ndarray) -> list[str] | list[int] | list[bool]:
@@ -139,13 +143,15 @@ def read_tensors(data: bytes, uri: str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def check_tensors(tensors: dict[str, np.ndarray], *, kind: str, scale: str, dim: int, num_classes: int) -> None:
+def check_tensors(
+    tensors: dict[str, np.ndarray], *, kind: str, scale: str, dim: int, num_classes: int, hidden_size: int
+) -> None:
     """Raise ValueError unless the arrays are those of such a head: names, shapes, finite float64."""
     rows = 1 if num_classes == 2 else num_classes
     width = dim
     expected: dict[str, tuple[int, ...]] = {}
     if kind == "mlp":
-        width = len(tensors["hidden_intercept"])
+        width = hidden_size
         expected |= {"hidden_coef": (width, dim), "hidden_intercept": (width,)}
     if scale == "standard":
         expected |= {"mean": (dim,), "scale": (dim,)}

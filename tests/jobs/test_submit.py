@@ -72,7 +72,20 @@ NO_PLACES = {
     *("kind", "layer", "c", "folds", "test_fraction", "scale", "class_weight", "num_workers", "use_gpu", "min_cosine"),
     *("follow_links", "what", "num_images", "rounds", "limit_seconds", "dim", "classes"),
     "label_names",  # the names themselves, once the options are parsed
-    *("accept_cut", "follow_links", "formats", "test_keys", "group_by", "held_out", "order", "flat"),
+    *(
+        "accept_cut",
+        "follow_links",
+        "formats",
+        "test_keys",
+        "group_by",
+        "held_out",
+        "metric",
+        "hidden_size",
+        "epochs",
+        "seed",
+        "order",
+        "flat",
+    ),
 }
 
 

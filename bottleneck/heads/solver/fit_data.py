@@ -3,9 +3,12 @@
 Legend: N images, D features, K classes, F folds, P problems.
 """
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 
-from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.request import HeadRequest, Scale
 from bottleneck.heads.solver.protocol import Workers, total
 from bottleneck.heads.solver.worker import Worker
 
@@ -32,7 +35,7 @@ class FitData:
         num_folds: int,
         weights_K: np.ndarray | None = None,
     ) -> None:
-        """Place the images' classes and folds, in the order of the workers; `counts` are images per worker.
+        """Take the images' classes and folds, in the order of the workers; `counts` are images per worker.
 
         Args:
             num_folds: 1 where there is no cross-validation.
@@ -45,16 +48,25 @@ class FitData:
         self.num_folds = num_folds
         self.kind = request.kind if request.kind != "logistic" else ("logistic" if num_classes == 2 else "softmax")
         self.columns = 1 if num_classes == 2 else num_classes
-        self.workers.ask_each(
-            Worker.place, [(codes, folds, request.scale) for codes, folds in self.by_worker(class_indices_N, folds_N)]
-        )
+
+    def scaled(self, scale: Scale) -> "FitData":
+        """The same images with another scaling; `begin` has the workers apply it."""
+        other = copy.copy(self)
+        other.request = replace(self.request, scale=scale)
+        return other
+
+    def place(self) -> None:
+        """Give the workers the classes, folds and scaling of their images."""
+        parts = self.by_worker(self.class_indices_N, self.folds_N)
+        self.workers.ask_each(Worker.place, [(codes, folds, self.request.scale) for codes, folds in parts])
 
     def begin(self, dim: int) -> None:
-        """Choose the solver by size, and compute the scaling.
+        """Place the images, choose the solver by size, and compute the scaling.
 
         Args:
             dim: D of the features.
         """
+        self.place()
         fitted_N = self.folds_N >= 0
         self.class_indices_fit, self.folds_fit = self.class_indices_N[fitted_N], self.folds_N[fitted_N]
         num_images = len(self.class_indices_fit)

@@ -9,8 +9,8 @@ import numpy as np
 
 from bottleneck.heads.request import Arrays, Grid
 from bottleneck.heads.solver.fit_data import FitData
-from bottleneck.heads.solver.gram import Path, accuracy
-from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid
+from bottleneck.heads.solver.gram import Path
+from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid, report_cell
 from bottleneck.heads.solver.losses import svm_temperature
 from bottleneck.heads.solver.worker import Worker
 
@@ -21,22 +21,25 @@ class WholeFit:
     def __init__(self, data: FitData) -> None:
         self.data = data
         self._handles: dict[int, Any] = {}
+        self._paths: list[Path] = []
 
-    def fit(self, grid: Grid) -> Arrays:
-        """Fill the grid, and return the arrays of the head with the best C."""
+    def cross_validate(self, grid: Grid) -> None:
+        """Fill the grid's rows of this scaling."""
         data = self.data
         folds = list(range(data.num_folds)) if data.num_folds > 1 else []
-        paths = self._solve(folds, sorted(data.request.c), GRID_TOLERANCE)
-        fill_grid(grid, paths, data)
-        c_values = [c for c in sorted(data.request.c) if c <= grid.best_c]
+        self._paths = self._solve(folds, sorted(data.request.c), GRID_TOLERANCE)
+        fill_grid(grid, self._paths, data)
+
+    def fit(self, best_c: float) -> Arrays:
+        """The arrays of the head with this C."""
+        data, paths = self.data, self._paths
+        c_values = [c for c in sorted(data.request.c) if c <= best_c]
         path = self._solve([-1], c_values, FINAL_TOLERANCE)[0]
         arrays = {"coef": data.expanded(path.weights[-1]).T.copy(), "intercept": path.intercepts[-1].copy()}
         if data.request.kind == "svm":
             arrays["temperature"] = np.ones(1)
         if data.request.kind == "svm" and paths:
-            best = [
-                (p.scores[p.c.index(grid.best_c)], data.class_indices_fit[data.folds_fit == p.left_out]) for p in paths
-            ]
+            best = [(p.scores[p.c.index(best_c)], data.class_indices_fit[data.folds_fit == p.left_out]) for p in paths]
             arrays["temperature"][0] = svm_temperature(*map(np.concatenate, zip(*best, strict=True)))
         return arrays
 
@@ -46,7 +49,7 @@ class WholeFit:
         paths: list[Path] = []
         while len(paths) < len(folds):
             turn = folds[len(paths) : len(paths) + data.workers.size]
-            name = f"paths {turn} {c_values} {tolerance}"
+            name = f"paths {data.request.scale} {turn} {c_values} {tolerance}"
             found = data.workers.recall(name)
             if found is None:
                 asked = [
@@ -81,8 +84,6 @@ class WholeFit:
         return self._handles[scaling]
 
     def _tell(self, path: Path) -> None:
-        data = self.data
         if path.left_out >= 0:
-            truth = data.class_indices_fit[data.folds_fit == path.left_out]
-            for c, scores in zip(path.c, path.scores, strict=True):
-                data.workers.report({"c": c, "fold": path.left_out, "accuracy": accuracy(scores, truth)})
+            for c, counts in zip(path.c, path.counts, strict=True):
+                report_cell(self.data, c, path.left_out, counts)

@@ -1,0 +1,21 @@
+"""Where a head comes from: the features it was fitted on, and how."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bottleneck.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a head comes from; what another dataset must share with it, and what a report tells."""
+
+    layer: str
+    """Column of the features, as `block5_pool:avg`."""
+    spec: FeatureSpec
+    features: str
+    """URI of the features it was fitted on."""
+    plan_sha256: str
+    """Digest of their plan."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON values: the split, the grid, the metrics on the held-out part, versions."""
