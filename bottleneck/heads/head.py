@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bottleneck.dataset.plan import versions
 from bottleneck.dataset.schema import PREDICTION_FIELDS as PREDICTION_FIELDS
-from bottleneck.errors import CorruptError, FingerprintError, UsageError
+from bottleneck.errors import CorruptError, UsageError
 from bottleneck.heads.head_file import (
     check_tensors,
     class_array,
@@ -278,14 +278,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def check_fits(self, spec: FeatureSpec) -> None:
         """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
-        mine = self.origin.spec
-        if mine.fingerprint == spec.fingerprint:
-            return
-        differing = "; ".join(mine.differences(spec, "head", "features"))
-        raise FingerprintError(
-            f"The head was fitted on other features, so its answers would mean nothing. Differing: {differing}. "
-            "Extract with the head's values, or fit a head on these features."
-        )
+        self.origin.check_fits(spec)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         tensors = {"coef": self.coef_, "intercept": self.intercept_}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from bottleneck.errors import FingerprintError
 from bottleneck.spec import FeatureSpec
 
 
@@ -19,3 +20,13 @@ class Origin:
     """Digest of their plan."""
     details: dict[str, Any] = field(default_factory=dict)
     """JSON values: the split, the grid, the metrics on the held-out part, versions."""
+
+    def check_fits(self, spec: FeatureSpec) -> None:
+        """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
+        if self.spec.fingerprint == spec.fingerprint:
+            return
+        differing = "; ".join(self.spec.differences(spec, "head", "features"))
+        raise FingerprintError(
+            f"The head was fitted on other features, so its answers would mean nothing. Differing: {differing}. "
+            "Extract with the head's values, or fit a head on these features."
+        )
