@@ -166,6 +166,15 @@ class FeatureSpec:
         """The first eight digits of the fingerprint, as used in file names."""
         return self.fingerprint[:8]
 
+    def differences(self, other: Self, own_name: str, other_name: str) -> list[str]:
+        """The fields that change a feature's value and differ, each as `name: own_name value, other_name value`."""
+        ours, others = self.to_json(), other.to_json()
+        return [
+            f"{name}: {own_name} {ours.get(name)}, {other_name} {others.get(name)}"
+            for name in {**ours, **others}
+            if ours.get(name) != others.get(name) and name != "weights"
+        ]
+
     def dim_of(self, layer: str) -> int:
         """D of a layer, given by its full name."""
         return self.dims[self.layers.index(layer)]

@@ -3,6 +3,7 @@
     bottleneck fit features/ head/
     bottleneck fit s3://bucket/features s3://bucket/head --c 0.1 1 10 100 1000 10000 --folds 3 --num-workers 4
     bottleneck fit features/ head/ --test-keys 'test/*' --group-by '/(P[0-9]+)_'
+    bottleneck fit features/ head/ --test test-features/ --scale auto --metric macro_f1
 
 Runs as a Ray Train job that replaces workers that die. The result equals scikit-learn's LogisticRegression or LinearSVC
 for any number of workers. Writes head.safetensors, head.json, report.html and confusion.png to HEAD, and with several C
@@ -16,19 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from bottleneck.console import PLAIN_SECONDS, duration, start_live
+from bottleneck.console import duration
 from bottleneck.dataset.features import Features, open_features, rows_of
 from bottleneck.distributed.train import train_head
 from bottleneck.errors import FingerprintError
 from bottleneck.heads.evaluate import Evaluation, classification_report
-from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head
+from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head, num_evaluated
 from bottleneck.heads.label_issues import read_label_issues, write_label_issues
 from bottleneck.heads.request import HEAD_JSON, HeadRequest
-from bottleneck.heads.solver.protocol import FitEvent
+from bottleneck.heads.test_set import request_with_test
 from bottleneck.inspect.report import REPORT_HTML, report_of_features, write_report
 from bottleneck.storage.store import check_output_uri, open_store
 from bottleneck.text import counted
 from jobs.fit_findings import FINDINGS, findings, near_copies_note
+from jobs.fit_table import GridTable
 from jobs.results import answer, show
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
@@ -48,6 +50,8 @@ class Config:
     head: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HEAD")]
     """A folder or s3://bucket/prefix for the head."""
     request: HeadRequest = field(default_factory=HeadRequest)
+    test: str | None = None
+    """Evaluate on these features, an output of other images made with the same options, and hold nothing out."""
     num_workers: int = 1
     """Ray Train workers, each of which holds a share of the features."""
     use_gpu: bool = False
@@ -67,31 +71,34 @@ def fit(config: Config) -> dict[str, Any]:
 
     started = time.monotonic()
     features = open_features(config.features, allow_incomplete=config.allow_incomplete)
-    layer = chosen_layer(features, config.request)
+    test = open_features(config.test, allow_incomplete=config.allow_incomplete) if config.test else None
+    request = request_with_test(config.request, test, features) if test else config.request
+    layer = chosen_layer(features, request)
     check_output_uri(config.head)
     store = open_store(config.head)
     if store.exists(HEAD_JSON):
         head = Head.load(config.head)
-        _check_same(head, features, config.request, layer, config.head)
+        _check_same(head, features, test, {**request.to_json(), "layer": layer}, config.head)
         show(f"{config.head} is fitted already")
         has_report = store.exists(REPORT_HTML)
-        if head.origin.details["held_out"] and not has_report:  # the job was stopped before it, or the report failed
-            has_report = try_report(config.head, head, features)
+        if num_evaluated(head.origin.details) and not has_report:  # the job was stopped before it, or it failed
+            has_report = try_report(config.head, head, features, test)
         return _result(config.head, head, has_report=has_report)
     store.try_writing()  # before the work, which would be lost
     check_labels(features.plan.label_counts, config.features)
     if features.spec.weights.startswith("random:"):
         log.warning(RANDOM_WEIGHTS, features.spec.weights)
-    with GridTable(config.request) as table:
+    with GridTable(request) as table:
         fitted = train_head(
             features,
-            config.request,
+            request,
             rows_of(features),
+            test=test,
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
             on_event=table.show,
         )
-    evaluation = fitted.evaluator.result() if fitted.details["held_out"] else None
+    evaluation = fitted.evaluation
     if evaluation is not None:
         fitted.details["accuracy"] = evaluation.accuracy
     if fitted.label_issues is not None:  # before the head, which is complete where it is
@@ -99,7 +106,7 @@ def fit(config: Config) -> dict[str, Any]:
     fitted.head.save(config.head)
     tell(fitted, evaluation, time.monotonic() - started)
     # After the head: a source that has gone or a disk that is full must not cost the fit.
-    has_report = evaluation is not None and try_report(config.head, fitted.head, features, evaluation)
+    has_report = evaluation is not None and try_report(config.head, fitted.head, features, test, evaluation)
     show(f"head: {config.head}{', with report.html' if has_report else ''}")
     return _result(config.head, Head.load(config.head), has_report=has_report)
 
@@ -108,12 +115,14 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
     """Show the figures of a fit.
 
     Args:
-        evaluation: None where no image was held out.
+        evaluation: None where there is neither a held-out image nor a test set.
         seconds: what the whole job took.
     """
     details = fitted.details
     classes = counted(len(fitted.head.classes_), "class", "classes")
     penalty = "" if details["c"] is None else f", C = {details['c']:g}"
+    if details["request"]["scale"] == "auto":
+        penalty += f", scale {fitted.head.scale}"
     show(
         f"fitted on {counted(details['fitted_on'], 'image')} of {classes}{penalty}, in {duration(seconds)} "
         f"(the fit itself {duration(details['seconds'])})"
@@ -122,6 +131,12 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
         log.info("%s", note)
     if details["unlabelled"]:
         log.warning("%s without a label left out", counted(details["unlabelled"], "image"))
+    if test := details["test"]:
+        if test["unknown"]:
+            images = counted(test["unknown"], "test image")
+            log.warning("%s with labels the head does not know, counted as its errors", images)
+        if test["unlabelled"]:
+            log.warning("%s without a label left out", counted(test["unlabelled"], "test image"))
     if advice := end_of_grid(details):
         log.warning("%s", advice)
     if evaluation is not None:
@@ -129,7 +144,7 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
         for line in classification_report(evaluation).split("\n"):
             show(line)
         show(
-            f"accuracy {100 * evaluation.accuracy:.2f} % on {counted(details['held_out'], 'held-out image')} "
+            f"accuracy {100 * evaluation.accuracy:.2f} % on {counted(evaluation.num_images, _kind_of(details))} "
             f"(95 % interval {100 * low:.2f} to {100 * high:.2f}), log loss {evaluation.log_loss:.3f}, "
             f"Brier score {evaluation.brier_score:.3f}"
         )
@@ -137,14 +152,17 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
         show(line)
 
 
-def try_report(uri: str, head: "Head", features: Features, evaluation: Evaluation | None = None) -> bool:
+def try_report(
+    uri: str, head: "Head", features: Features, test: Features | None = None, evaluation: Evaluation | None = None
+) -> bool:
     """Write the report beside a saved head; log the reason and return False if that fails.
 
     Args:
-        evaluation: on the held-out images; made here where it is None.
+        evaluation: on the held-out images, or on the test set if there is one; made here where it is None.
     """
+    seen = test or features
     try:
-        write_head_report(uri, head, features, evaluation or evaluate_head(head, features, held_out=True))
+        write_head_report(uri, head, seen, evaluation or evaluate_head(head, seen, held_out=test is None))
     except Exception as error:  # of the source, of what reads it, of drawing: none of them makes the head worth less
         log.warning(
             "The report could not be written: %s. The head is saved; run the same command again to write the report.",
@@ -156,10 +174,15 @@ def try_report(uri: str, head: "Head", features: Features, evaluation: Evaluatio
 
 
 def write_head_report(uri: str, head: "Head", features: Features, evaluation: Evaluation) -> None:
-    """Write the report of a head, on its held-out images."""
+    """Write the report of a head.
+
+    Args:
+        features: the images it was evaluated on: those that hold the held-out ones, or the test set.
+    """
     details = head.origin.details
+    columns = ("mean", "std", "seconds", *(["scale"] if details["request"]["scale"] == "auto" else []))
     grid = [
-        {"C": row["c"], "folds": row["accuracies"], "mean": row["mean"], "std": row["std"], "seconds": row["seconds"]}
+        {"C": row["c"], "folds": row.get("scores", row["accuracies"]), **{name: row[name] for name in columns}}
         for row in details["grid"]
     ]
     title = f"Head ({head.kind}) of {counted(len(head.classes_), 'class', 'classes')}"
@@ -168,7 +191,8 @@ def write_head_report(uri: str, head: "Head", features: Features, evaluation: Ev
     weights = features.spec.weights
     notes = [RANDOM_WEIGHTS % weights] if weights.startswith("random:") else []
     notes += [note for note in (*split_notes(details), near_copies_note(details), end_of_grid(details)) if note]
-    write_report(uri, title, evaluation, grid=grid or None, notes=notes, **material)
+    metric = details["request"].get("metric", HeadRequest.metric)
+    write_report(uri, title, evaluation, grid=grid or None, metric=metric, notes=notes, **material)
 
 
 def split_notes(details: dict[str, Any]) -> list[str]:
@@ -179,6 +203,13 @@ def split_notes(details: dict[str, Any]) -> list[str]:
         also = f"; {counted(moved, 'other')} with them, as copies or of their groups" if moved else ""
         named = ", ".join(request["test_keys"])
         notes.append(f"Held out are the images whose keys match {named}{also}.")
+    if test := details.get("test"):
+        notes.append(f"Evaluated on the {counted(test['images'], 'labelled image')} of {test['features']}.")
+        if copies := test["copies"]:
+            notes.append(
+                f"{counted(copies, 'test image')} {'is' if copies == 1 else 'are'} byte-identical to images of the "
+                "fit, so expect less on new ones."
+            )
     if request["group_by"] is not None:
         alone = details["ungrouped"]
         also = f"; {counted(alone, 'image')} without a group stood alone" if alone else ""
@@ -197,15 +228,21 @@ def end_of_grid(details: dict[str, Any]) -> str:
     return f"The best C, {details['c']:g}, is the {end} of the grid: a {end.replace('est', 'er')} one may be better."
 
 
-def _check_same(head: "Head", features: Features, request: HeadRequest, layer: str, uri: str) -> None:
+def _kind_of(details: dict[str, Any]) -> str:
+    return "test image" if details["test"] else "held-out image"
+
+
+def _check_same(head: "Head", features: Features, test: Features | None, request: dict[str, Any], uri: str) -> None:
     """Raise if another head is in this place, naming the differences."""
-    asked = {**request.to_json(), "layer": layer}
-    there = head.origin.details.get("request", {})
+    details = head.origin.details
+    there = details.get("request", {})
     if there:  # an earlier version may not have had all options of this one
         there = {**HeadRequest().to_json(), **there, "features": head.origin.plan_sha256}
+        there["test"] = (details.get("test") or {}).get("plan_sha256")
+    asked = {**request, "features": features.plan.sha256, "test": test and test.plan.sha256}
     differing = [
         f"{name}: fitted {there.get(name)}, requested {value}"
-        for name, value in {**asked, "features": features.plan.sha256}.items()
+        for name, value in asked.items()
         if there.get(name) != value
     ]
     if differing:
@@ -220,81 +257,21 @@ def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
     return {
         "head": uri,
         "kind": head.kind,
+        "scale": head.scale,
         "c": details["c"],
+        "metric": details.get("request", {}).get("metric", HeadRequest.metric),
         "grid_end": details.get("grid_end"),
         "classes": len(head.classes_),
         "accuracy": details.get("accuracy"),
         **{name: details.get(name) for name in FINDINGS},
-        "grid": [{"c": row["c"], "mean": row["mean"], "gap": row["gap"]} for row in details["grid"]],
+        "grid": [
+            {"scale": row.get("scale", head.scale), "c": row["c"], "mean": row["mean"], "gap": row["gap"]}
+            for row in details["grid"]
+        ],
         **{name: details[name] for name in ("images", "fitted_on", "held_out", "num_workers", "seconds", "way")},
         **{name: details.get("request", {}).get(name) for name in ("test_keys", "group_by")},
         "groups": details.get("groups"),
+        "test": details.get("test"),
         "report": f"{uri.rstrip('/')}/{REPORT_HTML}" if has_report else None,
         "sha256": head.sha256_,
     }
-
-
-class GridTable:
-    """Show the grid: as a live table on a terminal while it fills, then as lines of the result."""
-
-    def __init__(self, request: HeadRequest) -> None:
-        self.request = request
-        self.accuracies: dict[tuple[float, int], float] = {}
-        self.state = "starting"
-        self._live: Any = None
-        self._told = time.monotonic()
-
-    def __enter__(self) -> "GridTable":
-        self._live = start_live(transient=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-        for line in self.lines():
-            show(line)
-
-    def show(self, event: FitEvent) -> None:
-        if "accuracy" in event:
-            self.accuracies[event["c"], event["fold"]] = event["accuracy"]
-            self.state = f"C = {event['c']:g}, fold {event['fold'] + 1}"
-        elif "read" in event:
-            classes = counted(event["classes"], "class", "classes")
-            self.state = f"{counted(event['read'], 'image')} of {classes} read in {duration(event['seconds'])}"
-        elif "epoch" in event:
-            self.state = f"epoch {event['epoch']} of {event['epochs']}"
-        else:
-            passes = counted(event["passes"], "pass", "passes")
-            self.state = f"step {event['step']}, {passes}, at most {event['gap']:.0e} above the optimum"
-        if self._live is not None:
-            self._live.update(self._drawn(), refresh=True)
-        elif "read" in event or time.monotonic() - self._told > PLAIN_SECONDS:
-            self._told = time.monotonic()
-            log.info("fit: %s", self.state)
-
-    def rows(self) -> list[list[str]]:
-        """C, each fold's accuracy and their mean, as text."""
-        rows = []
-        for c in self.request.c if self.accuracies else []:
-            found = [self.accuracies.get((c, fold)) for fold in range(self.request.folds)]
-            known = [value for value in found if value is not None]
-            mean = f"{sum(known) / len(known):.4f}" if len(known) == len(found) else ""
-            rows.append([f"{c:g}", *("" if value is None else f"{value:.4f}" for value in found), mean])
-        return rows
-
-    def lines(self) -> list[str]:
-        """The table as plain text."""
-        if not self.accuracies:
-            return []
-        head = ["C", *(f"fold {fold + 1}" for fold in range(self.request.folds)), "mean"]
-        return ["".join(f"{cell:>10}" for cell in row) for row in [head, *self.rows()]]
-
-    def _drawn(self) -> Any:
-        from rich.table import Table as Drawn
-
-        drawn = Drawn(title=f"fit: {self.state}", title_justify="left")
-        for name in ["C", *(f"fold {fold + 1}" for fold in range(self.request.folds)), "mean"]:
-            drawn.add_column(name, justify="right")
-        for row in self.rows():
-            drawn.add_row(*row)
-        return drawn

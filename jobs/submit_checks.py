@@ -16,7 +16,7 @@ from jobs.command_line import parse
 log = logging.getLogger(__name__)
 
 PLACES = {
-    *("source", "output", "head", "features", "images", "places", "file", "a", "b", "roots", "weights"),
+    *("source", "output", "head", "features", "test", "images", "places", "file", "a", "b", "roots", "weights"),
     *("report", "sheet", "plot", "names", "folder", "bucket"),
 }
 """Options that name a file or folder; a test requires a decision for each new one."""

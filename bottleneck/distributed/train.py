@@ -50,6 +50,7 @@ def train_head(
     request: HeadRequest,
     rows_of: dict[str, int],
     *,
+    test: Features | None = None,
     num_workers: int = 1,
     use_gpu: bool = False,
     on_event: Callable[[FitEvent], None] = lambda event: None,
@@ -60,6 +61,7 @@ def train_head(
 
     Args:
         rows_of: ok images of each file, at least.
+        test: features of other images, on which the head is evaluated.
         on_event: told how the fit goes, in the order it does.
 
     Raises:
@@ -83,7 +85,8 @@ def train_head(
     cpus = max(1, int(min(largest, resources.get("CPU", 1) / num_workers))) if largest else None
     exchange = ray.remote(num_cpus=0, max_concurrency=64)(Exchange).remote()
     folder = tempfile.mkdtemp(prefix="bottleneck-fit-")
-    given = {"exchange": exchange, "features": features, "request": request, "rows_of": rows_of, "threads": cpus}
+    given = {"exchange": exchange, "features": features, "request": request, "rows_of": rows_of, "test": test}
+    given["threads"] = cpus
     trainer = DataParallelTrainer(
         _work,
         train_loop_config=given,
@@ -195,7 +198,7 @@ def _lead(workers: "RayWorkers", given: dict[str, Any]) -> None:
     import ray
 
     try:
-        fitted = fit_features(workers, given["features"], given["request"], given["rows_of"])
+        fitted = fit_features(workers, given["features"], given["request"], given["rows_of"], given["test"])
         result: dict[str, Any] = {"fitted": fitted}
     except Exception as error:  # only a worker that died is worth another try
         result = as_result(error)

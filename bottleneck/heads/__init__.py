@@ -19,6 +19,7 @@
     prediction_table  Predictions of images as a table: the best classes of each, or all of them.
     request           The options of a head, and their checks.
     splits            Split images into a held-out part and folds: stratified, deterministic, copies together.
+    test_set          A separate test set: features of other images, checked before the fit and evaluated after it.
     solver/           Find the optimum of a fit.
 
 Imports extract and the folders below it; no Ray.

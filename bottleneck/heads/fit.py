@@ -22,6 +22,7 @@ from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.protocol import Workers
 from bottleneck.heads.solver.worker import Worker, encoded, labelled_rows
 from bottleneck.heads.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
+from bottleneck.heads.test_set import evaluate_on, read_test
 from bottleneck.spec import canonical_layer
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
@@ -37,9 +38,14 @@ class Fitted:
 
     head: "Head"
     evaluator: Evaluator
-    """Of the held-out images."""
+    """Of the held-out images, or of the test set."""
     label_issues: pa.Table | None = None
     """Images that are likely mislabelled, of `label_issues.ISSUE_SCHEMA`; None without folds, which tell them."""
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """On the held-out images or the test set; None where there are none."""
+        return self.evaluator.result() if num_evaluated(self.details) else None
 
     @property
     def details(self) -> dict[str, Any]:
@@ -47,14 +53,21 @@ class Fitted:
         return self.head.origin.details
 
 
-def fit_features(workers: Workers, features: Features, request: HeadRequest, rows_of: dict[str, int]) -> Fitted:
+def fit_features(
+    workers: Workers,
+    features: Features,
+    request: HeadRequest,
+    rows_of: dict[str, int],
+    test: Features | None = None,
+) -> Fitted:
     """Fit a head on the ok, labelled images of a features dataset.
 
     Args:
         rows_of: ok images of each file, at least.
+        test: features of other images, on which the head is evaluated.
 
     Raises:
-        UsageError: for labels that cannot be fitted on, or a layer that is not there.
+        UsageError: for labels that cannot be fitted on or evaluated, or a layer that is not there.
         FeaturesError: for features that are NaN or infinite.
     """
     from bottleneck.heads.head import Head, Origin
@@ -69,16 +82,19 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
     check_labels(dict.fromkeys(classes, 1), features.plan.output)
     workers.report({"read": len(class_indices_N), "classes": len(classes), "seconds": time.monotonic() - started})
     traits = all_traits(parts)
+    tested = read_test(workers, test, layer, classes, traits.digests_N) if test else None
     split = rule.split(class_indices_N, traits, classes)
     counts = [len(own) for own in codes]
     coordinator = Coordinator(
         FitData(workers, counts, class_indices_N, split.folds_N, len(classes), request, rule.num_folds)
     )
     arrays, grid = coordinator.fit(features.spec.dim_of(layer))
-    head = Head.of(request, grid.best_c, classes, arrays)
+    head = Head.of(request, grid, classes, arrays)
     evaluator = Evaluator(classes)
-    for part in workers.ask(Worker.evaluate_head, head, HELD_OUT):
+    held_out = evaluate_on(workers, head, test, layer) if test else workers.ask(Worker.evaluate_head, head, HELD_OUT)
+    for part in held_out:
         evaluator.merge(part)
+    evaluation = evaluator.result() if test or (split.folds_N == HELD_OUT).any() else None
     folds = [own for (own,) in coordinator.data.by_worker(split.folds_N)]
     issues = None
     if grid.out_of_fold is not None:
@@ -101,9 +117,10 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
         },
         "grid": grid.rows,
         "grid_end": grid.end,
+        "test": tested,
         "c": None if request.kind == "mlp" else grid.best_c,
         "temperature": head.temperature_,
-        **_figures(evaluator, workers, folds, head, features.spec.dim_of(layer)),
+        **_figures(evaluation, workers, folds, head, features.spec.dim_of(layer)),
         "label_issues": None if issues is None else len(issues),
         "way": coordinator.solver,
         "num_workers": workers.size,
@@ -114,16 +131,26 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
     return Fitted(head, evaluator, issues)
 
 
+def num_evaluated(details: dict[str, Any]) -> int:
+    """Images that the fit of a head with these details was evaluated on."""
+    test = details.get("test")
+    return int(test["images"] if test else details["held_out"])
+
+
 def _figures(
-    evaluator: Evaluator, workers: Workers, folds: list[np.ndarray], head: "Head", dim: int
+    evaluation: Evaluation | None, workers: Workers, folds: list[np.ndarray], head: "Head", dim: int
 ) -> dict[str, float | int | None]:
-    """Figures of the held-out images besides the accuracy; None where there are none, or near copies are not sought."""
+    """Figures of the evaluation besides the accuracy; None where there is none.
+
+    Near copies are those of held-out images; None where there are too many pairs to look at, or a test set.
+    """
     names = ("log_loss", "brier_score", "near_copies", "near_copy_pairs", "accuracy_without_near_copies")
     figures: dict[str, float | int | None] = dict.fromkeys(names)
+    if evaluation is None:
+        return figures
+    figures |= {"log_loss": evaluation.log_loss, "brier_score": evaluation.brier_score}
     if not any((folds_N == HELD_OUT).any() for folds_N in folds):
         return figures
-    evaluation = evaluator.result()
-    figures |= {"log_loss": evaluation.log_loss, "brier_score": evaluation.brier_score}
     near = find_near_copies(workers, folds, dim)
     if near is not None:
         num_right = num_near = 0

@@ -12,22 +12,22 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from bottleneck.dataset.plan import versions
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.heads.dealing import HELD_OUT
-from bottleneck.heads.head_file import (
-    check_tensors,
-    class_array,
-    plain_classes,
-    plain_weights,
-    read_head,
-    read_tensors,
-    write_head,
-)
+from bottleneck.heads.head_file import checked_tensors, class_array, read_head, write_head
 from bottleneck.heads.origin import Origin as Origin
 from bottleneck.heads.prediction_table import prediction_table
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
-from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Scale, check_parameters
+from bottleneck.heads.request import (
+    NETWORK,
+    ClassWeight,
+    Grid,
+    HeadRequest,
+    Kind,
+    Scale,
+    check_parameters,
+    plain_network,
+)
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.losses import l2_scaled, log_probabilities, probabilities
@@ -41,11 +41,12 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         kind: `logistic` (multinomial, the optimum of LogisticRegression), `svm` (one against the rest, squared hinge,
-            the optimum of LinearSVC) or `mlp` (one hidden layer of 256).
+            the optimum of LinearSVC) or `mlp` (one hidden layer).
         C: inverse strength of the L2 penalty, above 0; the mlp has none.
         scale: `standard` removes mean and variance, `l2` gives each row length 1.
         class_weight: `balanced` weighs classes by the inverse of their size; or a dict of weights by label, 1 where it
             has none; None (or `none`, as the command line has it) weighs all classes alike.
+        hidden_size, epochs, seed: of the mlp alone; as in `HeadRequest`.
 
     Attributes:
         classes_: labels [K], sorted.
@@ -59,17 +60,28 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     temperature_: float = 1.0
 
     def __init__(
-        self, kind: Kind = "logistic", C: float = 1.0, scale: Scale = "none", class_weight: Any = None
+        self,
+        kind: Kind = "logistic",
+        C: float = 1.0,
+        scale: Scale = "none",
+        class_weight: Any = None,
+        hidden_size: int = 256,
+        epochs: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.kind = kind
         self.C = C
         self.scale = scale
         self.class_weight = class_weight
+        self.hidden_size = hidden_size
+        self.epochs = epochs
+        self.seed = seed
 
     @classmethod
-    def of(cls, request: HeadRequest, c: float, classes: list[str], arrays: dict[str, np.ndarray]) -> Self:
+    def of(cls, request: HeadRequest, grid: Grid, classes: list[str], arrays: dict[str, np.ndarray]) -> Self:
         """A head from what its fit gave."""
-        head = cls(request.kind, c, request.scale, None if request.class_weight == "none" else request.class_weight)
+        weight = None if request.class_weight == "none" else request.class_weight
+        head = cls(request.kind, grid.best_c, grid.best_scale, weight, **plain_network(request))
         head.classes_ = np.array(classes, dtype=object)
         head._take(arrays)
         head.n_features_in_ = arrays["hidden_coef" if request.kind == "mlp" else "coef"].shape[1]
@@ -107,7 +119,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(self.class_weight, dict):
             weights_K = compute_class_weight(self.class_weight, classes=self.classes_, y=labels_N)
         c = 1.0 if self.kind == "mlp" else float(self.C)
-        request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named)
+        request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named, **plain_network(self))
         worker = Worker()
         worker.hold(features_ND)
         workers, counts, num_classes = LocalWorkers(worker), [len(folds_N)], len(self.classes_)
@@ -218,22 +230,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         origin = origin or getattr(self, "origin_", None)
-        document = {
-            "kind": self.kind,
-            "C": self.C,
-            "scale": self.scale,
-            "class_weight": plain_weights(self.class_weight),
-            "classes": plain_classes(self.classes_),
-            "dim": self.n_features_in_,
-            "feature_names": list(getattr(self, "feature_names_in_", ())) or None,
-            "layer": origin and origin.layer,
-            "fingerprint": origin and origin.spec.fingerprint,
-            "spec": origin and origin.spec.to_json(),
-            "features": origin and origin.features,
-            "plan_sha256": origin and origin.plan_sha256,
-            "details": origin.details if origin else {"versions": versions()},
-        }
-        write_head(uri, document, self._tensors())
+        write_head(uri, self, origin)
         if origin:
             self.origin_ = origin
 
@@ -247,7 +244,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         document, data = read_head(uri)
         try:
-            head = cls(document["kind"], document["C"], document["scale"], document["class_weight"])
+            network = {name: document[name] for name in NETWORK}
+            head = cls(document["kind"], document["C"], document["scale"], document["class_weight"], **network)
             head.classes_ = class_array(document["classes"])
             if isinstance(head.class_weight, dict):
                 label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
@@ -261,11 +259,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 others = ("layer", "features", "plan_sha256", "details")
                 head.origin_ = Origin(spec=spec, **{name: document[name] for name in others})
             head.sha256_ = str(document["sha256"])
-            tensors = read_tensors(data, uri)
-            check_tensors(
-                tensors, kind=head.kind, scale=head.scale, dim=head.n_features_in_, num_classes=len(head.classes_)
-            )
-            head._take(tensors)
+            head._take(checked_tensors(data, uri, head))
         except (UsageError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CorruptError(f"{uri} is no readable head: {error!r}. Restore it, or fit it again.") from error
         return head
@@ -285,13 +279,3 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def check_fits(self, spec: FeatureSpec) -> None:
         """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
         self.origin.check_fits(spec)
-
-    def _tensors(self) -> dict[str, np.ndarray]:
-        tensors = {"coef": self.coef_, "intercept": self.intercept_}
-        if self.scale == "standard":
-            tensors |= {"mean": self.mean_, "scale": self.scale_}
-        if self.kind == "svm" or self.temperature_ != 1.0:
-            tensors["temperature"] = np.array([self.temperature_])
-        if self.kind == "mlp":
-            tensors |= {"hidden_coef": self.hidden_coef_, "hidden_intercept": self.hidden_intercept_}
-        return tensors

@@ -2,15 +2,20 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bottleneck.dataset.plan import versions
 from bottleneck.errors import CorruptError, UsageError
+from bottleneck.heads.origin import Origin
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
-from bottleneck.heads.solver.mlp import HIDDEN
+from bottleneck.heads.request import NETWORK, check_network, plain_network
 from bottleneck.spec import sha256_json
 from bottleneck.storage.store import ObjectError, Store, Wanted, open_store
+
+if TYPE_CHECKING:  # it imports this module
+    from bottleneck.heads.head import Head
 
 FORMAT = 1
 
@@ -44,9 +49,11 @@ def read_head(uri: str) -> tuple[dict[str, Any], bytes]:
     if not unchanged:
         raise CorruptError(f"{store.uri}/{HEAD_JSON} was changed after it was written: its sha256 differs. {mend}")
     try:
+        # Heads of an earlier version had no other network than the usual one.
+        document = {**{name: usual for name, (_, _, usual) in NETWORK.items()}, **document}
         _check_types(document)
         most_bytes = _most_bytes(document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (UsageError, KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{store.uri} is no readable head: {error!r}. {mend}") from error
     data = _read_up_to(store, HEAD_TENSORS, most_bytes)
     if data is None:
@@ -76,7 +83,8 @@ def _most_bytes(document: dict[str, Any]) -> int:
     """How large the tensors of a head can be by what its JSON says of it: float64 values behind a header."""
     dim: int = document["dim"]
     num_classes = len(document["classes"])
-    num_values = (dim + 1) * (num_classes + HIDDEN) + HIDDEN * num_classes + 2 * dim + 1
+    hidden: int = document["hidden_size"]
+    num_values = (dim + 1) * (num_classes + hidden) + hidden * num_classes + 2 * dim + 1
     return 8 * num_values + MAX_HEADER_BYTES
 
 
@@ -97,6 +105,7 @@ def _check_types(document: dict[str, Any]) -> None:
     classes = document["classes"]
     if len(class_array(classes)) < 2 or len(set(classes)) < len(classes):
         raise ValueError("classes are not two or more different ones")
+    check_network("mlp", *(document[name] for name in NETWORK))  # before its size decides how much is read
 
 
 def plain_classes(classes_K: np.ndarray) -> list[str] | list[int] | list[bool]:
@@ -132,7 +141,8 @@ def plain_weights(class_weight: Any) -> Any:
     return {str(label): float(weight) for label, weight in class_weight.items()}
 
 
-def read_tensors(data: bytes, uri: str) -> dict[str, np.ndarray]:
+def checked_tensors(data: bytes, uri: str, head: "Head") -> dict[str, np.ndarray]:
+    """The arrays of a head that has everything but these. Raises ValueError where they are not those of such a head."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -140,21 +150,16 @@ def read_tensors(data: bytes, uri: str) -> dict[str, np.ndarray]:
         tensors: dict[str, np.ndarray] = load(data)
     except SafetensorError as error:
         raise CorruptError(f"{uri}/{HEAD_TENSORS} is no safetensors file: {error}. Fit the head again.") from error
-    return tensors
-
-
-def check_tensors(tensors: dict[str, np.ndarray], *, kind: str, scale: str, dim: int, num_classes: int) -> None:
-    """Raise ValueError unless the arrays are those of such a head: names, shapes, finite float64."""
-    rows = 1 if num_classes == 2 else num_classes
-    width = dim
+    dim, num_classes, width = head.n_features_in_, len(head.classes_), head.n_features_in_
     expected: dict[str, tuple[int, ...]] = {}
-    if kind == "mlp":
-        width = len(tensors["hidden_intercept"])
+    if head.kind == "mlp":
+        width = head.hidden_size
         expected |= {"hidden_coef": (width, dim), "hidden_intercept": (width,)}
-    if scale == "standard":
+    if head.scale == "standard":
         expected |= {"mean": (dim,), "scale": (dim,)}
-    if kind == "svm" or (kind == "logistic" and "temperature" in tensors):
+    if head.kind == "svm" or (head.kind == "logistic" and "temperature" in tensors):
         expected["temperature"] = (1,)
+    rows = 1 if num_classes == 2 else num_classes
     expected |= {"coef": (rows, width), "intercept": (rows,)}
     found = {name: value.shape for name, value in tensors.items()}
     if found != expected:
@@ -164,21 +169,53 @@ def check_tensors(tensors: dict[str, np.ndarray], *, kind: str, scale: str, dim:
             raise ValueError(f"{name} is not all finite float64")
         if name in ("scale", "temperature") and not (value > 0).all():
             raise ValueError(f"{name} is not all above 0")
+    return tensors
 
 
-def write_head(uri: str, document: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+def _tensors(head: "Head") -> dict[str, np.ndarray]:
+    tensors = {"coef": head.coef_, "intercept": head.intercept_}
+    if head.scale == "standard":
+        tensors |= {"mean": head.mean_, "scale": head.scale_}
+    if head.kind == "svm" or head.temperature_ != 1.0:
+        tensors["temperature"] = np.array([head.temperature_])
+    if head.kind == "mlp":
+        tensors |= {"hidden_coef": head.hidden_coef_, "hidden_intercept": head.hidden_intercept_}
+    return tensors
+
+
+def write_head(uri: str, head: "Head", origin: Origin | None) -> None:
     """Write `head.safetensors`, then `head.json` with its format and digests.
 
+    Args:
+        origin: where the features come from, if that is known.
+
     Raises:
-        UsageError: if there is a head already.
+        UsageError: if there is a head already, or the classes are neither strings nor integers nor booleans.
     """
     from safetensors.numpy import save
 
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": head.kind,
+        "C": head.C,
+        "scale": head.scale,
+        "class_weight": plain_weights(head.class_weight),
+        **plain_network(head),
+        "classes": plain_classes(head.classes_),
+        "dim": head.n_features_in_,
+        "feature_names": list(getattr(head, "feature_names_in_", ())) or None,
+        "layer": origin and origin.layer,
+        "fingerprint": origin and origin.spec.fingerprint,
+        "spec": origin and origin.spec.to_json(),
+        "features": origin and origin.features,
+        "plan_sha256": origin and origin.plan_sha256,
+        "details": origin.details if origin else {"versions": versions()},
+    }
     store = open_store(uri)
     if store.exists(HEAD_JSON):
         raise UsageError(f"{store.uri} holds a head already. Give a new place.")
-    data = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
-    document = {"format": FORMAT, **document, "tensors_sha256": hashlib.sha256(data).hexdigest()}
+    data = save({name: np.ascontiguousarray(value) for name, value in _tensors(head).items()})
+    document["tensors_sha256"] = hashlib.sha256(data).hexdigest()
     store.replace(HEAD_TENSORS, data)
     text = json.dumps({**document, "sha256": sha256_json(document)}, indent=1, ensure_ascii=False)
     if not store.create(HEAD_JSON, text.encode() + b"\n"):

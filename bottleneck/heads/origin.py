@@ -25,12 +25,7 @@ class Origin:
         """Raise FingerprintError, naming each differing field, unless features of this spec are the head's own kind."""
         if self.spec.fingerprint == spec.fingerprint:
             return
-        old, new = self.spec.to_json(), spec.to_json()
-        differing = "; ".join(
-            f"{name}: head {old[name]}, features {new[name]}"
-            for name in old
-            if old[name] != new[name] and name != "weights"
-        )
+        differing = "; ".join(self.spec.differences(spec, "head", "features"))
         raise FingerprintError(
             f"The head was fitted on other features, so its answers would mean nothing. Differing: {differing}. "
             "Extract with the head's values, or fit a head on these features."

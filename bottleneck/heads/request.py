@@ -4,7 +4,7 @@ import math
 import numbers
 import re
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -17,12 +17,20 @@ if TYPE_CHECKING:  # it imports the solver, which imports this
 
 Kind = Literal["logistic", "svm", "mlp"]
 Scale = Literal["none", "standard", "l2"]
+ScaleChoice = Literal["none", "standard", "l2", "auto"]
+Metric = Literal["accuracy", "macro_f1", "balanced_accuracy", "log_loss"]
 ClassWeight = Literal["none", "balanced"]
 Arrays = dict[str, np.ndarray]
 """Arrays of a head by name, without the trailing underscore of its attributes."""
 
 HEAD_JSON = "head.json"
 """The JSON file of a head, written last: where it exists, the head is complete."""
+NETWORK: dict[str, tuple[int, int, int | None]] = {
+    "hidden_size": (1, 65_536, 256),
+    "epochs": (1, 1_000_000, None),
+    "seed": (0, 2**32 - 1, 0),
+}
+"""Options of an mlp alone: the least, the most and the default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +38,15 @@ class HeadRequest:
     """The head to fit."""
 
     kind: Kind = "logistic"
-    """`logistic` (scikit-learn's LogisticRegression), `svm` (its LinearSVC), or `mlp` (256 hidden units)."""
+    """`logistic` (scikit-learn's LogisticRegression), `svm` (its LinearSVC), or `mlp` (one hidden layer)."""
     layer: str | None = None
     """Column of the features to fit on. Required if there are several."""
     c: tuple[float, ...] = (1.0,)
     """Inverse strength of the L2 penalty. Of several values, cross-validation chooses the best. Not for mlp."""
     folds: int = 3
     """Folds of the cross-validation."""
+    metric: Metric = "accuracy"
+    """What cross-validation chooses by: the highest, or the lowest log_loss. Values are scikit-learn's."""
     test_fraction: float = 0.25
     """Share of each class to hold out of the fit and evaluate on; 0 for none."""
     test_keys: tuple[str, ...] = ()
@@ -44,10 +54,17 @@ class HeadRequest:
     group_by: str | None = None
     """Keep the images of a group in the same split and fold. A regular expression searched in the keys, whose
     parentheses match the name of the group, or a column of the features."""
-    scale: Scale = "none"
-    """`standard` removes mean and variance of every feature; `l2` scales each image's features to length 1."""
+    scale: ScaleChoice = "none"
+    """`standard` removes mean and variance of every feature; `l2` scales each image's features to length 1; `auto`
+    has cross-validation choose among all three."""
     class_weight: ClassWeight = "none"
     """`balanced` weights classes by the inverse of their number of images."""
+    hidden_size: int = 256
+    """Hidden units of an mlp."""
+    epochs: int | None = None
+    """Passes of an mlp over the images. By default 40, or more where that gives less than 2,000 steps."""
+    seed: int = 0
+    """Of an mlp's first weights and the order of images."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -57,6 +74,14 @@ class HeadRequest:
             raise UsageError(f"`c` names a value twice. Received: {' '.join(map(str, self.c))}.")
         if self.kind == "mlp" and self.c != (1.0,):
             raise UsageError("An mlp has no penalty, so it takes no `c`. Leave `c` out, or take logistic or svm.")
+        if self.kind == "mlp" and self.scale == "auto":
+            raise UsageError("An mlp is not cross-validated, so `scale` auto cannot choose. Name one of the others.")
+        if self.kind == "svm" and self.metric == "log_loss":
+            raise UsageError(
+                "An svm gives margins, no probabilities, while it is cross-validated, so `metric` log_loss cannot "
+                "choose. Take another metric, or `kind` logistic."
+            )
+        check_network(self.kind, self.hidden_size, self.epochs, self.seed)
         if self.folds < 2:
             raise UsageError(f"`folds` takes a number from 2 up. Received: {self.folds}.")
         if not 0 <= self.test_fraction < 1:
@@ -77,7 +102,12 @@ class HeadRequest:
     @property
     def cross_validated(self) -> bool:
         """Whether there is a cross-validation; always for an svm, whose probabilities come from the folds."""
-        return self.kind != "mlp" and (len(self.c) > 1 or self.kind == "svm")
+        return self.kind != "mlp" and (len(self.c) > 1 or self.kind == "svm" or self.scale == "auto")
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """The scalings to choose from."""
+        return get_args(Scale) if self.scale == "auto" else (self.scale,)
 
     @property
     def split_rule(self) -> SplitRule:
@@ -90,7 +120,7 @@ class HeadRequest:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "c": list(self.c), "test_keys": list(self.test_keys)}
+        return {**asdict(self), "c": list(self.c), "test_keys": list(self.test_keys), **plain_network(self)}
 
 
 @dataclass
@@ -98,16 +128,19 @@ class Grid:
     """The result of a cross-validation."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """For each C: the accuracy on every fold, the mean, and the relative gaps of the objectives."""
+    """For each scaling and C: the score on every fold, the mean, and the relative gaps of the objectives."""
     best_c: float = 1.0
+    best_scale: Scale = "none"
     out_of_fold: "OutOfFold | None" = None
     """What the folds of the best C say of the images they left out; None without folds."""
 
     @property
     def end(self) -> Literal["smallest", "largest"] | None:
-        """The end of the grid at which the best C lies, beyond which others may be better; None if all are equal."""
-        values = [row["c"] for row in self.rows]
-        if len({row["mean"] for row in self.rows}) < 2 or min(values) < self.best_c < max(values):
+        """The end at which the best C lies among those of its scaling, beyond which others may be better; None if all
+        are equal."""
+        rows = [row for row in self.rows if row["scale"] == self.best_scale]
+        values = [row["c"] for row in rows]
+        if len({row["mean"] for row in rows}) < 2 or min(values) < self.best_c < max(values):
             return None
         return "smallest" if self.best_c == min(values) else "largest"
 
@@ -126,6 +159,27 @@ def check_parameters(kind: Any, C: Any, scale: Any, class_weight: Any) -> None:
         raise UsageError(f"C takes a number above 0. Received: {C!r}.")
     if kind == "mlp" and C != 1.0:
         raise UsageError(f"An mlp has no penalty, so it takes no C. Received: {C!r}. Leave it out.")
+
+
+def check_network(kind: Any, hidden_size: Any, epochs: Any, seed: Any) -> None:
+    """Raise UsageError for options of the small network that are out of range, or are given with another kind."""
+    given = {"hidden_size": hidden_size, "epochs": epochs, "seed": seed}
+    for name, value in given.items():
+        low, high, default = NETWORK[name]
+        if value != default and kind != "mlp":
+            raise UsageError(f"`{name}` is an option of the mlp. Received: {value} with {kind}. Take `kind` mlp.")
+        if value != default and not (_is_whole(value) and low <= value <= high):
+            raise UsageError(f"`{name}` takes a whole number from {low} to {high:,}. Received: {value!r}.")
+
+
+def plain_network(owner: Any) -> dict[str, Any]:
+    """The options of the small network as JSON keeps them: NumPy's integers are as good until then."""
+    values = {name: getattr(owner, name) for name in NETWORK}
+    return {name: None if value is None else int(value) for name, value in values.items()}
+
+
+def _is_whole(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral)
 
 
 def _is_number(value: Any) -> bool:

@@ -53,6 +53,7 @@ def write_report(
     evaluation: Evaluation,
     *,
     grid: list[dict[str, Any]] | None = None,
+    metric: str = "accuracy",
     details: dict[str, dict[str, Any]],
     thumbnails: Thumbnails,
     rejected: dict[str, Rejections],
@@ -64,7 +65,9 @@ def write_report(
         write_report(uri, "Flowers", evaluation, grid=grid, **report_of_features(features, head, evaluation))
 
     Args:
-        grid: one dict a value of C: `C`, `folds` (accuracy of each fold), `mean`, `std`, `seconds`. The best is marked.
+        grid: one dict a value of C: `C`, `folds` (score of each fold), `mean`, `std`, `seconds`, and `scale` where it
+            was chosen, too. The best is marked.
+        metric: of the grid's scores.
         details: how everything was made: heading -> name -> value.
         thumbnails: from `thumbnails_of`.
         rejected: by reason.
@@ -72,7 +75,7 @@ def write_report(
         label_issues: images that are likely mislabelled; without it there is no section of them.
     """
     store = open_store(store_uri)
-    html = report_html(title, evaluation, grid, details, thumbnails, rejected, notes, label_issues)
+    html = report_html(title, evaluation, grid, details, thumbnails, rejected, notes, label_issues, metric)
     store.replace(CONFUSION_PNG, draw_confusion(evaluation))
     store.replace(EVALUATION_JSON, json.dumps(evaluation.to_json(), ensure_ascii=False).encode())
     store.replace(REPORT_HTML, html.encode())

@@ -60,11 +60,12 @@ def report_html(
     rejected: dict[str, Rejections],
     notes: Sequence[str] = (),
     label_issues: LabelIssues | None = None,
+    metric: str = "accuracy",
 ) -> str:
     """The page as text; see `write_report`."""
     sections = [
         ("summary", "Summary"),
-        *([("grid", "Choice of C")] if grid else []),
+        *([("grid", "Choice of scale and C" if "scale" in grid[0] else "Choice of C")] if grid else []),
         ("classes", "Classes"),
         ("confusion", "Confusion matrix"),
         ("pairs", "Most confused"),
@@ -84,7 +85,7 @@ def report_html(
         evaluation=evaluation,
         notes=[*notes, *_notes(evaluation)],
         numbers=_numbers(evaluation),
-        grid=_grid(grid) if grid else None,
+        grid=_grid(grid, metric) if grid else None,
         confusion=_confusion(evaluation),
         calibration=_themed(draw_calibration, evaluation),
         coverage=_coverage(evaluation),
@@ -127,17 +128,28 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _grid(grid: list[dict[str, Any]]) -> dict[str, Any]:
-    best = max(range(len(grid)), key=lambda row: grid[row]["mean"])
+def _grid(grid: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    least = metric == "log_loss"
+    best = (min if least else max)(range(len(grid)), key=lambda row: grid[row]["mean"])
+    scale = ["scale"] if "scale" in grid[0] else []
     num_folds = max(len(row["folds"]) for row in grid)
-    columns = ["C", *(f"fold {number + 1}" for number in range(num_folds)), "mean", "std", "seconds"]
+    columns = [*scale, "C", *(f"fold {number + 1}" for number in range(num_folds)), "mean", "std", "seconds"]
     rows = []
     for number, row in enumerate(grid):
         scores = [f"{score:.4f}" for score in row["folds"]] + [""] * (num_folds - len(row["folds"]))
         ends = [f"{row['mean']:.4f}", f"{row['std']:.4f}", f"{row['seconds']:,.2f}"]
         mark = " (best)" if number == best else ""
-        rows.append([f"{row['C']:g}{mark}", *scores, *ends])
-    return {"columns": columns, "rows": rows, "best": best}
+        c = f"{row['C']:g}"
+        names = [f"{row['scale']}{mark}", c] if scale else [f"{c}{mark}"]
+        rows.append([*names, *scores, *ends])
+    title = f"{metric.replace('_', ' ').capitalize()} on held-out folds{', the lower the better,' if least else ''}"
+    by = "scaling and C" if scale else "C"
+    return {
+        "title": f"{title} by {by}, the inverse strength of the penalty",
+        "columns": columns,
+        "rows": rows,
+        "best": best,
+    }
 
 
 def _confusion(evaluation: Evaluation) -> dict[str, Any]:

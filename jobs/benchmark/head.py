@@ -71,7 +71,7 @@ class TimedWorkers(LocalWorkers):
     solved = math.nan
 
     def report(self, event: FitEvent) -> None:
-        if "accuracy" in event:
+        if "score" in event:
             self.solved = time.perf_counter()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.make_plan import SHARD_SIZE
-from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.request import Grid, HeadRequest
 from jobs.benchmark import Config
 from jobs.benchmark.head_growth import LAYER, write_features
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched
@@ -54,7 +54,7 @@ def write(features: str, head: str, num_images: int, dim: int, num_classes: int)
     arrays = {"coef": rng.standard_normal((num_rows, dim)) / np.sqrt(dim), "intercept": np.zeros(num_rows)}
     names = [f"class-{number:05d}" for number in range(num_classes)]
     origin = Origin(LAYER, plan.spec, plan.output, plan.sha256)
-    Head.of(HeadRequest(), 1.0, names, arrays).save(head, origin)
+    Head.of(HeadRequest(), Grid(), names, arrays).save(head, origin)
 
 
 def measure(features: str, head: str, output: str) -> Figures:

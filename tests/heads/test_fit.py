@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,19 @@ SHARD = 16
 
 
 def features_of(
-    folder: Path, labels: list[str | None], *, nan: bool = False, done: bool = True, dim: int = 6, gap: float = 2.0
+    folder: Path,
+    labels: list[str | None],
+    *,
+    nan: bool = False,
+    done: bool = True,
+    dim: int = 6,
+    gap: float = 2.0,
+    series: int = 0,
 ) -> Features:
-    """A features dataset with an image for each label, written by the real writer; classes are so far apart."""
+    """A features dataset with an image for each label, written by the real writer; classes are so far apart.
+
+    The images of another series have other digests.
+    """
     spec = tiny.spec(dims=(dim,))
     keys = [f"{label or ''}/{n:05d}.jpg".lstrip("/") for n, label in enumerate(labels)]
     tiny.write_files(folder / "photos", {key: tiny.jpeg(0) for key in keys})
@@ -60,7 +71,7 @@ def features_of(
             values[3, 2] = np.nan
         column = tiny.pa.array(list(values), rows.schema.field(LAYER).type)
         rows = rows.set_column(rows.schema.get_field_index(LAYER), rows.schema.field(LAYER), column)
-        digests = [bytes([shard, n]) + bytes(30) for n in range(len(own))]
+        digests = [bytes([shard, n, series]) + bytes(29) for n in range(len(own))]
         at = rows.schema.get_field_index("sha256")
         rows = rows.set_column(at, rows.schema.field(at), tiny.pa.array(digests, rows.schema.field(at).type))
         write_shard(open_store(output), plan.data_name(shard), spec, shard, rows, run_id="test", device="none")
@@ -248,8 +259,20 @@ def test_a_fit_that_is_stopped_leaves_its_callers_ray_running_and_nothing_in_it(
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The job fits in this process."""
 
-    def fit_here(features: Features, request: HeadRequest, rows_of: dict[str, int], **_: Any) -> Any:
-        return fit_features(crew.Crew([crew.Worker(), crew.Worker()]), features, request, rows_of)
+    def fit_here(
+        features: Features,
+        request: HeadRequest,
+        rows_of: dict[str, int],
+        *,
+        test: Features | None,
+        on_event: Callable[[Any], None],
+        **_: Any,
+    ) -> Any:
+        workers = crew.Crew([crew.Worker(), crew.Worker()])
+        fitted = fit_features(workers, features, request, rows_of, test)
+        for event in workers.events:
+            on_event(event)
+        return fitted
 
     monkeypatch.setattr("jobs.fit.train_head", fit_here)
 
@@ -384,6 +407,7 @@ def test_the_held_out_part_is_known_later_and_only_in_the_same_features(
         (["--test-keys", "tset/*"], "--test-keys tset/* matches none of the 200 labelled images"),
         (["--test-keys", "*"], "--test-keys * matches all 200 labelled images"),
         (["--test-keys", "ash/*"], "ash (0). Expected at least 1 different images of each class outside --test-keys"),
+        (["--test-keys", "ash/*", "beech/*"], "2 classes with too few images to be split: ash (0), beech (0)"),
         (["--test-keys", "a*", "--test-fraction", "0.1"], "so it takes no --test-fraction"),
         (["--group-by", "("], "--group-by takes a regular expression or a column. Received: (, where"),
         (["--group-by", "nothing"], "Received: nothing, which gives none of the 200 labelled images a group"),
@@ -415,7 +439,9 @@ def test_a_best_c_at_an_end_of_the_grid_is_told_and_a_small_network_has_none(
 
 def test_the_end_of_a_grid_is_one_beyond_which_may_be_more() -> None:
     def end(best: float, *means: float) -> str | None:
-        return Grid([{"c": c, "mean": mean} for c, mean in zip((0.1, 1.0, 10.0), means, strict=True)], best).end
+        c_values = (0.1, 1.0, 10.0)
+        rows = [{"scale": "l2", "c": c, "mean": mean} for c, mean in zip(c_values, means, strict=True)]
+        return Grid([{"scale": "none", "c": 0.01, "mean": 0.1}, *rows], best, "l2").end
 
     assert end(0.1, 0.9, 0.8, 0.8) == "smallest"
     assert end(10.0, 0.7, 0.8, 0.9) == "largest"

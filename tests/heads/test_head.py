@@ -82,6 +82,21 @@ def test_what_is_saved_predicts_the_same(tmp_path: Path, parameters: Any, num_cl
     assert sorted(path.name for path in tmp_path.iterdir()) == [HEAD_JSON, HEAD_TENSORS]
 
 
+def test_a_small_network_keeps_its_size_and_a_forged_one_is_not_read(tmp_path: Path) -> None:
+    features_ND, labels_N = data()
+    head = saved(tmp_path, kind="mlp", hidden_size=np.int64(300), epochs=2, seed=3)
+    loaded = Head.load(str(tmp_path))
+    assert loaded.hidden_coef_.shape == (300, 8)
+    assert loaded.get_params() == head.get_params()
+    np.testing.assert_array_equal(clone(loaded).fit(features_ND, labels_N).coef_, head.coef_)
+    rewritten(tmp_path, hidden_size=299)
+    with pytest.raises(CorruptError, match="expected arrays"):
+        Head.load(str(tmp_path))
+    rewritten(tmp_path, hidden_size=10**9)
+    with pytest.raises(CorruptError, match="`hidden_size` takes a whole number"):
+        Head.load(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "labels",
     [np.array([7, -3, 12]), np.array([3, 200, 9], np.uint8), [True, False], np.array(["b", "a", "c"]), ["b", "a", "é"]],
@@ -131,6 +146,8 @@ def test_classes_that_cannot_be_kept_are_told(tmp_path: Path, labels: Any, words
         ({"C": float("nan")}, r"C takes a number above 0\. Received: nan"),
         ({"C": "1"}, r"C takes a number above 0\. Received: '1'"),
         ({"C": 10.0, "kind": "mlp"}, r"takes no C\. Received: 10.0"),
+        ({"hidden_size": 8}, r"`hidden_size` is an option of the mlp\. Received: 8 with logistic"),
+        ({"kind": "mlp", "epochs": 0}, r"`epochs` takes a whole number from 1"),
     ],
 )
 def test_a_parameter_that_means_nothing_is_told(parameters: dict[str, Any], words: str) -> None:

@@ -83,7 +83,7 @@ def issues_of(
 ) -> pa.Table:
     """The likely mislabelled images of a fit; keys are the numbers of the images."""
     arrays, grid, led = crew.fit(features_ND, labels_N, folds_N, request, num_workers)
-    head = Head.of(request, grid.best_c, [f"class {k}" for k in range(int(labels_N.max()) + 1)], arrays)
+    head = Head.of(request, grid, [f"class {k}" for k in range(int(labels_N.max()) + 1)], arrays)
     workers: Any = led.data.workers
     folds = [own for (own,) in led.data.by_worker(folds_N)]
     keys = [own for (own,) in led.data.by_worker(np.array([f"{n:05d}" for n in range(len(labels_N))], object))]

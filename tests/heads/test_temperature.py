@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from bottleneck.heads.head import Head
-from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.request import Grid, HeadRequest
 from bottleneck.heads.solver import fit_data
 from bottleneck.heads.solver.losses import probabilities
 from bottleneck.heads.solver.out_of_fold import worthwhile
@@ -36,7 +36,7 @@ def fitted(
     folds_N = np.where(rng.random(num_images) < 1 / 3, HELD_OUT, rng.integers(0, 3, num_images))
     request = HeadRequest(c=c)
     arrays, grid, _ = crew.fit(features_ND, class_indices_N, folds_N, request, num_workers)
-    return Head.of(request, grid.best_c, ["a", "b", "c"], arrays), features_ND, class_indices_N, folds_N
+    return Head.of(request, grid, ["a", "b", "c"], arrays), features_ND, class_indices_N, folds_N
 
 
 @pytest.mark.parametrize("way", ["products", "images", "sums"])
@@ -46,7 +46,7 @@ def test_a_head_that_is_too_sure_is_made_less_so(way: str, monkeypatch: pytest.M
     num_images, dim, distance = (150, 120, 0.15) if way == "products" else (300, 40, 0.4)
     head, features_ND, class_indices_N, folds_N = fitted(num_images, dim, distance, (30.0, 31.0), 2)
     assert head.temperature_ < 0.5
-    raw = Head.of(HeadRequest(), 1.0, ["a", "b", "c"], {"coef": head.coef_, "intercept": head.intercept_})
+    raw = Head.of(HeadRequest(), Grid(), ["a", "b", "c"], {"coef": head.coef_, "intercept": head.intercept_})
     np.testing.assert_array_equal(head.predict(features_ND), raw.predict(features_ND))
     np.testing.assert_array_equal(head.decision_function(features_ND), raw.decision_function(features_ND))
     scores_NK = head.decision_function(features_ND)

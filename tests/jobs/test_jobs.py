@@ -70,8 +70,8 @@ OPTIONS = {
         *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size", "runtime"],
     ],
     "fit": [
-        *["features", "head", "kind", "layer", "c", "folds", "test_fraction", "test_keys", "group_by", "scale"],
-        "class_weight",
+        *["features", "head", "kind", "layer", "c", "folds", "metric", "test_fraction", "test_keys", "group_by"],
+        *["scale", "class_weight", "hidden_size", "epochs", "seed", "test"],
         *["num_workers", "use_gpu", "allow_incomplete"],
     ],
     "evaluate": ["head", "features", "held_out", "allow_incomplete", "threshold", "report"],

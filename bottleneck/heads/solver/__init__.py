@@ -3,9 +3,10 @@
     coordinator  Find the optimum of a fit: a coordinator asks the workers that hold the images.
     fit_data     The data of a fit: workers, class indices, folds, weights and scaling.
     gram         Solve data that fits one worker: rotate it into its span, then follow growing C fold by fold.
-    grid         Fill the grid of a cross-validation and choose the best C.
+    grid         Fill the grid of a cross-validation and choose the best cell.
     losses       The losses of linear classifiers and their sums over rows: values, gradients, Hessian products.
-    mlp          The tutorials' small network: one hidden layer of 256, relu, softmax; Adam on minibatches.
+    metrics      Count what was predicted for the images a fold left out, and score it by a metric.
+    mlp          The tutorials' small network: one hidden layer, relu, softmax; Adam on minibatches.
     mlp_fit      Fit the small network, on rotated images, images, or images that stay with their workers.
     newton       Solve many regularised linear problems over the same rows, by truncated Newton steps in lockstep.
     out_of_fold  What the folds of the best C say of the images they left out, and the temperature that follows.

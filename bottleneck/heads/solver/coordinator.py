@@ -27,17 +27,32 @@ class Coordinator:
 
     def fit(self, dim: int) -> tuple[Arrays, Grid]:
         """Fit, and return the arrays of the head and the grid it was chosen from."""
-        data = self.data
-        data.begin(dim)
-        grid = Grid(best_c=data.request.c[0])
-        if data.request.kind == "mlp":
-            arrays = fit_mlp(data)
-        elif data.solver == "sums":
-            arrays = SumsFit(data).fit(grid)
+        request = self.data.request
+        grid = Grid(best_scale=request.scales[0], best_c=request.c[0])
+        if request.kind == "mlp":
+            self.data.begin(dim)
+            arrays = fit_mlp(self.data)
         else:
-            arrays = WholeFit(data).fit(grid)
+            arrays = self._best(dim, grid).fit(grid)
+        data = self.data
         if data.kind == "softmax":  # a constant in all classes' scores has no effect; scikit-learn's sum to zero
             arrays["intercept"] = arrays["intercept"] - arrays["intercept"].mean()
         if data.moments:
             arrays["mean"], arrays["scale"] = data.moments[-1]
         return arrays, grid
+
+    def _best(self, dim: int, grid: Grid) -> SumsFit | WholeFit:
+        """Cross-validate each scaling in turn; of the fits, which hold matrices, only the best is kept."""
+        every, best = self.data, None
+        for scale in every.request.scales:
+            self.data = every.scaled(scale)
+            self.data.begin(dim)
+            fit = SumsFit(self.data) if self.data.solver == "sums" else WholeFit(self.data)
+            fit.cross_validate(grid)
+            if grid.best_scale == scale:
+                best = fit
+        assert best is not None
+        if best.data is not self.data:
+            self.data = best.data
+            self.data.place()
+        return best

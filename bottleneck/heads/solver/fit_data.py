@@ -3,9 +3,12 @@
 Legend: N images, D features, K classes, F folds, P problems.
 """
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 
-from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.request import HeadRequest, Scale
 from bottleneck.heads.solver.protocol import Workers, total
 from bottleneck.heads.solver.worker import Worker
 
@@ -33,7 +36,7 @@ class FitData:
         weights_K: np.ndarray | None = None,
         sample_weights_N: np.ndarray | None = None,
     ) -> None:
-        """Place the images' classes and folds, in the order of the workers; `counts` are images per worker.
+        """Take the images' classes and folds, in the order of the workers; `counts` are images per worker.
 
         Args:
             num_folds: 1 where there is no cross-validation.
@@ -47,25 +50,36 @@ class FitData:
         self.num_folds = num_folds
         self.kind = request.kind if request.kind != "logistic" else ("logistic" if num_classes == 2 else "softmax")
         self.columns = 1 if num_classes == 2 else num_classes
+
+    def scaled(self, scale: Scale) -> "FitData":
+        """The same images with another scaling; `begin` has the workers apply it."""
+        other = copy.copy(self)
+        other.request = replace(self.request, scale=scale)
+        return other
+
+    def place(self) -> None:
+        """Give the workers the classes, folds and scaling of their images."""
+        weights_N = self.sample_weights_N
         self.workers.ask_each(
             Worker.place,
             [
                 (
-                    class_indices_N[own],
-                    folds_N[own],
-                    request.scale,
-                    None if sample_weights_N is None else sample_weights_N[own],
+                    self.class_indices_N[own],
+                    self.folds_N[own],
+                    self.request.scale,
+                    None if weights_N is None else weights_N[own],
                 )
                 for own in map(slice, self.bounds, self.bounds[1:])
             ],
         )
 
     def begin(self, dim: int) -> None:
-        """Choose the solver by size, and compute the scaling.
+        """Place the images, choose the solver by size, and compute the scaling.
 
         Args:
             dim: D of the features.
         """
+        self.place()
         fitted_N = self.folds_N >= 0
         self.class_indices_fit, self.folds_fit = self.class_indices_N[fitted_N], self.folds_N[fitted_N]
         self.sample_weights_fit = None if self.sample_weights_N is None else self.sample_weights_N[fitted_N]

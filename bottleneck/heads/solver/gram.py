@@ -15,6 +15,7 @@ import numpy as np
 import scipy.linalg
 
 from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows
+from bottleneck.heads.solver.metrics import Counts
 from bottleneck.heads.solver.newton import Coordinates, Solver, minimize
 
 DIRECT_IMAGES = 4096
@@ -54,8 +55,8 @@ class Path:
     scores: list[np.ndarray] = field(default_factory=list)
     """For each C the scores of the images left out, [n, K]."""
     seconds: list[float] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
-    """For each C, of the images left out."""
+    counts: list[Counts] = field(default_factory=list)
+    """For each C, what was predicted for the images left out."""
 
 
 def basis_of_products(products_NN: np.ndarray, seen_N: np.ndarray, *, centred: bool) -> Basis:
@@ -138,15 +139,9 @@ def solve_path(
         path.gaps.append(float((optimum.gaps_P * optimum.values_P).sum() / optimum.values_P.sum()))
         path.scores.append(out_nR @ theta_JK[:-1] + theta_JK[-1])
         if len(out_nR):
-            path.accuracies.append(accuracy(path.scores[-1], class_indices_N[folds_N == left_out]))
+            path.counts.append(Counts.of(path.scores[-1], class_indices_N[folds_N == left_out]))
         path.seconds.append(time.monotonic() - started)
     return path
-
-
-def accuracy(scores_NK: np.ndarray, truth_N: np.ndarray) -> float:
-    """The share of images whose best score is their class."""
-    best_N = scores_NK.argmax(axis=1) if scores_NK.shape[1] > 1 else (scores_NK[:, 0] > 0).astype(int)
-    return float((best_N == truth_N).mean())
 
 
 def problem_shape(kind: str, num_classes: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
-"""The tutorials' small network: one hidden layer of 256, relu, softmax; Adam on minibatches.
+"""The tutorials' small network: one hidden layer, relu, softmax; Adam on minibatches.
 
 Inputs are centred and divided by one number, so that rates suit features of any size. Where images are fewer than
 dimensions they come rotated into their own span, which costs as much as N. The coordinator draws the order of images
-from a fixed seed, so any number of workers gives the same head, up to rounding.
+from the seed of the request, so any number of workers gives the same head, up to rounding.
 
 Legend: N images of a minibatch, D features, H hidden units, K classes.
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.losses import probabilities
 
-HIDDEN = 256
 EPOCHS = 40
 STEPS = 2000
 """At least, whatever the number of images."""
@@ -26,12 +26,12 @@ Parameters = list[np.ndarray]
 """Hidden weights [D, H] and biases [H], weights [H, K] and biases [K]."""
 
 
-def start(dim: int, num_classes: int, rng: np.random.Generator) -> Parameters:
+def start(dim: int, hidden_size: int, num_classes: int, rng: np.random.Generator) -> Parameters:
     """Weights by He's rule."""
     return [
-        rng.normal(0, np.sqrt(2 / dim), (dim, HIDDEN)),
-        np.zeros(HIDDEN),
-        rng.normal(0, np.sqrt(1 / HIDDEN), (HIDDEN, num_classes)),
+        rng.normal(0, np.sqrt(2 / dim), (dim, hidden_size)),
+        np.zeros(hidden_size),
+        rng.normal(0, np.sqrt(1 / hidden_size), (hidden_size, num_classes)),
         np.zeros(num_classes),
     ]
 
@@ -53,22 +53,25 @@ def train(
     dim: int,
     num_classes: int,
     num_images: int,
+    request: HeadRequest,
     gradient_of: Callable[[Parameters, np.ndarray], Parameters],
     on_epoch: Callable[[int, int], None] | None = None,
 ) -> Parameters:
-    """Train from a fixed seed.
+    """Train from the request's seed.
 
     Args:
+        request: with the number of hidden units, epochs and seed.
         gradient_of: the summed gradient over images, given by number.
         on_epoch: called with the epochs done and their number.
     """
-    rng = np.random.default_rng(0)
-    parameters = start(dim, num_classes, rng)
+    rng = np.random.default_rng(request.seed)
+    parameters = start(dim, request.hidden_size, num_classes, rng)
     first = [np.zeros_like(value) for value in parameters]
     second = [np.zeros_like(value) for value in parameters]
     batch = int(np.clip(num_images // 32, MIN_BATCH, MAX_BATCH))
     steps_an_epoch = -(-num_images // batch)
-    epochs = max(EPOCHS, -(-STEPS // steps_an_epoch)) if num_images < 1_000_000 else EPOCHS // 4
+    usual = max(EPOCHS, -(-STEPS // steps_an_epoch)) if num_images < 1_000_000 else EPOCHS // 4
+    epochs = request.epochs or usual
     step = 0
     for epoch in range(epochs):
         order_N = rng.permutation(num_images)

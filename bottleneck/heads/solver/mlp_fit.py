@@ -37,7 +37,7 @@ def fit_mlp(data: FitData) -> Arrays:
             answers = data.workers.ask_each(Worker.mlp_gradient, asked)
             return [sum(parts[1:], parts[0]) for parts in zip(*answers, strict=True)]
 
-        parameters = mlp.train(data.dim, data.num_classes, len(fitted_N), by_workers, on_epoch)
+        parameters = mlp.train(data.dim, data.num_classes, len(fitted_N), data.request, by_workers, on_epoch)
         hidden, hidden_b = parameters[0] / scale_D[:, None], parameters[1]
         hidden_b = hidden_b - center_D @ hidden
         if data.moments:  # the head scales by itself
@@ -59,7 +59,7 @@ def fit_mlp(data: FitData) -> Arrays:
 
         # Products of so few rows gain nothing from more threads, and lose much where cores are shared.
         with threadpool_limits(1):
-            parameters = mlp.train(inputs_NR.shape[1], data.num_classes, len(matrix), here, on_epoch)
+            parameters = mlp.train(inputs_NR.shape[1], data.num_classes, len(matrix), data.request, here, on_epoch)
         weights = basis.back @ (parameters[0] / scale)
         hidden, hidden_b = data.expanded(weights), parameters[1] - basis.center @ weights
     out, out_b = parameters[2], parameters[3]

@@ -24,9 +24,10 @@ class FitEvent(TypedDict, total=False):
     read: int
     classes: int
     seconds: float
+    scale: str
     c: float
     fold: int
-    accuracy: float
+    score: float
     epoch: int
     epochs: int
     step: int

@@ -10,7 +10,7 @@ import numpy as np
 from bottleneck.heads.request import Arrays, Grid
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.gram import Path, problem_shape, problems_of
-from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid
+from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid, report_cell
 from bottleneck.heads.solver.losses import SMALLEST_POWER, Problems
 from bottleneck.heads.solver.newton import Coordinates, Optimum, minimize
 from bottleneck.heads.solver.out_of_fold import LARGEST_POWER, OutOfFold, worthwhile
@@ -27,32 +27,37 @@ class SumsFit:
     def __init__(self, data: FitData) -> None:
         self.data = data
 
-    def fit(self, grid: Grid) -> Arrays:
-        """Fill the grid, and return the arrays of the head with the best C."""
+    def cross_validate(self, grid: Grid) -> None:
+        """Fill the grid's rows of this scaling."""
         data = self.data
         data.workers.ask(Worker.objective, "float32")
-        center_D, scale_D = data.scaling(-1)
+        self._center_D, scale_D = data.scaling(-1)
         if data.request.kind == "logistic" and not data.moments:
-            center_D = data.sums().sum(axis=0) / data.totals_F.sum()
-        rotation_DD, variances_D = self._rotation(center_D, scale_D)
+            self._center_D = data.sums().sum(axis=0) / data.totals_F.sum()
+        self._rotated = self._rotation(self._center_D, scale_D)
         c = list(data.request.c)
         pairs = [(value, fold) for value in c for fold in range(data.num_folds)] if data.num_folds > 1 else []
-        start, started = None, time.monotonic()
+        started = time.monotonic()
+        self._starts: dict[float, np.ndarray] = {}
         if pairs:
-            optimum, coordinates = self._minimize(pairs, center_D, rotation_DD, variances_D, None, GRID_TOLERANCE)
+            optimum, coordinates = self._minimize(pairs, self._center_D, *self._rotated, None, GRID_TOLERANCE)
             W, b = coordinates.raw(optimum.theta_JPK, np.arange(len(optimum.values_P)))
             fill_grid(grid, self._scored(pairs, W, b, optimum, time.monotonic() - started), data)
             theta = optimum.theta_JPK.reshape(data.dim + 1, len(c), data.num_folds, -1)
-            start = theta[:, c.index(grid.best_c)].mean(axis=1)
-        optimum, coordinates = self._minimize(
-            [(grid.best_c, -1)], center_D, rotation_DD, variances_D, start, FINAL_TOLERANCE
-        )
+            self._starts = {value: theta[:, at].mean(axis=1) for at, value in enumerate(c)}
+
+    def fit(self, grid: Grid) -> Arrays:
+        """The arrays of the head with the best C; the grid gets what its folds say of the images they left out."""
+        data, center_D, start = self.data, self._center_D, self._starts.get(grid.best_c)
+        data.workers.ask(Worker.objective, "float32")  # they may have scaled their images otherwise in between
+        scale_D = data.scaling(-1)[1]
+        optimum, coordinates = self._minimize([(grid.best_c, -1)], center_D, *self._rotated, start, FINAL_TOLERANCE)
         W, b = coordinates.raw(optimum.theta_JPK, np.arange(len(optimum.values_P)))
         W, b = W.reshape(data.dim, -1), b.reshape(-1)
         if data.moments:  # the head scales by itself
             W, b = W * scale_D[:, None], b + center_D @ W
         arrays = {"coef": W.T.copy(), "intercept": b.copy()}
-        if pairs:
+        if self._starts:
             grid.out_of_fold = OutOfFold(models={fold: self._oof[grid.best_c, fold] for fold in range(data.num_folds)})
             arrays["temperature"] = np.array([self._temperature(grid.out_of_fold)])
         return arrays
@@ -81,7 +86,7 @@ class SumsFit:
             variances_D,
             1.0 if data.kind == "svm" else 0.0,
         )
-        name = f"theta {pairs}"
+        name = f"theta {data.request.scale} {pairs}"
         shape = (data.dim + 1, len(problems.c_P), columns)
         before = data.workers.recall(name)
         start = before if before is not None else (np.zeros(shape) if start is None else start.reshape(shape))
@@ -107,7 +112,7 @@ class SumsFit:
     def _scored(
         self, pairs: list[tuple[float, int]], W: np.ndarray, b: np.ndarray, optimum: Optimum, seconds: float
     ) -> list[Path]:
-        """Evaluate the folds' optima on the images they left out, as paths with accuracies instead of scores."""
+        """Evaluate the folds' optima on the images they left out, as paths without scores."""
         data = self.data
         paths = []
         repeat = len(optimum.values_P) // len(pairs)
@@ -119,13 +124,13 @@ class SumsFit:
                 own = slice(at * repeat, (at + 1) * repeat)
                 weights, intercept = W[:, own].reshape(data.dim, -1), b[own].reshape(-1)
                 self._oof[c, fold] = weights, intercept
-                right, count = np.sum(data.workers.ask(Worker.right_left_out, weights, intercept, fold), axis=0)
-                path.accuracies.append(float(right / count))
+                counts = data.workers.ask(Worker.count_left_out, weights, intercept, fold)
+                path.counts.append(sum(counts[1:], counts[0]))
                 value = optimum.values_P[own]
                 path.values.append(float(value.sum()))
                 path.seconds.append(seconds / len(pairs))
                 path.gaps.append(float((optimum.gaps_P[own] * value).sum() / value.sum()))
-                data.workers.report({"c": c, "fold": fold, "accuracy": path.accuracies[-1]})
+                report_cell(data, c, fold, path.counts[-1])
             paths.append(path)
         return paths
 

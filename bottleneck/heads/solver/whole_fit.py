@@ -9,8 +9,8 @@ import numpy as np
 
 from bottleneck.heads.request import Arrays, Grid
 from bottleneck.heads.solver.fit_data import FitData
-from bottleneck.heads.solver.gram import Path, accuracy
-from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid
+from bottleneck.heads.solver.gram import Path
+from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid, report_cell
 from bottleneck.heads.solver.losses import best_temperature, log_loss
 from bottleneck.heads.solver.out_of_fold import LARGEST_POWER, OutOfFold, worthwhile
 from bottleneck.heads.solver.worker import Worker
@@ -22,13 +22,18 @@ class WholeFit:
     def __init__(self, data: FitData) -> None:
         self.data = data
         self._handles: dict[int, Any] = {}
+        self._paths: list[Path] = []
 
-    def fit(self, grid: Grid) -> Arrays:
-        """Fill the grid, and return the arrays of the head with the best C."""
+    def cross_validate(self, grid: Grid) -> None:
+        """Fill the grid's rows of this scaling."""
         data = self.data
         folds = list(range(data.num_folds)) if data.num_folds > 1 else []
-        paths = self._solve(folds, sorted(data.request.c), GRID_TOLERANCE)
-        fill_grid(grid, paths, data)
+        self._paths = self._solve(folds, sorted(data.request.c), GRID_TOLERANCE)
+        fill_grid(grid, self._paths, data)
+
+    def fit(self, grid: Grid) -> Arrays:
+        """The arrays of the head with the best C; the grid gets what its folds say of the images they left out."""
+        data, paths = self.data, self._paths
         c_values = [c for c in sorted(data.request.c) if c <= grid.best_c]
         path = self._solve([-1], c_values, FINAL_TOLERANCE)[0]
         arrays = {"coef": data.expanded(path.weights[-1]).T.copy(), "intercept": path.intercepts[-1].copy()}
@@ -60,7 +65,7 @@ class WholeFit:
         paths: list[Path] = []
         while len(paths) < len(folds):
             turn = folds[len(paths) : len(paths) + data.workers.size]
-            name = f"paths {turn} {c_values} {tolerance}"
+            name = f"paths {data.request.scale} {turn} {c_values} {tolerance}"
             found = data.workers.recall(name)
             if found is None:
                 asked = [
@@ -96,8 +101,6 @@ class WholeFit:
         return self._handles[scaling]
 
     def _tell(self, path: Path) -> None:
-        data = self.data
         if path.left_out >= 0:
-            truth = data.class_indices_fit[data.folds_fit == path.left_out]
-            for c, scores in zip(path.c, path.scores, strict=True):
-                data.workers.report({"c": c, "fold": path.left_out, "accuracy": accuracy(scores, truth)})
+            for c, counts in zip(path.c, path.counts, strict=True):
+                report_cell(self.data, c, path.left_out, counts)

@@ -18,8 +18,9 @@ from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import FeaturesError
 from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.solver import mlp
-from bottleneck.heads.solver.gram import Path, accuracy, basis_of_products, basis_of_rows, solve_path
+from bottleneck.heads.solver.gram import Path, basis_of_products, basis_of_rows, solve_path
 from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows, log_loss
+from bottleneck.heads.solver.metrics import Counts
 from bottleneck.heads.splits import SplitRule, Traits, all_traits
 
 PRODUCT_VALUES = 8_000_000
@@ -66,13 +67,7 @@ class Worker:
             if end > len(self.features_ND):
                 self.features_ND = np.resize(self.features_ND, (end, dim))
             self.features_ND[start:end] = values_ND
-            finite_N = np.isfinite(self.features_ND[start:end]).all(axis=1)
-            if not finite_N.all():
-                key = labelled.column("key")[int(np.flatnonzero(~finite_N)[0])].as_py()
-                raise FeaturesError(
-                    f"{features.plan.output}/{name} has features that are NaN or infinite, first those of {key}. Look "
-                    "at it with `bottleneck verify --full`; delete the file and extract again."
-                )
+            check_finite(self.features_ND[start:end], labelled, f"{features.plan.output}/{name}")
             keys.append(labelled.column("key").to_pylist())
             labels.append(labelled.column("label"))
             traits.append(rule.traits(labelled))
@@ -198,13 +193,10 @@ class Worker:
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
         return self._objective.product(V, v, chosen_P)
 
-    def right_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> tuple[int, int]:
-        """Count the images of a fold that these weights classify correctly, and all of them."""
-        right = count = 0
-        for scores_NK, class_indices_N in self._scores(W, b, left_out):
-            right += round(accuracy(scores_NK, class_indices_N) * len(class_indices_N))
-            count += len(class_indices_N)
-        return right, count
+    def count_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> Counts:
+        """Count what these weights predict for the images of a fold."""
+        parts = (Counts.of(*part) for part in self._scores(W, b, left_out))
+        return sum(parts, Counts.of(np.empty((0, len(b))), np.empty(0, int)))
 
     def log_losses(self, W: np.ndarray, b: np.ndarray, left_out: int, temperatures: np.ndarray) -> np.ndarray:
         """Summed log loss of the images of a fold, at every temperature."""
@@ -274,6 +266,17 @@ def labelled_rows(table: pa.Table) -> tuple[pa.Table, int]:
     ok = ok_rows(table)
     labelled = ok.filter(pc.is_valid(ok.column("label"))).combine_chunks()
     return labelled, len(ok) - len(labelled)
+
+
+def check_finite(features_ND: np.ndarray, rows: pa.Table, name: str) -> None:
+    """Raise FeaturesError, with the key of the first row, where features of a data file are NaN or infinite."""
+    finite_N = np.isfinite(features_ND).all(axis=1)
+    if not finite_N.all():
+        key = rows.column("key")[int(np.flatnonzero(~finite_N)[0])].as_py()
+        raise FeaturesError(
+            f"{name} has features that are NaN or infinite, first those of {key}. Look at it with `bottleneck verify "
+            "--full`; delete the file and extract again."
+        )
 
 
 def encoded(labels: list[Any]) -> tuple[list[str], np.ndarray]:
