@@ -54,10 +54,12 @@ check: setup-tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Known weaknesses of what the locks pin, from the advisory database of PyPI: needs uv and the network, so CI does not ask
-# for it; before a release, and after every `make lock`. What could not be looked up fails it.
-audit:
-	for lock in tests/requirements.lock cluster/cpu.lock cluster/gpu.lock; do uvx pip-audit --strict --disable-pip --require-hashes --requirement $$lock || exit 1; done
+# Known weaknesses of what the locks pin, from the advisory database of PyPI: needs the network, so CI does not ask for it;
+# before a release, and after every `make lock`. What could not be looked up fails it, and is told apart from a weakness.
+audit: $(VENV)/.installed
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 || echo "audit: pip-audit could not be installed" >&2
+	$(BIN)/python tests/advisories.py build/audit/bin/pip-audit
 
 # After a change of dependencies in pyproject.toml; needs uv. The largest lock decides the versions of all.
 COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet

@@ -133,9 +133,9 @@ class Plan:
         return {shard: entry for shard, entry in found if shard is not None}
 
     def shard_of(self, name: str) -> int | None:
-        """The shard whose data file has this name; None if it is no data file of this plan."""
+        """The shard whose data file has this name; None if it is none, or one of an extension made since."""
         match = self._data_names.fullmatch(name)
-        return int(match[1]) if match else None
+        return int(match[1]) if match and int(match[1]) < self.num_shards else None
 
     @cached_property
     def _data_names(self) -> re.Pattern[str]:

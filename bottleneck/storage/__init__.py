@@ -1,7 +1,7 @@
 """Where bytes live: folders and buckets behind the few verbs of `store.Store`.
 
     local          A folder as a store; objects appear under their names only when they are complete.
-    local_files    Read local files, and tell what their errors mean.
+    local_files    Read local files, lock them, and tell what their errors mean.
     parquet        Open Parquet files safely: without pyarrow's threads, and without foreign types.
     readonly       Any fsspec file system (gs, az, http, ...) as a read-only store.
     retry          The retry policy: which errors are retried, for how long, and with which pauses.

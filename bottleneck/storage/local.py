@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bottleneck.errors import UsageError
-from bottleneck.storage.local_files import is_folder, is_gone, local_errors, local_etag, read_file
+from bottleneck.storage.local_files import is_folder, is_gone, local_errors, local_etag, locked, read_file
 from bottleneck.storage.store import Entry, ObjectError, ObjectGoneError, Wanted, outcome, windowed
 
 LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9]+-[0-9a-f]{8}", re.DOTALL)
@@ -232,10 +232,11 @@ class FolderStore:
             temporary = self._temporary_name(self._path(key))
             try:
                 self._write(temporary, data)
-                there = self.stat(key) if etag else None
-                if etag and (there is None or there.etag != etag):
-                    return False
-                os.replace(temporary, self._path(key))
+                with locked(self._path(key)) if etag else contextlib.nullcontext():
+                    there = self.stat(key) if etag else None
+                    if etag and (there is None or there.etag != etag):
+                        return False
+                    os.replace(temporary, self._path(key))
             finally:
                 _unlink(temporary)
             return True

@@ -1,7 +1,8 @@
-"""Read local files, and tell what their errors mean."""
+"""Read local files, lock them, and tell what their errors mean."""
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -40,6 +41,35 @@ def is_gone(error: Exception) -> bool:
         nothing = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
         return error.errno in nothing
     return "null" in str(error)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Wait until nobody else has locked the file of this name, and lock it; without a file there is nothing to lock.
+
+    The lock is on the file that is there, so a kill leaves nothing behind, and whoever waited while the file was
+    replaced finds another one by that name. On a file system without locks nobody waits.
+    """
+    handle = _opened(path)
+    try:
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _opened(path: str) -> int | None:
+    # NFS locks only what is open for writing; to replace a file of another user, reading is enough.
+    for access in (os.O_RDWR, os.O_RDONLY):
+        try:
+            return os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if not is_gone(error) and error.errno not in (errno.EACCES, errno.EPERM):
+                raise
+    return None
 
 
 def local_etag(status: os.stat_result) -> str:

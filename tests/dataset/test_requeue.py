@@ -429,6 +429,30 @@ def test_a_worker_of_an_older_plan_makes_the_shard_pending_again(world: World) -
     good(world)
 
 
+def test_a_plan_knows_no_files_of_an_extension_that_it_has_not_read(world: World) -> None:
+    old = world.plan
+    world.put("99.jpg", tiny.jpeg(99))
+    new = extend_plan(old)[0]
+    world.extract()
+    assert new.data_files().keys() == new.committed().keys() == {0, 1, 2, 3}
+    assert old.data_files().keys() == old.committed().keys() == {0, 1, 2}
+    (world.output / old.data_name(1)).unlink()
+    assert [shard.number for shard in pending_shards(old, old.committed())] == [1]
+
+
+def test_a_run_ends_well_where_another_has_put_a_larger_file_in_place_of_one_that_it_listed(tmp_path: Path) -> None:
+    world = World(tmp_path, pictures(10))
+    world.extract()
+    old, done = world.plan, world.plan.committed()
+    world.put("08.jpg", b"<html>")
+    world.requeue(changed=True)
+    world.extract()
+    assert world.plan.committed()[2] > done[2]
+    assert (finish(old, done=done)["ok"], finish(old, done=done)["rejected"]) == (9, {"not_an_image": 1})
+    world.extract()
+    good(world)
+
+
 def test_unfinished_features_are_read_as_they_were(world: World) -> None:
     before = open_features(str(world.output)).keys().tolist()
     world.requeue("missing")

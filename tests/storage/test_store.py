@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from bottleneck.storage.s3 import BucketStore
 from bottleneck.storage.store import (
     IN_FLIGHT,
     IN_FLIGHT_BYTES,
+    Entry,
     ObjectArchivedError,
     ObjectChangedError,
     ObjectGoneError,
@@ -257,6 +259,31 @@ def test_only_the_object_that_is_meant_is_replaced(place: Place) -> None:
     assert place.store.replace("a", b"second one", listed.etag)
     assert not place.store.replace("a", b"third", listed.etag)
     assert place.store.read("a") == b"second one"
+
+
+@pytest.mark.parametrize("rights", [0o644, 0o444])
+def test_of_two_that_replace_a_file_of_a_folder_at_once_one_does(tmp_path: Path, rights: int) -> None:
+    (tmp_path / "a").write_bytes(b"first")
+    (tmp_path / "a").chmod(rights)
+    store, others, waited = FolderStore(str(tmp_path)), [], []
+    listed = store.stat("a")
+    assert listed is not None
+
+    class Interrupted(FolderStore):
+        """Between its comparing and its replacing, another one replaces the same file, or would."""
+
+        def stat(self, key: str) -> Entry | None:
+            found = super().stat(key)
+            others.append(pool.submit(store.replace, key, b"of another", listed.etag))
+            with contextlib.suppress(TimeoutError):
+                waited.append(others[0].result(timeout=0.3))
+            return found
+
+    with ThreadPoolExecutor(1) as pool:
+        assert Interrupted(str(tmp_path)).replace("a", b"second", listed.etag)
+        assert not others[0].result()
+    assert waited == []
+    assert store.read("a") == b"second"
 
 
 def test_exists_says_what_is_there(place: Place) -> None:
