@@ -152,8 +152,9 @@ class WorkersObjective:
     def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
         return self._sum(self.workers.ask(Worker.evaluate, W, b, problems))
 
-    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> None:
-        self.workers.ask(Worker.fix, W, b, problems)
+    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> np.ndarray | None:
+        pairs = [part for part in self.workers.ask(Worker.fix, W, b, problems) if part is not None]
+        return total(pairs) if pairs else None
 
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
         return self._sum(self.workers.ask(Worker.product, V, v, chosen_P))

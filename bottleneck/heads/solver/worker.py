@@ -19,7 +19,9 @@ from bottleneck.errors import FeaturesError
 from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.solver import mlp
 from bottleneck.heads.solver.gram import Path, accuracy, basis_of_products, basis_of_rows, solve_path
-from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows, log_loss
+from bottleneck.heads.solver.losses import Problems, log_loss
+from bottleneck.heads.solver.objective import LocalObjective
+from bottleneck.heads.solver.rows import Rows, as_dtype
 from bottleneck.heads.splits import SplitRule, Traits, all_traits
 
 PRODUCT_VALUES = 8_000_000
@@ -184,8 +186,8 @@ class Worker:
     def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
         return self._objective.evaluate(W, b, problems)
 
-    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> None:
-        self._objective.fix(W, b, problems)
+    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> np.ndarray | None:
+        return self._objective.fix(W, b, problems)
 
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
         return self._objective.product(V, v, chosen_P)
