@@ -213,6 +213,7 @@ def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
         "kind": head.kind,
         "c": details["c"],
         "grid_end": details.get("grid_end"),
+        "gap": details.get("gap"),
         "classes": len(head.classes_),
         "accuracy": details.get("accuracy"),
         "grid": [{"c": row["c"], "mean": row["mean"], "gap": row["gap"]} for row in details["grid"]],

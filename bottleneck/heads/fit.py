@@ -92,6 +92,7 @@ def fit_features(workers: Workers, features: Features, request: HeadRequest, row
         },
         "grid": grid.rows,
         "grid_end": grid.end,
+        "gap": grid.gap,
         "c": None if request.kind == "mlp" else grid.best_c,
         "way": coordinator.solver,
         "num_workers": workers.size,

@@ -97,6 +97,8 @@ class Grid:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """For each C: the accuracy on every fold, the mean, and the relative gaps of the objectives."""
     best_c: float = 1.0
+    gap: float | None = None
+    """A bound of how far the final fit is above the optimum, relative to its objective; None for an mlp."""
 
     @property
     def end(self) -> Literal["smallest", "largest"] | None:

@@ -1,4 +1,4 @@
-"""The losses of linear classifiers and their sums over rows: values, gradients, Hessian products.
+"""The losses of linear classifiers: values, slopes and curvatures by scores.
 
 A problem is a value of C and the fold it leaves out (and, for an svm, a class); one pass over the rows serves many. A
 row's weight s is C times its class' weight, and 0 for rows of the fold that is left out.

@@ -93,7 +93,7 @@ class LocalObjective:
         def of_part(part: slice) -> Sums:
             block_ND = rows.block(part, dtype)
             curvature_NPK = self._curvature(part, block_ND)
-            if P < curvature_NPK.shape[1]:
+            if curvature_NPK.shape[1] > P:
                 curvature_NPK = curvature_NPK[:, chosen_P]
             along_NPK = (block_ND @ V).reshape(-1, P, K)
             along_NPK += v

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.heads.solver.losses import Problems
+from bottleneck.heads.splits import HELD_OUT
 
 BLOCK_VALUES = 500_000
 """Features or scores per block of rows, whichever are more: 4 MB in float64, about seven such arrays at a time."""
@@ -33,17 +34,15 @@ class Rows:
     class_indices_N: np.ndarray
     """Class indices."""
     folds_N: np.ndarray
-    """The fold of a row; -2 for rows that no problem sees."""
+    """The fold of a row; HELD_OUT for rows that no problem sees."""
     factors_N: np.ndarray | None = None
     """What each row is multiplied with: one over its length, where rows are scaled to length 1."""
-    every: int = 1
-    """Take one of so many rows."""
     chosen_N: np.ndarray | None = field(init=False, default=None)
     """Of the features, the rows that are seen; None for all. The other arrays have only these."""
 
     def __post_init__(self) -> None:
-        if self.every > 1 or (self.folds_N == -2).any():
-            self.chosen_N = np.flatnonzero(self.folds_N != -2)[:: self.every]
+        if (self.folds_N == HELD_OUT).any():
+            self.chosen_N = np.flatnonzero(self.folds_N != HELD_OUT)
             self.class_indices_N, self.folds_N = self.class_indices_N[self.chosen_N], self.folds_N[self.chosen_N]
             self.factors_N = None if self.factors_N is None else self.factors_N[self.chosen_N]
 

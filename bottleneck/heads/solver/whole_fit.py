@@ -30,6 +30,7 @@ class WholeFit:
         fill_grid(grid, paths, data)
         c_values = [c for c in sorted(data.request.c) if c <= grid.best_c]
         path = self._solve([-1], c_values, FINAL_TOLERANCE)[0]
+        grid.gap = path.gaps[-1]
         arrays = {"coef": data.expanded(path.weights[-1]).T.copy(), "intercept": path.intercepts[-1].copy()}
         if data.request.kind == "svm":
             arrays["temperature"] = np.ones(1)

@@ -1,7 +1,7 @@
 """A worker of a fit: reads its images, and computes on them what the coordinator asks.
 
-Features are read once, by the worker that owns their files, and stay there in float32; what travels are sums, products
-and, where all images fit one worker, the images themselves, from worker to worker.
+Features are read once, by the worker that owns their files, and stay there as they are stored; what travels are sums,
+products and, where all images fit one worker, the images themselves, from worker to worker.
 
 Legend: N images of this worker, D features, K classes, F folds, P problems.
 """
@@ -25,7 +25,9 @@ from bottleneck.heads.solver.rows import Rows, as_dtype
 from bottleneck.heads.splits import SplitRule, Traits, all_traits
 
 PRODUCT_VALUES = 8_000_000
-"""Values per block while products are summed: 64 MB of float64."""
+"""Values per block while products of images are summed: 64 MB of float64."""
+SUM_VALUES = 1_000_000
+"""Values per block of all other sums: 8 MB of float64, a few such arrays at a time."""
 
 
 class Worker:
@@ -37,7 +39,7 @@ class Worker:
         self.features_ND = np.empty((0, 0), np.float32)
         self.class_indices_N = np.empty(0, np.int64)
         self.folds_N = np.empty(0, np.int64)
-        self.keys_N = np.empty(0, object)
+        self.keys = pa.array([], pa.large_string())
 
     # Reading
 
@@ -54,7 +56,7 @@ class Worker:
             The labels here, every image's label as a number into them, its traits, and the number without label.
         """
         dim = features.spec.dim_of(layer)
-        self.features_ND = np.empty((num_rows, dim), np.float32)
+        self.features_ND = np.empty((num_rows, dim), features.spec.dtype)
         keys, labels, traits = [], [], [rule.no_traits()]
         end = unlabelled = 0
         for name in files:
@@ -74,26 +76,25 @@ class Worker:
                     f"{features.plan.output}/{name} has features that are NaN or infinite, first those of {key}. Look "
                     "at it with `bottleneck verify --full`; delete the file and extract again."
                 )
-            keys.append(labelled.column("key").to_pylist())
+            keys += labelled.column("key").cast(pa.large_string()).chunks
             labels.append(labelled.column("label"))
             traits.append(rule.traits(labelled))
         self.features_ND = self.features_ND[:end]
-        self.keys_N = np.array([key for part in keys for key in part], dtype=object)
+        self.keys = pa.chunked_array(keys, pa.large_string()).combine_chunks()
         return *encoded(labels), all_traits(traits), unlabelled
 
     def hold(self, features_ND: np.ndarray) -> None:
         """Hold images that are already in memory."""
         self.features_ND = features_ND
-        self.keys_N = np.array([str(number) for number in range(len(features_ND))], dtype=object)
+        self.keys = pa.array(np.arange(len(features_ND))).cast(pa.large_string())
 
     def place(self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str) -> None:
         """Take the images' class indices, folds and scaling."""
         self.class_indices_N, self.folds_N = class_indices_N, folds_N
         self.factors_N = None
         if scale == "l2":
-            norms_N = np.concatenate(
-                [np.empty(0), *(np.linalg.norm(self.features_ND[p].astype(np.float64), axis=1) for p in self._parts())]
-            )
+            norms = [np.linalg.norm(as_dtype(self.features_ND[part], np.float64), axis=1) for part in self._parts()]
+            norms_N = np.concatenate([np.empty(0), *norms])
             self.factors_N = 1 / np.where(norms_N == 0, 1, norms_N)
 
     # Sums
@@ -235,15 +236,15 @@ class Worker:
         for start in range(0, len(chosen_N), 4096):
             part = chosen_N[start : start + 4096]
             said = head.predictions(self.features_ND[part])
-            evaluator.add(self.keys_N[part].tolist(), head.classes_[self.class_indices_N[part]].tolist(), said)
+            evaluator.add(self.keys.take(part).to_pylist(), head.classes_[self.class_indices_N[part]].tolist(), said)
         return evaluator
 
     def _block(self, part: Any) -> np.ndarray:
-        block_ND: np.ndarray = self.features_ND[part].astype(np.float64)
+        block_ND = as_dtype(self.features_ND[part], np.float64)
         return block_ND if self.factors_N is None else block_ND * self.factors_N[part, None]
 
     def _parts(self) -> list[slice]:
-        size = max(1, PRODUCT_VALUES // max(1, self.features_ND.shape[1]))
+        size = max(1, SUM_VALUES // max(1, self.features_ND.shape[1]))
         return [slice(start, start + size) for start in range(0, len(self.features_ND), size)]
 
 
