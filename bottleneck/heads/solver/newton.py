@@ -28,9 +28,8 @@ TRUNCATION = 0.2
 """Far from the optimum, conjugate gradients stop when one more of them gains less than this share of the mean so far
 (Nash and Sofer 1990). Measured on 680 rows, C from 0.1 to 10,000: 0.5 takes a tenth longer, 0.1 a third."""
 NEAR = 1e-2
-"""Relative gap below which a Newton step squares it. Conjugate gradients then go on until they are as close, as every new
-start forgets the Hessian: that saves half of all evaluations and a third of all products, measured on 6,000 rows."""
-
+"""Relative gap below which a Newton step squares it. Conjugate gradients then go on until they are as close, as every
+new start forgets the Hessian: that saves half of all evaluations and a third of all products (6,000 rows)."""
 LEAST_RESIDUAL = 1e-7
 """The least share of the squared gradient that one Newton step is to leave: with products in float32, much less takes
 far more iterations."""
