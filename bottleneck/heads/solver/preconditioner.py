@@ -31,12 +31,15 @@ class Preconditioner:
             columns_K = np.arange(curvature_PK.shape[1])
             # Not from the pairs, whose rounding is larger than the curvature where the classes are sure.
             hessian_PKK[:, columns_K, columns_K] = curvature_PK
+            # A shift of all classes has no curvature; more than all others together sorts it last.
+            hessian_PKK += 2 * curvature_PK.mean(axis=1)[:, None, None]
             curvature_PK, self._vectors_PKK = np.linalg.eigh(hessian_PKK)
-            curvature_PK = np.maximum(curvature_PK, curvature_PK[:, -1:] * LEAST_CURVATURE)
+            curvature_PK = np.maximum(curvature_PK, curvature_PK[:, -2, None] * LEAST_CURVATURE)
+            curvature_PK[:, -1] = 0
         penalty_J11, variances_J11 = penalty_J[:, None, None], variances_J[:, None, None]
         self._inverse_JPK = 1 / (penalty_J11 + variances_J11 * curvature_PK + 1e-300)
         if pairs_PKK is not None and penalty_J[-1] == 0:
-            self._inverse_JPK[-1, :, 0] = 0  # a shift of all classes' b, which nothing determines
+            self._inverse_JPK[-1, :, -1] = 0  # nothing determines a shift of all classes' b
 
     def __call__(self, residual_JPK: np.ndarray, chosen_P: np.ndarray) -> np.ndarray:
         """Multiply the residuals of the problems with these numbers."""
