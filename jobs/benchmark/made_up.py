@@ -7,6 +7,7 @@ Legend: N rows of a shard, D features, L hidden directions, K classes.
 """
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def made_up_features(class_indices_N: np.ndarray, num_classes: int, dim: int, *,
     """Features of images of these classes, float32 [N, D]; other images of the same classes with another seed."""
     of_all = np.random.default_rng(0)
     # As far from one another as said, on average: the difference of two means has L values of twice the variance.
-    means_KL = of_all.standard_normal((num_classes, HIDDEN), dtype=np.float32) * DISTANCE / np.sqrt(2 * HIDDEN)
+    means_KL = of_all.standard_normal((num_classes, HIDDEN), dtype=np.float32) * DISTANCE / math.sqrt(2 * HIDDEN)
     strengths_L = np.arange(1, HIDDEN + 1, dtype=np.float32) ** -0.5
     mixed_LD = of_all.standard_normal((HIDDEN, dim), dtype=np.float32) * strengths_L[:, None]
     mixed_LD /= np.linalg.norm(mixed_LD, axis=0)

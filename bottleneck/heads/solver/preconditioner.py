@@ -45,7 +45,8 @@ class Preconditioner:
         """Multiply the residuals of the problems with these numbers."""
         inverse_JPK = self._inverse_JPK[:, chosen_P]
         if self._vectors_PKK is None:
-            return inverse_JPK * residual_JPK
+            alone_JPK: np.ndarray = inverse_JPK * residual_JPK
+            return alone_JPK
         vectors_PKK = self._vectors_PKK[chosen_P]
         turned_PJK = residual_JPK.transpose(1, 0, 2) @ vectors_PKK
         turned_PJK *= inverse_JPK.transpose(1, 0, 2)
