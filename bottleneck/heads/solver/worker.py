@@ -81,6 +81,7 @@ class Worker:
             traits.append(rule.traits(labelled))
         self.features_ND = self.features_ND[:end]
         self.keys = pa.chunked_array(keys, pa.large_string()).combine_chunks()
+        pa.default_memory_pool().release_unused()  # up to a dozen times a data file, for as long as the fit takes
         return *encoded(labels), all_traits(traits), unlabelled
 
     def hold(self, features_ND: np.ndarray) -> None:
