@@ -119,6 +119,7 @@ def test_every_solver_and_any_number_of_workers_find_the_same(scale: Any, monkey
     monkeypatch.setattr(fit_data, "MAX_COMPACT_VALUES", 0)
     monkeypatch.setattr("bottleneck.heads.label_issues.NUM_ROWS", 7)
     others += [issues_of(features_ND, labels_N, folds_N, request, number) for number in (1, 3)]
+    whole, *others = (table.sort_by("key") for table in (whole, *others))  # nearly equal scores come in any order
     for other in others:
         assert other.column("key").to_pylist() == whole.column("key").to_pylist()
         assert other.column("suggested").to_pylist() == whole.column("suggested").to_pylist()
