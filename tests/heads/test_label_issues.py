@@ -88,7 +88,7 @@ def issues_of(
     folds = [own for (own,) in led.data.by_worker(folds_N)]
     keys = [own for (own,) in led.data.by_worker(np.array([f"{n:05d}" for n in range(len(labels_N))], object))]
     for worker, own in zip(workers.workers, keys, strict=True):
-        worker.keys_N = own
+        worker.keys = pa.array(own, pa.large_string())
     assert grid.out_of_fold is not None
     return find_label_issues(workers, folds, grid.out_of_fold, head)
 
