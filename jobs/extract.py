@@ -68,7 +68,7 @@ def extract(config: Config) -> Summary:
     check_output_uri(config.output)
     if config.local and (config.run.num_actors or config.run.use_gpu):
         raise UsageError("--local runs one network in this process. Leave --num-actors and --use-gpu out.")
-    needs_cpus(config.features.base, config.run.runtime, config.run.use_gpu)
+    needs_cpus(config.features.base, config.run.runtime, config.run.use_gpu, config.features.precision)
     check_use_gpu(config.run.use_gpu)
     plan, extended = _plan(config)
     if config.local:

@@ -57,8 +57,8 @@ def hand_network(
         # As many CPUs as the networks, which wait for this one, leave to those who prepare shards. In a list, or Ray
         # would put the network itself into every call.
         prepare = ray.remote(num_cpus=placement.decode_cpus, max_retries=3)(_prepared)
-        return HandedNetwork(runtime, num_images, num_threads, [prepare.remote(request)])
-    network = prepare_network(request)
+        return HandedNetwork(runtime, num_images, num_threads, [prepare.remote(request, precision)])
+    network = prepare_network(request, precision)
     chosen = choose_runtime(runtime, network, precision, num_threads, num_images)
     if chosen == "keras":
         return HandedNetwork("keras", num_images, num_threads)
@@ -67,9 +67,9 @@ def hand_network(
     return HandedNetwork(cast(RuntimeName, chosen), num_images, num_threads, handle)
 
 
-def _prepared(request: FeatureRequest) -> dict[str, Any]:
+def _prepared(request: FeatureRequest, precision: Precision) -> dict[str, Any]:
     try:
-        return {"network": prepare_network(request)}
+        return {"network": prepare_network(request, precision)}
     except Exception as error:  # raised here, it would reach the actors as one of Ray's
         return as_result(error)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bottleneck.catalog import ONNX_BASE
 from bottleneck.errors import UsageError
 from bottleneck.networks.device import CORES_PER_ACTOR
-from bottleneck.spec import RuntimeName
+from bottleneck.networks.quantize import check_int8_runtime
+from bottleneck.spec import Precision, RuntimeName
 
 DECODE_CPUS = 0.49
 """CPUs of each preparing task beside networks on CPUs, which use all cores anyway."""
@@ -87,13 +89,19 @@ def waiting_for(placement: Placement, total: Mapping[str, float], free: Mapping[
     return f"{kind}s: others use {there - left:g} of the cluster's {there:g}"
 
 
-def needs_cpus(base: str, runtime: RuntimeName, use_gpu: bool) -> bool:
-    """Whether a network can run on CPUs only. Raises UsageError if GPUs are requested as well."""
-    is_for_cpus = runtime not in ("auto", "keras") or base == ONNX_BASE
+def needs_cpus(base: str, runtime: RuntimeName, use_gpu: bool, precision: Literal["auto"] | Precision = "auto") -> bool:
+    """Whether a network can run on CPUs only.
+
+    Raises:
+        UsageError: if GPUs are requested as well, or a runtime that does not take int8.
+    """
+    if precision == "int8":
+        check_int8_runtime(runtime)
+    is_for_cpus = runtime not in ("auto", "keras") or base == ONNX_BASE or precision == "int8"
     if use_gpu and is_for_cpus:
         raise UsageError(
-            f"`use_gpu` does not go with `base` {base} and `runtime` {runtime}, which run on CPUs. Leave it out, or "
-            "give a base of the catalog and `runtime` auto or keras."
+            f"`use_gpu` does not go with `base` {base}, `runtime` {runtime} and `precision` {precision}, which run on "
+            "CPUs. Leave it out, or give a base of the catalog, `runtime` auto or keras, and no int8."
         )
     return is_for_cpus
 

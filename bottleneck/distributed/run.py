@@ -94,7 +94,7 @@ class Run:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         asked, use_gpu = self.options.num_actors, self.options.use_gpu
         runtime = self.options.runtime
-        on_cpus = needs_cpus(self.request.base, runtime, use_gpu)
+        on_cpus = needs_cpus(self.request.base, runtime, use_gpu, self.precision)
         self.placement = place(nodes, asked, use_gpu=use_gpu, may_grow=bool(cluster_address()), on_cpus=on_cpus)
         self.network = hand_network(self.request, self.precision, self.options.runtime, self.placement, self.num_images)
         tell_waiting("CPU", 1)

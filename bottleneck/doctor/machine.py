@@ -159,6 +159,8 @@ def runtimes() -> Iterator[Finding]:
         with contextlib.suppress(KeyError, TypeError, ValueError):
             rates = sorted(one["runtimes"].values(), key=lambda row: -row["images_per_second"])
             named = ", ".join(f"{row['runtime']} {row['images_per_second']:.1f}" for row in rates)
+            if one["precision"] == "int8":
+                named += f"; cosine to float32 {min(row['cosine'] for row in rates):.4f}"
             lines.append(f"{one['base']} {' '.join(one['layers'])}, {one['precision']}, images/s: {named}")
     told = ", ".join(found) + (f"; not installed: {', '.join(missing)}" if missing else "")
     told += f"; networks are kept in {folder}"

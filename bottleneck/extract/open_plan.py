@@ -10,6 +10,7 @@ from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.networks.device import has_bfloat16
 from bottleneck.networks.layers import check_layers
 from bottleneck.networks.prepare import resolve_apart
+from bottleneck.networks.quantize import check_int8
 from bottleneck.networks.resolve import choose_precision, requested_layers
 from bottleneck.networks.weights import check_weights
 from bottleneck.sources.reading import Limits, Reading
@@ -49,6 +50,8 @@ def open_or_make_plan(
         limits.check_installed()
         check_weights(request.weights)
         check_layers(request.base, request.layers)
+        if request.precision == "int8":
+            check_int8()
         found = survey(
             source, output, reading=reading, selection=selection, shard_size=shard_size, max_rejected=max_rejected
         )

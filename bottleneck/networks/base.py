@@ -18,6 +18,7 @@ from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.layers import check_layers
 from bottleneck.networks.prepare import prepare_network
 from bottleneck.networks.prepared import PreparedNetwork, StreamingForward
+from bottleneck.networks.quantize import check_int8
 from bottleneck.networks.resolve import wants_keras
 from bottleneck.networks.runtimes import keras_runtime
 from bottleneck.networks.runtimes.choose import choose_runtime
@@ -118,11 +119,13 @@ class Base:
         check_choice("runtime", runtime, RuntimeName)
         check_weights(request.weights)  # before the seconds that Keras takes to start
         check_layers(request.base, request.layers)
+        if precision == "int8":
+            check_int8(runtime)
         self.batch_size = batch_size
         self.is_fixed = True
         chosen = "keras"
         if not wants_keras(request.base, runtime, precision):
-            network = network or prepare_network(request)
+            network = network or prepare_network(request, precision)
             chosen = choose_runtime(runtime, network, precision, num_threads, num_images)
         if chosen == "keras" or network is None or network.graph is None:
             self._forward, self.spec, self.device = keras_runtime.start(request, precision, batch_size, num_threads)

@@ -1,4 +1,4 @@
-"""The device a network runs on, and whether it is fast in bfloat16."""
+"""The device a network runs on, and whether it is fast in bfloat16 or int8."""
 
 import os
 import subprocess
@@ -28,12 +28,20 @@ def has_bfloat16() -> bool:
             return min(float(line) for line in found.stdout.split()) >= 8.0
     except (OSError, ValueError, subprocess.TimeoutExpired):
         pass
+    return "amx_bf16" in _cpu_flags()
+
+
+def has_vnni() -> bool:
+    """Whether this machine's CPU multiplies 8-bit numbers without overflow, and faster than float32."""
+    return not _cpu_flags().isdisjoint(("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def _cpu_flags() -> set[str]:
     try:
         with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "")
+            return set(next((line for line in file if line.startswith("flags")), "").split())
     except OSError:
-        return False
-    return " amx_bf16" in flags
+        return set()
 
 
 def keras_has_gpu() -> bool:

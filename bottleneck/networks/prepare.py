@@ -24,6 +24,7 @@ from bottleneck.networks.layers import check_layers
 from bottleneck.networks.onnx_features import prepare_onnx
 from bottleneck.networks.onnx_file import sha256_onnx
 from bottleneck.networks.prepared import MAX_DIFFERENCE, PreparedNetwork, differences, reference_pixels
+from bottleneck.networks.quantize import check_int8, quantize_network
 from bottleneck.networks.resolve import load_feature_model, requested_layers, wants_keras
 from bottleneck.networks.runtimes.onnx_runtime import start
 from bottleneck.networks.weights import check_weights, is_file, local_copy
@@ -37,18 +38,25 @@ PACKAGES = ("keras", "tensorflow", "tensorflow-cpu", "tf2onnx", "onnx")
 """Those whose version can change a graph."""
 
 
-def prepare_network(request: FeatureRequest, *, with_graph: bool = True) -> PreparedNetwork:
+def prepare_network(
+    request: FeatureRequest, precision: Precision = "float32", *, with_graph: bool = True
+) -> PreparedNetwork:
     """The network of a request, from the cache or built now.
 
     Args:
+        precision: in int8 the graph is quantized; for the others it is in float32, which runtimes lower themselves.
         with_graph: as an ONNX graph, if Keras' backend is TensorFlow. Making it takes 3 to 15 s.
 
     Raises:
-        UsageError: for an unknown base or layer, or a pooling that does not fit the layer.
+        UsageError: for an unknown base or layer, a pooling that does not fit the layer, or a network or machine that is
+            not fit for int8.
         WeightsError: for weights that are not available or do not fit.
     """
     check_weights(request.weights)
     check_layers(request.base, request.layers)
+    if precision == "int8":
+        check_int8()
+        return quantize_network(prepare_network(request))
     identity = _identity(request)
     for has_graph in (True, False)[: 1 if with_graph else 2]:
         if (network := load_network(network_key(request, identity, has_graph))) is not None:
@@ -77,9 +85,8 @@ def prepare_network(request: FeatureRequest, *, with_graph: bool = True) -> Prep
 
 def resolve_apart(request: FeatureRequest, precision: Precision) -> FeatureSpec:
     """The spec of a request; see `prepare_network`. The graph is made along if `auto` runs one in this precision."""
-    return prepare_network(request, with_graph=not wants_keras(request.base, "auto", precision)).spec(
-        request, precision
-    )
+    with_graph = not wants_keras(request.base, "auto", precision)
+    return prepare_network(request, precision, with_graph=with_graph).spec(request, precision)
 
 
 def network_key(request: FeatureRequest, identity: str, with_graph: bool) -> str:

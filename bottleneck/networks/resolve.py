@@ -38,10 +38,10 @@ def resolve(request: FeatureRequest, precision: Precision) -> FeatureSpec:
 def wants_keras(base: str, asked: RuntimeName, precision: Precision) -> bool:
     """Whether a network runs with Keras, so that no graph is needed.
 
-    `auto` is Keras on a GPU, with another backend of Keras than TensorFlow, and for bfloat16 where OpenVINO is not
-    installed.
+    int8 never does. `auto` is Keras on a GPU, with another backend of Keras than TensorFlow, and for bfloat16 where
+    OpenVINO is not installed.
     """
-    if base == ONNX_BASE:
+    if base == ONNX_BASE or precision == "int8":
         return False
     if asked != "auto":
         return asked == "keras"

@@ -13,7 +13,7 @@ from functools import partial
 from bottleneck.catalog import ONNX_BASE
 from bottleneck.cores import count_cores
 from bottleneck.networks.base import CPU_BATCH_SIZE
-from bottleneck.networks.device import CORES_PER_ACTOR, has_bfloat16
+from bottleneck.networks.device import CORES_PER_ACTOR, has_bfloat16, has_vnni
 from bottleneck.networks.prepare import prepare_network
 from bottleneck.networks.prepared import Forward
 from bottleneck.networks.runtimes import keras_runtime
@@ -57,14 +57,24 @@ def main(config: Config) -> int:
 
 
 def combinations(request: FeatureRequest) -> list[tuple[str, Precision]]:
-    """The runtimes and precisions that are compared; bfloat16 where this machine has it in hardware."""
+    """The runtimes and precisions that are compared; bfloat16 and int8 where this machine has them in hardware."""
     network = prepare_network(request)
     found: list[tuple[str, Precision]] = []
-    for precision in ("float32", "bfloat16") if has_bfloat16() else ("float32",):
+    for precision in precisions(request.base):
         names = candidates(network, precision)
-        if request.base != ONNX_BASE:
+        if request.base != ONNX_BASE and precision != "int8":
             names = ["keras", *names]
         found += [(name, precision) for name in names]
+    return found
+
+
+def precisions(base: str) -> list[Precision]:
+    """Those in which a network can run here, and may be fast."""
+    found: list[Precision] = ["float32"]
+    if has_bfloat16():
+        found.append("bfloat16")
+    if has_vnni() and base not in ("stub", ONNX_BASE):
+        found.append("int8")
     return found
 
 
@@ -72,7 +82,7 @@ def measure_runtime(request: FeatureRequest, name: str, precision: Precision) ->
     """One runtime, in a process of its own."""
     cores = count_cores()
     threads = cores // max(1, cores // CORES_PER_ACTOR)
-    network = prepare_network(request)
+    network = prepare_network(request, precision)
     if name == "keras":
         start: Callable[[], Forward] = partial(keras_forward, request, precision, threads)
     else:

@@ -4,7 +4,7 @@ import logging
 
 from bottleneck.catalog import ONNX_BASE
 from bottleneck.errors import UsageError
-from bottleneck.networks.prepared import MAX_DIFFERENCE, MIN_COSINE, PreparedNetwork
+from bottleneck.networks.prepared import MAX_DIFFERENCE, MIN_COSINES, PreparedNetwork
 from bottleneck.networks.runtimes.probe import Probed, is_probed, known, probe
 from bottleneck.networks.runtimes.table import RUNTIMES, is_installed
 from bottleneck.spec import Precision, RuntimeName
@@ -51,7 +51,14 @@ def choose_runtime(
     if found is None and len(runtimes) > 1 and num_images >= MIN_IMAGES:
         found = probe(network, precision, runtimes, num_threads)
         log.info("runtimes on this machine, images/s: %s", ", ".join(map(_told, found)))
-    return fastest(found, precision) if found else DEFAULT
+    chosen = fastest(found, precision) if found else DEFAULT
+    if chosen == "keras" and precision == "int8":
+        measured = ", ".join(f"{one.runtime} {one.error or f'{one.cosine:.5f}'}" for one in found or [])
+        raise UsageError(
+            f"No runtime here gives the features of {network.base} in int8. Expected a cosine of "
+            f"{MIN_COSINES[precision]} to float32 at least. Received: {measured}. Give `precision` float32."
+        )
+    return chosen
 
 
 def candidates(network: PreparedNetwork, precision: Precision) -> list[str]:
@@ -77,7 +84,7 @@ def _checked(asked: str, network: PreparedNetwork, precision: Precision, num_thr
             f"{', '.join(filter(is_installed, RUNTIMES))}. Or leave `runtime` out, which takes the fastest."
         )
     fitting = candidates(network, precision)
-    valid = ", ".join([*fitting, *([] if network.base == ONNX_BASE else ["keras"])])
+    valid = ", ".join([*fitting, *([] if network.base == ONNX_BASE or precision == "int8" else ["keras"])])
     if asked not in fitting:
         raise UsageError(
             f"`runtime` {asked} does not run {network.base} in {precision}. Expected auto, {valid}. Received: {asked}."
@@ -88,7 +95,8 @@ def _checked(asked: str, network: PreparedNetwork, precision: Precision, num_thr
             f"its features differ from the reference by {found.difference:.1e} of the largest value (at most "
             f"{MAX_DIFFERENCE:g})"
             if precision == "float32"
-            else f"its features have a cosine of {found.cosine:.5f} to the reference (at least {MIN_COSINE})"
+            else f"its features have a cosine of {found.cosine:.5f} to the reference (at least "
+            f"{MIN_COSINES[precision]})"
         )
         raise UsageError(f"`runtime` {asked} is not offered for {network.base} here: {what}. Expected auto, {valid}.")
     return asked

@@ -24,7 +24,7 @@ from bottleneck.errors import BottleneckError
 from bottleneck.networks.cache import cache_folder, load_network, load_probe, store_network, store_probe
 from bottleneck.networks.prepared import (
     MAX_DIFFERENCE,
-    MIN_COSINE,
+    MIN_COSINES,
     Forward,
     PreparedNetwork,
     differences,
@@ -56,7 +56,7 @@ class Probed:
         """Whether the features are right for this precision."""
         if self.error:
             return False
-        return self.difference <= MAX_DIFFERENCE if precision == "float32" else self.cosine >= MIN_COSINE
+        return self.difference <= MAX_DIFFERENCE if precision == "float32" else self.cosine >= MIN_COSINES[precision]
 
 
 def is_probed(network: PreparedNetwork, precision: Precision, num_threads: int | None) -> bool:
@@ -112,7 +112,7 @@ def cpu_name() -> str:
                 name = value.strip()
             elif title.strip() == "flags":
                 has = set(value.split())
-                wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+                wanted = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
                 flags = " ".join(flag for flag in wanted if flag in has)
                 break
     return f"{name} {flags}".strip()

@@ -28,13 +28,17 @@ class Runtime:
 
 
 RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", lambda graph, shape, precision, threads: onnx_runtime.start(graph, threads)),
+    "onnxruntime": Runtime(
+        "onnxruntime",
+        lambda graph, shape, precision, threads: onnx_runtime.start(graph, threads),
+        ("float32", "int8"),
+    ),
     "ncnn": Runtime(
         "ncnn",
         lambda graph, shape, precision, threads: ncnn_runtime.start(graph, threads),
         takes=ncnn_runtime.takes,
     ),
-    "openvino": Runtime("openvino", openvino_runtime.start, ("float32", "bfloat16")),
+    "openvino": Runtime("openvino", openvino_runtime.start, ("float32", "bfloat16", "int8")),
 }
 
 
