@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Concatenate
 
 from bottleneck.child import raised
-from bottleneck.heads.solver.protocol import Answer, FitEvent, P, Ts
 from bottleneck.heads.solver.partial import Pace
+from bottleneck.heads.solver.protocol import Answer, FitEvent, P, Ts
 from bottleneck.heads.solver.worker import Worker
 
 

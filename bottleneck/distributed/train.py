@@ -118,8 +118,9 @@ def train_head(
         while True:
             for event in ray.get(exchange.events.remote()):
                 on_event(event)
-            for name, value in ray.get(exchange.results.remote()).items() if kept else ():
-                kept.keep(name, value)
+            if kept:
+                for name, value in ray.get(exchange.results.remote()).items():
+                    kept.keep(name, value)
             result = ray.get(exchange.result.remote())
             if result is not None:
                 break

@@ -10,7 +10,7 @@
     mlp_fit      Fit the small network, on rotated images, images, or images that stay with their workers.
     newton       Solve many regularised linear problems over the same rows, by truncated Newton steps in lockstep.
     out_of_fold  What the folds of the best C say of the images they left out, and the temperature that follows.
-    partial      Keep the results of a fit that is not finished, in the place of its head, for the next run of the same command.
+    partial      Keep the results of an unfinished fit in the place of its head, for the next run of the same command.
     protocol     How a coordinator asks the workers of a fit: methods of `Worker`, here or elsewhere.
     sums_fit     Fit images that stay with their workers, by sums over all values of C and folds in one pass.
     whole_fit    Fit data that one worker holds: the Gram matrix of the images, or the images themselves.
