@@ -21,6 +21,7 @@ import tyro
 from bottleneck.console import duration
 from bottleneck.dataset.features import Features, open_features
 from bottleneck.distributed.fit import check_workers, fit_request
+from bottleneck.distributed.ray_session import cluster_address
 from bottleneck.errors import FingerprintError
 from bottleneck.heads.evaluate import Evaluation, classification_report
 from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head, num_evaluated
@@ -112,10 +113,24 @@ def fit(config: Config) -> dict[str, Any]:
     fitted.head.save(config.head)
     kept.sweep()
     tell(fitted, evaluation, time.monotonic() - started)
+    if advice := faster_way(config.num_workers, fitted.details["seconds"], time.monotonic() - started):
+        log.info("%s", advice)
     # After the head: a source that has gone or a disk that is full must not cost the fit.
     has_report = evaluation is not None and try_report(config.head, fitted.head, features, test, evaluation)
     show(f"head: {config.head}{', with report.html' if has_report else ''}")
     return _result(config.head, Head.load(config.head), has_report=has_report)
+
+
+def faster_way(num_workers: int, fit_seconds: float, seconds: float) -> str:
+    """Advice where Ray took most of the time of a fit on this machine, even if one process does all the work; else ''.
+
+    Args:
+        seconds: of the fit and all around it.
+    """
+    alone = num_workers * fit_seconds
+    if not num_workers or cluster_address() or 2 * alone > seconds:
+        return ""
+    return f"--num-workers 0 fits this in this process, without Ray, in about {duration(max(alone, 1))}"
 
 
 def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
