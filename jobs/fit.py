@@ -5,7 +5,8 @@
     bottleneck fit features/ head/ --test-keys 'test/*' --group-by '/(P[0-9]+)_'
     bottleneck fit features/ head/ --test test-features/ --scale auto --metric macro_f1
 
-Runs as a Ray Train job that replaces workers that die. The result equals scikit-learn's LogisticRegression or LinearSVC
+Runs as a Ray Train job that replaces workers that die, or with --num-workers 0 in this process. A killed fit goes on
+where it was when it is run again. The result equals scikit-learn's LogisticRegression or LinearSVC
 for any number of workers. Writes head.safetensors, head.json, report.html and confusion.png to HEAD, and with several C
 (or an svm) label-issues.parquet: the images that are likely mislabelled.
 """
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from bottleneck.console import duration
-from bottleneck.dataset.features import Features, open_features, rows_of
-from bottleneck.distributed.train import train_head
+from bottleneck.dataset.features import Features, open_features
+from bottleneck.distributed.fit import check_workers, fit_request
+from bottleneck.distributed.ray_session import cluster_address
 from bottleneck.errors import FingerprintError
 from bottleneck.heads.evaluate import Evaluation, classification_report
 from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head, num_evaluated
 from bottleneck.heads.label_issues import read_label_issues, write_label_issues
 from bottleneck.heads.request import HEAD_JSON, HeadRequest
+from bottleneck.heads.solver.partial import partial_results
 from bottleneck.heads.test_set import request_with_test
 from bottleneck.inspect.report import REPORT_HTML, report_of_features, write_report
 from bottleneck.storage.store import check_output_uri, open_store
@@ -53,7 +56,8 @@ class Config:
     test: str | None = None
     """Evaluate on these features, an output of other images made with the same options, and hold nothing out."""
     num_workers: int = 1
-    """Ray Train workers, each of which holds a share of the features."""
+    """Ray Train workers, each of which holds a share of the features. 0 fits in this process, without Ray, which is
+    faster where they are few."""
     use_gpu: bool = False
     """Place each worker on a node with a GPU."""
     allow_incomplete: bool = False
@@ -76,7 +80,9 @@ def fit(config: Config) -> dict[str, Any]:
     layer = chosen_layer(features, request)
     check_output_uri(config.head)
     store = open_store(config.head)
+    kept = partial_results(store, features, {**request.to_json(), "layer": layer})
     if store.exists(HEAD_JSON):
+        kept.sweep()  # of a run that was killed just before
         head = Head.load(config.head)
         _check_same(head, features, test, {**request.to_json(), "layer": layer}, config.head)
         show(f"{config.head} is fitted already")
@@ -84,19 +90,20 @@ def fit(config: Config) -> dict[str, Any]:
         if num_evaluated(head.origin.details) and not has_report:  # the job was stopped before it, or it failed
             has_report = try_report(config.head, head, features, test)
         return _result(config.head, head, has_report=has_report)
+    check_workers(config.num_workers, config.use_gpu)
     store.try_writing()  # before the work, which would be lost
     check_labels(features.plan.label_counts, config.features)
     if features.spec.weights.startswith("random:"):
         log.warning(RANDOM_WEIGHTS, features.spec.weights)
     with GridTable(request) as table:
-        fitted = train_head(
+        fitted = fit_request(
             features,
             request,
-            rows_of(features),
             test=test,
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
             on_event=table.show,
+            kept=kept,
         )
     evaluation = fitted.evaluation
     if evaluation is not None:
@@ -104,11 +111,26 @@ def fit(config: Config) -> dict[str, Any]:
     if fitted.label_issues is not None:  # before the head, which is complete where it is
         write_label_issues(config.head, fitted.label_issues)
     fitted.head.save(config.head)
+    kept.sweep()
     tell(fitted, evaluation, time.monotonic() - started)
+    if advice := faster_way(config.num_workers, fitted.details["seconds"], time.monotonic() - started):
+        log.info("%s", advice)
     # After the head: a source that has gone or a disk that is full must not cost the fit.
     has_report = evaluation is not None and try_report(config.head, fitted.head, features, test, evaluation)
     show(f"head: {config.head}{', with report.html' if has_report else ''}")
     return _result(config.head, Head.load(config.head), has_report=has_report)
+
+
+def faster_way(num_workers: int, fit_seconds: float, seconds: float) -> str:
+    """Advice where Ray took most of the time of a fit on this machine, even if one process does all the work; else ''.
+
+    Args:
+        seconds: of the fit and all around it.
+    """
+    alone = num_workers * fit_seconds
+    if not num_workers or cluster_address() or 2 * alone > seconds:
+        return ""
+    return f"--num-workers 0 fits this in this process, without Ray, in about {duration(max(alone, 1))}"
 
 
 def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:

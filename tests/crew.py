@@ -17,7 +17,7 @@ class Crew:
     """Several workers that answer one after the other."""
 
     def __init__(self, workers: list[Worker]) -> None:
-        self.workers, self.size = workers, len(workers)
+        self.workers, self.size, self.lanes = workers, len(workers), len(workers)
         self.events: list[dict[str, Any]] = []
         self.memory: dict[str, Any] = {}
         self.asked: list[str] = []

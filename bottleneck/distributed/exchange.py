@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate
 
 from bottleneck.child import raised
+from bottleneck.heads.solver.partial import Pace
 from bottleneck.heads.solver.protocol import Answer, FitEvent, P, Ts
 from bottleneck.heads.solver.worker import Worker
 
@@ -36,6 +37,7 @@ class RayWorkers:
 
     def __init__(self, exchange: Any, token: str, size: int, worker: Worker) -> None:
         self.exchange, self.token, self.size, self.worker = exchange, token, size, worker
+        self.lanes = size
         self.number = 0
 
     def ask(
@@ -86,10 +88,13 @@ class RayWorkers:
 class Exchange:
     """An actor beside the group that holds requests, answers, and everything that must outlive a worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: dict[str, Any] | None = None) -> None:
+        """Args: memory: what an earlier run remembered."""
         self.requests: dict[tuple[str, int], list[Any]] = {}
         self.given: dict[tuple[str, int], dict[int, Any]] = {}
-        self.memory: dict[str, Any] = {}
+        self.memory = memory or {}
+        self.unkept: dict[str, Any] = {}
+        self.pace = Pace()
         self.told: list[FitEvent] = []
         self.outcome: dict[str, Any] | None = None
         self.met: list[Any] = []
@@ -119,6 +124,8 @@ class Exchange:
 
     async def remember(self, name: str, value: Any) -> None:
         self.memory[name] = value
+        if self.pace.is_due(name, value):
+            self.unkept[name] = value
 
     async def recall(self, name: str) -> Any:
         return self.memory.get(name)
@@ -137,6 +144,11 @@ class Exchange:
     async def events(self) -> list[FitEvent]:
         told, self.told = self.told, []
         return told
+
+    async def results(self) -> dict[str, Any]:
+        """What the driver is to keep, since it was last asked for."""
+        unkept, self.unkept = self.unkept, {}
+        return unkept
 
     async def end(self, outcome: dict[str, Any]) -> None:
         async with self.changed:

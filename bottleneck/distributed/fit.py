@@ -1,15 +1,16 @@
 """Fit a head on the features of an output, in this process or as a Ray Train job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bottleneck.dataset.features import Features, open_features, rows_of
 from bottleneck.distributed.train import train_head
 from bottleneck.errors import UsageError
-from bottleneck.heads.fit import check_labels, fit_features
+from bottleneck.heads.fit import Fitted, check_labels, fit_features
 from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Metric, ScaleChoice
-from bottleneck.heads.solver.protocol import LocalWorkers
+from bottleneck.heads.solver.partial import PartialResults
+from bottleneck.heads.solver.protocol import FitEvent, LocalWorkers
 from bottleneck.heads.solver.worker import Worker
 from bottleneck.heads.test_set import request_with_test
 
@@ -82,10 +83,7 @@ def fit_head(
     }
     given = {name: value for name, value in options.items() if value is not None}
     request = replace(request or HeadRequest(), **given)
-    if num_workers < 0:
-        raise UsageError(f"`num_workers` takes a number from 0 up. Received: {num_workers}.")
-    if num_workers == 0 and use_gpu:
-        raise UsageError("`use_gpu` places the workers of a Ray Train job. Give `num_workers` from 1 up with it.")
+    check_workers(num_workers, use_gpu)
     if isinstance(features, str):
         features = open_features(features)
     if isinstance(test, str):
@@ -93,10 +91,42 @@ def fit_head(
     if test is not None:
         request = request_with_test(request, test, features)
     check_labels(features.plan.label_counts, features.plan.output)
-    if num_workers:
-        fitted = train_head(features, request, rows_of(features), test=test, num_workers=num_workers, use_gpu=use_gpu)
-    else:
-        fitted = fit_features(LocalWorkers(Worker()), features, request, rows_of(features), test)
+    fitted = fit_request(features, request, test=test, num_workers=num_workers, use_gpu=use_gpu)
     if evaluation := fitted.evaluation:
         fitted.details["accuracy"] = evaluation.accuracy
     return fitted.head
+
+
+def check_workers(num_workers: int, use_gpu: bool) -> None:
+    """Raise UsageError for workers that no fit can have."""
+    if num_workers < 0:
+        raise UsageError(f"`num_workers` takes a number from 0 up. Received: {num_workers}.")
+    if num_workers == 0 and use_gpu:
+        raise UsageError("`use_gpu` places the workers of a Ray Train job. Give `num_workers` from 1 up with it.")
+
+
+def fit_request(
+    features: Features,
+    request: HeadRequest,
+    *,
+    test: Features | None = None,
+    num_workers: int = 0,
+    use_gpu: bool = False,
+    on_event: Callable[[FitEvent], None] = lambda event: None,
+    kept: PartialResults | None = None,
+) -> Fitted:
+    """Fit in this process, without Ray, with 0 workers; else as a Ray Train job. Both give the same head.
+
+    Args:
+        on_event: told how the fit goes.
+        kept: where results outlive this process.
+
+    Raises:
+        As `fit_features` and `train_head`.
+    """
+    rows = rows_of(features)
+    if num_workers == 0:
+        return fit_features(LocalWorkers(Worker(), on_event, kept), features, request, rows, test)
+    return train_head(
+        features, request, rows, test=test, num_workers=num_workers, use_gpu=use_gpu, on_event=on_event, kept=kept
+    )

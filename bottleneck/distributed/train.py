@@ -23,6 +23,7 @@ from bottleneck.distributed.ray_session import THREAD_SECONDS, cluster_address, 
 from bottleneck.errors import IncompleteError, UsageError
 from bottleneck.heads.fit import Fitted, fit_features
 from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.partial import PartialResults
 from bottleneck.heads.solver.protocol import FitEvent
 from bottleneck.heads.solver.worker import Worker
 
@@ -54,6 +55,7 @@ def train_head(
     num_workers: int = 1,
     use_gpu: bool = False,
     on_event: Callable[[FitEvent], None] = lambda event: None,
+    kept: PartialResults | None = None,
 ) -> Fitted:
     """Fit a head with a group of Ray Train workers.
 
@@ -63,6 +65,7 @@ def train_head(
         rows_of: ok images of each file, at least.
         test: features of other images, on which the head is evaluated.
         on_event: told how the fit goes, in the order it does.
+        kept: where results outlive this process.
 
     Raises:
         UsageError: for labels that cannot be fitted on, or more workers than the cluster holds.
@@ -83,7 +86,7 @@ def train_head(
     largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
     # None where all nodes are still to come: each worker then computes on all cores of its node.
     cpus = max(1, int(min(largest, resources.get("CPU", 1) / num_workers))) if largest else None
-    exchange = ray.remote(num_cpus=0, max_concurrency=64)(Exchange).remote()
+    exchange = ray.remote(num_cpus=0, max_concurrency=64)(Exchange).remote(kept.read() if kept else None)
     folder = tempfile.mkdtemp(prefix="bottleneck-fit-")
     given = {"exchange": exchange, "features": features, "request": request, "rows_of": rows_of, "test": test}
     given["threads"] = cpus
@@ -115,6 +118,9 @@ def train_head(
         while True:
             for event in ray.get(exchange.events.remote()):
                 on_event(event)
+            if kept:
+                for name, value in ray.get(exchange.results.remote()).items():
+                    kept.keep(name, value)
             result = ray.get(exchange.result.remote())
             if result is not None:
                 break

@@ -70,8 +70,6 @@ def fit_features(
         UsageError: for labels that cannot be fitted on or evaluated, or a layer that is not there.
         FeaturesError: for features that are NaN or infinite.
     """
-    from bottleneck.heads.head import Head, Origin
-
     started = time.monotonic()
     layer = chosen_layer(features, request)
     rule = request.split_rule
@@ -89,6 +87,8 @@ def fit_features(
         FitData(workers, counts, class_indices_N, split.folds_N, len(classes), request, rule.num_folds)
     )
     arrays, grid = coordinator.fit(features.spec.dim_of(layer))
+    from bottleneck.heads.head import Head, Origin  # here, as it may be imported in a thread while this solves
+
     head = Head.of(request, grid, classes, arrays)
     evaluator = Evaluator(classes)
     held_out = evaluate_on(workers, head, test, layer) if test else workers.ask(Worker.evaluate_head, head, HELD_OUT)

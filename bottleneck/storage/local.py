@@ -241,6 +241,10 @@ class FolderStore:
                 _unlink(temporary)
             return True
 
+    def remove(self, key: str) -> None:
+        with local_errors(f"removing {self._path(key)}"), contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(key))
+
     def sweep(self) -> None:
         for folder, _, names in os.walk(self.uri):
             for name in filter(LEFTOVER.fullmatch, names):

@@ -161,6 +161,9 @@ class RemoteStore:
     def replace(self, key: str, data: bytes, etag: str = "") -> bool:
         raise self._is_read_only()
 
+    def remove(self, key: str) -> None:
+        raise self._is_read_only()
+
     def sweep(self) -> None:
         raise self._is_read_only()
 

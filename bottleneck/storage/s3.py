@@ -182,6 +182,9 @@ class BucketStore:
         self._call(f"writing {self._name(key)}", "put_object", **put)
         return True
 
+    def remove(self, key: str) -> None:
+        self._call(f"removing {self._name(key)}", "delete_object", Bucket=self.bucket, Key=self.prefix + key)
+
     def sweep(self) -> None:
         pass  # a PUT that does not end leaves nothing
 

@@ -148,6 +148,9 @@ class Store(Protocol):
             False where another object was found, which stays.
         """
 
+    def remove(self, key: str) -> None:
+        """Remove an object; nothing where there is none. Only for what is nobody's result."""
+
     def sweep(self) -> None:
         """Remove temporary files of writers that were killed long ago."""
 

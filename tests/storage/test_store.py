@@ -286,6 +286,14 @@ def test_of_two_that_replace_a_file_of_a_folder_at_once_one_does(tmp_path: Path,
     assert store.read("a") == b"second"
 
 
+def test_what_is_removed_is_gone_and_what_is_not_there_is_no_trouble(place: Place) -> None:
+    place.store.replace("a/one", b"1")
+    place.store.replace("a/two", b"2")
+    place.store.remove("a/one")
+    place.store.remove("a/one")
+    assert [entry.key for entry in place.store.list()] == ["a/two"]
+
+
 def test_exists_says_what_is_there(place: Place) -> None:
     place.put("data/1.bin", b"1")
     assert place.store.exists("data/1.bin")

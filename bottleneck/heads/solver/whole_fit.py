@@ -63,33 +63,33 @@ class WholeFit:
     def _solve(self, folds: list[int], c_values: list[float], tolerance: float) -> list[Path]:
         """Solve one path per fold; the workers take turns."""
         data = self.data
-        paths: list[Path] = []
-        while len(paths) < len(folds):
-            turn = folds[len(paths) : len(paths) + data.workers.size]
-            name = f"paths {data.request.scale} {turn} {c_values} {tolerance}"
-            found = data.workers.recall(name)
-            if found is None:
-                asked = [
-                    (
-                        self._handle(fold, turn),
-                        data.solver,
-                        data.class_indices_fit,
-                        data.folds_fit,
-                        fold,
-                        data.kind,
-                        c_values,
-                        data.class_weights(fold),
-                        tolerance,
-                        data.sample_weights_fit,
-                    )
-                    for fold in turn
-                ]
-                found = data.workers.ask_each(Worker.solve, asked)
-                data.workers.remember(name, found)
-            paths += found
-            for path in found:
+        names = {fold: f"path {data.request.scale} {fold} {c_values} {tolerance}" for fold in folds}
+        paths = {fold: path for fold in folds if (path := data.workers.recall(names[fold])) is not None}
+        missing = [fold for fold in folds if fold not in paths]
+        for path in paths.values():
+            self._tell(path)
+        for start in range(0, len(missing), data.workers.lanes):
+            turn = missing[start : start + data.workers.lanes]
+            asked = [
+                (
+                    self._handle(fold, turn),
+                    data.solver,
+                    data.class_indices_fit,
+                    data.folds_fit,
+                    fold,
+                    data.kind,
+                    c_values,
+                    data.class_weights(fold),
+                    tolerance,
+                    data.sample_weights_fit,
+                )
+                for fold in turn
+            ]
+            for fold, path in zip(turn, data.workers.ask_each(Worker.solve, asked), strict=True):
+                data.workers.remember(names[fold], path)
+                paths[fold] = path
                 self._tell(path)
-        return paths
+        return [paths[fold] for fold in folds]
 
     def _handle(self, fold: int, turn: list[int]) -> Any:
         """The handle with which workers read the matrix of a fold; one for all folds if they share their scaling."""
