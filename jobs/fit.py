@@ -283,6 +283,7 @@ def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
         "c": details["c"],
         "metric": details.get("request", {}).get("metric", HeadRequest.metric),
         "grid_end": details.get("grid_end"),
+        "gap": details.get("gap"),
         "classes": len(head.classes_),
         "accuracy": details.get("accuracy"),
         **{name: details.get(name) for name in FINDINGS},

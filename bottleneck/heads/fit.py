@@ -117,6 +117,7 @@ def fit_features(
         },
         "grid": grid.rows,
         "grid_end": grid.end,
+        "gap": grid.gap,
         "test": tested,
         "c": None if request.kind == "mlp" else grid.best_c,
         "temperature": head.temperature_,

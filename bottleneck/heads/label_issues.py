@@ -22,6 +22,7 @@ from bottleneck.errors import CorruptError
 from bottleneck.heads.solver.losses import probabilities
 from bottleneck.heads.solver.out_of_fold import NUM_ROWS, OutOfFold
 from bottleneck.heads.solver.protocol import Workers
+from bottleneck.heads.solver.rows import as_dtype
 from bottleneck.heads.solver.worker import Worker
 from bottleneck.heads.splits import HELD_OUT
 from bottleneck.storage.parquet import open_parquet
@@ -160,7 +161,7 @@ def ask_counted(worker: Worker, out_of_fold: OutOfFold, head: "Head", thresholds
 
 def ask_keys(worker: Worker, rows: np.ndarray) -> np.ndarray:
     """The keys of some of this worker's images."""
-    keys: np.ndarray = worker.keys_N[rows]
+    keys: np.ndarray = worker.keys.take(pa.array(rows)).to_numpy(zero_copy_only=False)
     return keys
 
 
@@ -171,7 +172,7 @@ def _unseen(worker: Worker, out_of_fold: OutOfFold, head: "Head") -> Iterator[tu
     held_out = np.flatnonzero(worker.folds_N == HELD_OUT)
     for start in range(0, len(held_out), NUM_ROWS):
         rows = held_out[start : start + NUM_ROWS]
-        yield rows, head.predict_proba(worker.features_ND[rows])
+        yield rows, head.predict_proba(as_dtype(worker.features_ND[rows], np.float32))
 
 
 def write_label_issues(uri: str, issues: pa.Table) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bottleneck.heads.solver.protocol import Workers, total
+from bottleneck.heads.solver.rows import as_dtype
 from bottleneck.heads.solver.worker import Worker
 from bottleneck.heads.splits import HELD_OUT
 
@@ -62,7 +63,9 @@ def find_near_copies(workers: Workers, folds: Sequence[np.ndarray], dim: int) ->
 
 def share_held_out(worker: Worker, start: int, end: int) -> Any:
     """A handle with which other workers read some of this one's held-out images, scaled to length 1."""
-    return worker.publish(_unit(worker.features_ND[np.flatnonzero(worker.folds_N == HELD_OUT)[start:end]]))
+    return worker.publish(
+        _unit(as_dtype(worker.features_ND[np.flatnonzero(worker.folds_N == HELD_OUT)[start:end]], np.float32))
+    )
 
 
 def count_near(worker: Worker, handles: list[Any]) -> np.ndarray:
@@ -74,7 +77,7 @@ def count_near(worker: Worker, handles: list[Any]) -> np.ndarray:
         held_HD = worker.fetch(handle)
         near_H = np.zeros(len(held_HD), np.int64)
         for start in range(0, len(fitted) if len(held_HD) else 0, size):
-            block_FD = _unit(worker.features_ND[fitted[start : start + size]])
+            block_FD = _unit(as_dtype(worker.features_ND[fitted[start : start + size]], np.float32))
             near_H += np.count_nonzero(held_HD @ block_FD.T > NEAR_COSINE, axis=1)
         counts.append(near_H)
     return np.concatenate(counts)

@@ -133,6 +133,8 @@ class Grid:
     best_scale: Scale = "none"
     out_of_fold: "OutOfFold | None" = None
     """What the folds of the best C say of the images they left out; None without folds."""
+    gap: float | None = None
+    """A bound of how far the final fit is above the optimum, relative to its objective; None for an mlp."""
 
     @property
     def end(self) -> Literal["smallest", "largest"] | None:

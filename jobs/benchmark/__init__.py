@@ -8,7 +8,7 @@
     bottleneck benchmark photos/ --what faults --bucket s3://bucket/prefix
     bottleneck benchmark --what growth --num-images 1000000
     bottleneck benchmark features/ --what head
-    bottleneck benchmark --what head-growth --num-images 200000 --dim 512 --classes 100 --num-workers 2
+    bottleneck benchmark --what head-growth --num-workers 2 --limit-seconds 300
     bottleneck benchmark --what similar --num-images 1000000 --dim 512
     bottleneck benchmark --what predict --num-images 1000000 --dim 512 --classes 100
 
@@ -46,8 +46,8 @@ class Config:
     bucket, without and with faults. `growth`: with growing numbers of images. `head`, `head-growth`: fits. `predict`:
     predictions of stored features. `similar`: searches."""
     num_images: int | None = None
-    """Images to take evenly from the source; a smaller source is repeated. Default: 256; 200,000 for `head-growth`;
-    1,000,000 for `growth`, `predict` and `similar`; all for `head`."""
+    """Images to take evenly from the source; a smaller source is repeated. Default: 256; 1,000,000 for
+    `growth`, `head-growth` (after 10,000 and 100,000), `predict` and `similar`; all for `head`."""
     rounds: int = 1
     """Repetitions; the figures are medians."""
     bucket: str = ""
@@ -58,13 +58,13 @@ class Config:
     layer: str | None = None
     """`head`: column to fit on. Required if there are several."""
     limit_seconds: float = 30.0
-    """`head`: time limit of scikit-learn at this project's precision, for each value of C."""
+    """`head`, `head-growth`: time limit of scikit-learn at this project's precision, for each value of C."""
     dim: int = 512
     """Dimensions of synthetic features."""
     classes: int = 100
     """Classes of synthetic features."""
     num_workers: int = 1
-    """Workers of `bottleneck fit`."""
+    """Workers of `bottleneck fit`; `head-growth` measures one worker, too."""
 
     def __post_init__(self) -> None:
         check_choices(self)

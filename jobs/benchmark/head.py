@@ -61,7 +61,7 @@ def measure_fit(source: str, layer: str, num_workers: int, c: tuple[float, ...] 
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as folder:
         arguments = ["fit", source, folder, "--layer", layer, "--folds", str(REQUEST.folds), "--c", *map(str, c)]
         summary, figures = run_job([*arguments, "--num-workers", str(num_workers)])
-    names = ("images", "fitted_on", "classes", "way", "num_workers", "accuracy")
+    names = ("images", "fitted_on", "classes", "way", "num_workers", "accuracy", "gap")
     return {**figures, "fit_seconds": summary["seconds"], **{name: summary[name] for name in names}}
 
 

@@ -1,196 +1,165 @@
-"""`--what head-growth`: `bottleneck fit` on few and on many synthetic features.
+"""`--what head-growth`: `bottleneck fit` on growing numbers of synthetic features, and scikit-learn beside it.
 
-The features are a real output, with plan, data files and `_SUCCESS.json`, whose images do not exist: overlapping
-Gaussians, one a class, written shard by shard.
-
-Legend: N rows of a shard, D features, K classes.
+The command fits with one worker, and with --num-workers. On a hundred thousand rows, or the most there are below, its
+solver alone runs beside scikit-learn's, as near to the optimum, on the same images: what both minimise at the end says
+whether they found the same.
 """
 
-import hashlib
 import os
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
+import time
+from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 
-from bottleneck.dataset.make_plan import commit_plan
-from bottleneck.dataset.plan_parts import freeze
-from bottleneck.dataset.schema import IMAGE_FIELDS, data_schema
-from bottleneck.dataset.success import finish
-from bottleneck.dataset.write import write_shard
-from bottleneck.sources.image import Image
-from bottleneck.sources.reading import Limits, Reading
-from bottleneck.spec import FeatureSpec
-from bottleneck.storage.store import open_store
+from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.coordinator import Coordinator
+from bottleneck.heads.solver.fit_data import FitData
+from bottleneck.heads.solver.protocol import LocalWorkers
+from bottleneck.heads.solver.worker import Worker
 from jobs.benchmark import Config
 from jobs.benchmark.head import measure_fit
+from jobs.benchmark.made_up import LAYER, write_features
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, tell, watched
+from jobs.benchmark.sklearn_side import THREADS, TOLERANCE, load, measure_converged, objective
 from jobs.results import answer
 
-NUM_IMAGES = 200_000
-FEW_IMAGES = 10_000
-"""What more images are compared with."""
-SHARD_SIZE = 8192
-"""32 of them make a part of the plan, which is held in memory while it is written."""
-DISTANCE = 5.0
-"""Between the means of two classes, in standard deviations: many images lie nearer to another class than their own."""
-LAYER = "block5_pool:avg"
+NUM_IMAGES = 1_000_000
+STEPS = (10_000, 100_000)
+"""Sizes below --num-images that are measured, too."""
+BESIDE_SKLEARN = 100_000
+"""Most rows for scikit-learn, which takes minutes for these."""
+REQUEST = HeadRequest(c=(1.0,))
 
 
 def main(config: Config) -> int:
     hardware = describe_hardware()
     num_images = config.num_images or NUM_IMAGES
+    sizes = [*(size for size in STEPS if size < num_images), num_images]
+    num_workers = sorted({1, config.num_workers})
     rounds = []
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as folder:
-        few, many = os.path.join(folder, "few"), os.path.join(folder, "many")
-        apart(write_features, few, FEW_IMAGES, config.dim, config.classes)
-        apart(write_features, many, num_images, config.dim, config.classes)
+        places = {size: os.path.join(folder, str(size)) for size in sizes}
+        for size, place in places.items():
+            apart(write_features, place, size, config.dim, config.classes)
+        beside = places[max((size for size in sizes if size <= BESIDE_SKLEARN), default=num_images)]
         for _ in range(config.rounds):
-            rounds.append(
-                {
-                    "few": watched(f"{FEW_IMAGES:,} images", measure_fit, few, LAYER, config.num_workers, (1.0,)),
-                    "many": watched(f"{num_images:,} images", measure_fit, many, LAYER, config.num_workers, (1.0,)),
-                }
+            fits = {
+                f"{size}/{workers}": watched(
+                    f"{size:,} images, workers: {workers}", measure_fit, place, LAYER, workers, REQUEST.c
+                )
+                for size, place in places.items()
+                for workers in num_workers
+            }
+            solver = watched("the solver alone", apart, measure_solver, beside, LAYER)
+            converged = watched(
+                "scikit-learn until it has converged", measure_sklearn, beside, LAYER, config.limit_seconds
             )
+            rounds.append({**fits, "solver": solver, "scikit_learn": converged})
     result = {
         "what": config.what,
         "images": num_images,
-        "few_images": FEW_IMAGES,
         "dim": config.dim,
         "classes": config.classes,
-        "num_workers": config.num_workers,
-        **summarize(rounds),
+        "limit_seconds": config.limit_seconds,
+        **summarize(rounds, config.dim),
     }
     tell(result, rounds, hardware, table)
     answer(result)
     return 0
 
 
-def write_features(
-    output: str, num_images: int, dim: int, num_classes: int, shard_size: int | None = None, rectified: bool = False
-) -> None:
-    """Make an output of made-up features; memory does not grow with the images but for a part of the plan.
+def measure_solver(source: str, layer: str) -> Figures:
+    """From arrays in memory to the optimum, with as many threads as scikit-learn."""
+    from threadpoolctl import threadpool_limits
 
-    Args:
-        shard_size: images of a data file; SHARD_SIZE unless given.
-        rectified: no value is below 0, as in averages of what a ReLU gave, which is what most features are.
-    """
-    shard_size = shard_size or SHARD_SIZE
-    spec = FeatureSpec(
-        base="vgg16",
-        weights="random:0",
-        weights_sha256="0" * 64,
-        layers=(LAYER,),
-        dims=(dim,),
-        image_size_px=224,
-        resize="squash",
-        interpolation="bilinear",
-        exif="apply",
-        decode="exact",
-        precision="float32",
-        dtype="float16",
+    data = load(source, layer, REQUEST)
+    num_images, dim = data.features_ND.shape
+    with threadpool_limits(THREADS):
+        started = time.perf_counter()
+        worker = Worker()
+        worker.hold(data.features_ND)
+        workers = LocalWorkers(worker)
+        fit_data = FitData(workers, [num_images], data.class_indices_N, data.folds_N, data.num_classes, REQUEST, 1)
+        arrays, grid = Coordinator(fit_data).fit(dim)
+        seconds = time.perf_counter() - started
+    found = SimpleNamespace(
+        C=REQUEST.c[0],
+        coef_=arrays["coef"],
+        intercept_=arrays["intercept"],
+        classes_=np.arange(data.num_classes),
     )
-    store = open_store(output)
-    images = _images(num_images, num_classes)
-    listing = freeze(store, spec, images, Counter(), first_shard=0, shard_size=shard_size)
-    source = os.path.join(output, "no-images")
-    plan = commit_plan(source, output, spec, Limits(), Reading(), shard_size, listing)
-    receipts = {}
-    for shard in range(plan.num_shards):
-        numbers_N = np.arange(shard * shard_size, min((shard + 1) * shard_size, num_images))
-        rows = made_up_rows(spec, numbers_N, num_images, num_classes, rectified=rectified)
-        name = plan.data_name(shard)
-        receipts[shard] = write_shard(store, name, spec, shard, rows, run_id="made up", device="none")
-    finish(plan, receipts, run_id="made up")
+    return {"images": num_images, "seconds": seconds, "gap": grid.gap, "objective": objective(found, data, -1)}
 
 
-def made_up_rows(
-    spec: FeatureSpec, numbers_N: np.ndarray, num_images: int, num_classes: int, *, rectified: bool = False
-) -> pa.Table:
-    """Rows of a data file, the same ones for the same numbers."""
-    [dim] = spec.dims
-    class_indices_N = numbers_N * num_classes // num_images
-    # As far from one another as said, on average: the difference of two means has D values of twice the variance.
-    means_KD = np.random.default_rng(0).standard_normal((num_classes, dim)) * DISTANCE / np.sqrt(2 * dim)
-    rng = np.random.default_rng([1, int(numbers_N[0])])
-    features_ND = (means_KD[class_indices_N] + rng.standard_normal((len(numbers_N), dim))).astype(np.float16)
-    features_ND = np.abs(features_ND) if rectified else features_ND
-    images = [_image(number, code) for number, code in zip(numbers_N.tolist(), class_indices_N.tolist(), strict=True)]
-    values = {
-        "key": [image.key for image in images],
-        "etag": [image.etag for image in images],
-        "label": [image.label for image in images],
-        "status": ["ok"] * len(images),
-        "reason": [None] * len(images),
-        "width": [1] * len(images),
-        "height": [1] * len(images),
-        "mode": ["RGB"] * len(images),
-        "sha256": [hashlib.sha256(image.key.encode()).digest() for image in images],
-    }
-    arrays = [pa.array(values[field.name], field.type) for field in IMAGE_FIELDS]
-    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(features_ND.reshape(-1)), dim))
-    return pa.table(arrays, schema=data_schema(spec))
+def measure_sklearn(source: str, layer: str, limit_seconds: float) -> Figures:
+    [row] = measure_converged(source, layer, limit_seconds, REQUEST)["rows"]
+    return {"seconds": row["seconds"], "objective": row.get("objective")}
 
 
-def _images(num_images: int, num_classes: int) -> Iterator[Image]:
-    return (image_of(number, num_images, num_classes) for number in range(num_images))
-
-
-def image_of(number: int, num_images: int, num_classes: int) -> Image:
-    """One image of the plan, by its number."""
-    return _image(number, number * num_classes // num_images)
-
-
-def _image(number: int, code: int) -> Image:
-    label = f"class-{code:05d}"
-    return Image(f"{label}/{number:09d}.jpg", 1, "made up", label)
-
-
-def summarize(rounds: list[Figures]) -> Figures:
+def summarize(rounds: list[Figures], dim: int) -> Figures:
     """The median of every figure over the rounds, and what growth costs."""
     figures = medians(rounds)
-    few, many = figures["few"], figures["many"]
+    solver, converged = figures.pop("solver"), figures.pop("scikit_learn")
+    fits = [
+        {
+            **fit,
+            "peak_to_float32_features": fit["peak_pss_bytes"] / (4 * dim * fit["images"]),
+            "fit_microseconds_per_image": 1e6 * fit["fit_seconds"] / fit["images"],
+        }
+        for fit in figures.values()
+    ]
+    few, many = fits[0], max(fits, key=lambda fit: int(fit["images"]))
     more = many["images"] - few["images"]
-    memory = many["peak_pss_bytes"] - few["peak_pss_bytes"]
+    done = converged["seconds"] is not None
     return {
-        **figures,
-        "images_ratio": many["images"] / few["images"],
-        **{f"{name}_ratio": many[name] / few[name] for name in ("seconds", "fit_seconds", "peak_pss_bytes")},
-        "bytes_per_further_image": memory / more if more else None,
+        "fits": fits,
+        "bytes_per_further_image": (many["peak_pss_bytes"] - few["peak_pss_bytes"]) / more if more else None,
+        "solver": solver,
+        "scikit_learn": {
+            **converged,
+            "gap": converged["objective"] / solver["objective"] - 1 if done else None,
+            "to_solver": converged["seconds"] / solver["seconds"] if done else None,
+        },
     }
 
 
 def table(result: Figures) -> list[str]:
     """The result for a person to read."""
-    few, many, hardware = result["few"], result["many"], result["hardware"]
+    hardware, solver, converged = result["hardware"], result["solver"], result["scikit_learn"]
+    columns = ("images", "workers", "command, s", "fit, s", "us/image", "memory, MB", "to float32", "worker, MB")
     lines = [
-        ("images", few["images"], many["images"], result["images_ratio"], ",.0f"),
-        ("whole command, seconds", few["seconds"], many["seconds"], result["seconds_ratio"], ",.1f"),
-        ("the fit itself, seconds", few["fit_seconds"], many["fit_seconds"], result["fit_seconds_ratio"], ",.1f"),
-        (
-            "memory, all processes, MB",
-            few["peak_pss_bytes"] / 1e6,
-            many["peak_pss_bytes"] / 1e6,
-            result["peak_pss_bytes_ratio"],
-            ",.0f",
-        ),
+        f"made-up features of {result['dim']:,} dimensions, {result['classes']} classes, C = 1; {hardware['cpu']}, "
+        f"{hardware['cores']} cores",
+        "",
+        "".join(f"{name:>12}" for name in (*columns, "gap", "accuracy")),
     ]
+    for fit in result["fits"]:
+        cells = (
+            f"{fit['images']:,}",
+            str(fit["num_workers"]),
+            f"{fit['seconds']:.1f}",
+            f"{fit['fit_seconds']:.1f}",
+            f"{fit['fit_microseconds_per_image']:.0f}",
+            f"{fit['peak_pss_bytes'] / 1e6:,.0f}",
+            f"{fit['peak_to_float32_features']:.2f}x",
+            f"{fit['worker_peak_rss_bytes'] / 1e6:,.0f}" if fit["worker_peak_rss_bytes"] else "not seen",
+            f"{fit['gap']:.0e}",
+            f"{fit['accuracy']:.4f}",
+        )
+        lines.append("".join(f"{cell:>12}" for cell in cells))
     grown = result["bytes_per_further_image"]
-    further = (
-        [] if grown is None else [f"a further image took {grown:,.0f} bytes; as float32 it is {4 * result['dim']:,}"]
-    )
+    if grown is not None:
+        lines += ["", f"a further image took {grown:,.0f} bytes; as float32 it is {4 * result['dim']:,}"]
+    limit = result["limit_seconds"]
+    if converged["seconds"] is None:
+        theirs = f"not done after {limit:g} s, more than {limit / solver['seconds']:.1f}x as long"
+    else:
+        theirs = f"{converged['seconds']:.1f} s, {converged['to_solver']:.1f}x as long, {converged['gap']:.0e} above it"
     return [
-        f"made-up features of {result['dim']:,} dimensions, {result['classes']} classes, C = 1, "
-        f"{result['num_workers']} workers; {hardware['cpu']}, {hardware['cores']} cores",
+        *lines,
         "",
-        f"{'':28}{'few':>14}{'many':>14}{'ratio':>10}",
-        *(
-            f"{name:28}{format(before, form):>14}{format(after, form):>14}{ratio:9.2f}x"
-            for name, before, after, ratio, form in lines
-        ),
-        "",
-        f"way: {few['way']}, then {many['way']}; accuracy {few['accuracy']:.4f}, then {many['accuracy']:.4f}",
-        *further,
+        f"{solver['images']:,.0f} fitted images, {THREADS} threads: the solver alone {solver['seconds']:.1f} s to "
+        f"{solver['gap']:.0e} above the optimum, certified",
+        f"scikit-learn, lbfgs, tol {TOLERANCE:g}: {theirs}",
     ]

@@ -15,7 +15,7 @@ from bottleneck.dataset.features import open_features
 from bottleneck.dataset.make_plan import SHARD_SIZE
 from bottleneck.heads.request import Grid, HeadRequest
 from jobs.benchmark import Config
-from jobs.benchmark.head_growth import LAYER, write_features
+from jobs.benchmark.made_up import LAYER, write_features
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched
 from jobs.results import answer
 
@@ -48,7 +48,7 @@ def write(features: str, head: str, num_images: int, dim: int, num_classes: int)
     """Write features, and a logistic head with random coefficients as if it were fitted on them."""
     from bottleneck.heads.head import Head, Origin
 
-    write_features(features, num_images, dim, num_classes, SHARD_SIZE, True)
+    write_features(features, num_images, dim, num_classes, SHARD_SIZE)
     plan, rng = open_features(features).plan, np.random.default_rng(0)
     num_rows = num_classes if num_classes > 2 else 1
     arrays = {"coef": rng.standard_normal((num_rows, dim)) / np.sqrt(dim), "intercept": np.zeros(num_rows)}

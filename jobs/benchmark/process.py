@@ -100,7 +100,7 @@ class _Watch:
 
     def __init__(self, process: Any) -> None:
         self.process = process
-        self.driver_bytes = self.all_bytes = self.store_bytes = 0
+        self.driver_bytes = self.all_bytes = self.store_bytes = self.worker_bytes = 0
         self.cpu_seconds: dict[int, float] = {}
         """By process number, so far."""
         self._memory_looked_at = -math.inf
@@ -117,6 +117,8 @@ class _Watch:
             for one in [self.process, *self.process.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     self.cpu_seconds[one.pid] = sum(one.cpu_times()[:2])
+                    if "RayTrainWorker" in one.name():
+                        self.worker_bytes = max(self.worker_bytes, _peak_rss_bytes(one))
                     if one.name() == "raylet":
                         self.store_bytes = max(self.store_bytes, _store_bytes(one.pid))
                     if looks_at_memory:
@@ -126,14 +128,25 @@ class _Watch:
 
     def figures(self) -> Figures:
         """Peaks in bytes: of the driver what it holds (RSS), of all processes the sum of PSS, in which memory that
-        several of them share counts once, and of Ray's object store the pages it has ever touched."""
+        several of them share counts once, of the largest worker of a fit what it ever held (RSS), and of Ray's object
+        store the pages it has ever touched."""
         return {
             "driver_peak_rss_bytes": self.driver_bytes,
             "peak_pss_bytes": self.all_bytes,
+            "worker_peak_rss_bytes": self.worker_bytes or None,
             "store_touched_bytes": self.store_bytes or None,
             "driver_cpu_seconds": self.cpu_seconds.get(self.process.pid, 0.0),
             "cpu_seconds": sum(self.cpu_seconds.values()),
         }
+
+
+def _peak_rss_bytes(process: Any) -> int:
+    """What a process ever held, where the system keeps count of that, else what it holds now."""
+    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(process.memory_info().rss)
 
 
 def _store_bytes(raylet: int) -> int:

@@ -1,7 +1,7 @@
 """`--what similar`: `bottleneck similar` on many synthetic features.
 
-The features are those of `benchmark_head_growth`, without values below 0, in data files of the default size. They have
-just been written, so that they are read from memory; the image asked about is one of them, so no network is started.
+The features are those of `made_up`, in data files of the default size. They have just been written, so that they are
+read from memory; the image asked about is one of them, so no network is started.
 """
 
 import os
@@ -9,7 +9,7 @@ import tempfile
 
 from bottleneck.dataset.make_plan import SHARD_SIZE
 from jobs.benchmark import Config
-from jobs.benchmark.head_growth import image_of, write_features
+from jobs.benchmark.made_up import image_of, write_features
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched
 from jobs.results import answer
 
@@ -21,7 +21,7 @@ def main(config: Config) -> int:
     num_images = config.num_images or NUM_IMAGES
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as folder:
         features = os.path.join(folder, "features")
-        apart(write_features, features, num_images, config.dim, config.classes, SHARD_SIZE, True)
+        apart(write_features, features, num_images, config.dim, config.classes, SHARD_SIZE)
         key = image_of(num_images // 2, num_images, config.classes).key
         data = os.path.join(features, "data")
         num_bytes = sum(entry.stat().st_size for entry in os.scandir(data))

@@ -1,4 +1,4 @@
-"""scikit-learn's side of `--what head`.
+"""scikit-learn's side of `--what head` and `--what head-growth`.
 
 Legend: N images, D features, K classes.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from bottleneck.dataset.features import open_features, rows_of
 from bottleneck.errors import BottleneckError
 from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.rows import as_dtype
 from bottleneck.heads.solver.worker import Worker
 from jobs.benchmark.process import Figures
 
@@ -38,17 +39,18 @@ class Data:
     num_classes: int
 
 
-def load(source: str, layer: str) -> Data:
-    """Read features and deal them to folds, as `bottleneck fit` does."""
+def load(source: str, layer: str, request: HeadRequest = REQUEST) -> Data:
+    """Read features and deal them to folds, as `bottleneck fit` does; in float32."""
     features = open_features(source)
     worker = Worker()
-    rule, num_rows = REQUEST.split_rule, sum(rows_of(features).values())
+    rule, num_rows = request.split_rule, sum(rows_of(features).values())
     names, class_indices_N, traits, _ = worker.read(features, layer, features.files, num_rows, rule)
     classes = sorted(names)
     class_indices_N = np.array([classes.index(name) for name in names])[class_indices_N]
     folds_N = rule.split(class_indices_N, traits, classes).folds_N
     fitted_N = folds_N >= 0
-    return Data(worker.features_ND[fitted_N], class_indices_N[fitted_N], folds_N[fitted_N], len(classes))
+    features_ND = as_dtype(worker.features_ND[fitted_N], np.float32)
+    return Data(features_ND, class_indices_N[fitted_N], folds_N[fitted_N], len(classes))
 
 
 def measure_grid_search(source: str, layer: str) -> Figures:
@@ -84,13 +86,16 @@ def measure_grid_search(source: str, layer: str) -> Figures:
     return {"seconds": seconds, "stopped_by_max_iter": stopped, "rows": rows}
 
 
-def measure_converged(source: str, layer: str, limit_seconds: float) -> Figures:
-    """The first fold of every value of C, each in a process of its own, which is ended when its time is over."""
+def measure_converged(source: str, layer: str, limit_seconds: float, request: HeadRequest = REQUEST) -> Figures:
+    """Every value of C without the first fold, each in a process of its own, which is ended when its time is over.
+
+    With a single C there are no folds, and all images are fitted on.
+    """
     context = multiprocessing.get_context("spawn")
     rows = []
-    for c in C:
+    for c in request.c:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_converge, args=(theirs, source, layer, c), daemon=True)
+        process = context.Process(target=_converge, args=(theirs, source, layer, c, request), daemon=True)
         process.start()
         theirs.close()  # so that its end is seen here
         try:
@@ -104,18 +109,19 @@ def measure_converged(source: str, layer: str, limit_seconds: float) -> Figures:
     return {
         "rows": rows,
         # What runs out of time is counted with its limit, so this is the least that the whole grid takes.
-        "grid_seconds_at_least": REQUEST.folds * sum(row["seconds"] or limit_seconds for row in rows),
+        "grid_seconds_at_least": request.folds * sum(row["seconds"] or limit_seconds for row in rows),
         "over_limit": sum(row["seconds"] is None for row in rows),
     }
 
 
-def _converge(connection: Any, source: str, layer: str, c: float) -> None:
+def _converge(connection: Any, source: str, layer: str, c: float, request: HeadRequest) -> None:
     os.dup2(2, 1)
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    data = load(source, layer)
-    seen_N = data.folds_N != 0
+    data = load(source, layer, request)
+    left_out = 0 if request.cross_validated else -1
+    seen_N = data.folds_N != left_out
     seen_ND = data.features_ND[seen_N].astype(np.float64)  # float32 ends far from such a tolerance
     connection.send(None)
     with threadpool_limits(THREADS), warnings.catch_warnings():
@@ -124,8 +130,11 @@ def _converge(connection: Any, source: str, layer: str, c: float) -> None:
         estimator = LogisticRegression(C=c, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
         estimator.fit(seen_ND, data.class_indices_N[seen_N])
         seconds = time.perf_counter() - started
-    right = estimator.score(data.features_ND[~seen_N].astype(np.float64), data.class_indices_N[~seen_N])
-    connection.send({"seconds": seconds, "objective": objective(estimator, data, 0), "accuracy": float(right)})
+    found = {"seconds": seconds, "objective": objective(estimator, data, left_out)}
+    if request.cross_validated:
+        right = estimator.score(data.features_ND[~seen_N].astype(np.float64), data.class_indices_N[~seen_N])
+        found["accuracy"] = float(right)
+    connection.send(found)
 
 
 def objective(estimator: Any, data: Data, left_out: int) -> float:

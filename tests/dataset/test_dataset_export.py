@@ -29,7 +29,7 @@ from bottleneck.dataset.write import write_shard
 from bottleneck.errors import CorruptError, StoreError, UsageError
 from bottleneck.storage.store import open_store
 from jobs.__main__ import main
-from jobs.benchmark.head_growth import write_features
+from jobs.benchmark.made_up import write_features
 
 LAYER = spec().layers[0]
 HOSTILE = ["plain", "", "two\nlines", "日本語", "<b>\"'&", "two  blanks", "a" * 200, "\u05d0\u05d1", "emoji \U0001f600"]

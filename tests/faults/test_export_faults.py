@@ -12,7 +12,7 @@ import pytest
 from extractjob import AnyJob
 from matrix import scaled
 
-from jobs.benchmark.head_growth import write_features
+from jobs.benchmark.made_up import write_features
 
 FILES = ["x.h5", "x.npz", "x.npy", "x.tfrecord", "x.keras", "x.onnx"]
 OF_HEADS = (".keras", ".onnx")

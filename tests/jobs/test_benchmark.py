@@ -17,6 +17,7 @@ from jobs.__main__ import main
 from jobs.benchmark import extract as benchmark_extract
 from jobs.benchmark import head as benchmark_head
 from jobs.benchmark import head_growth as benchmark_head_growth
+from jobs.benchmark import made_up
 from jobs.benchmark import sklearn_side as benchmark_sklearn
 
 
@@ -112,7 +113,7 @@ def test_a_job_that_lost_count_of_its_first_batch_leaves_a_gap() -> None:
 
 def test_fits_are_measured_beside_scikit_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = str(tmp_path / "features")
-    benchmark_head_growth.write_features(features, 90, 6, 3)
+    made_up.write_features(features, 90, 6, 3)
     assert main(["--json", "benchmark", features, "--what", "head"]) == 0
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
@@ -134,8 +135,8 @@ def test_fits_are_measured_beside_scikit_learn(tmp_path: Path, capsys: pytest.Ca
 
 def test_scikit_learn_is_given_up_in_time(tmp_path: Path) -> None:
     features = str(tmp_path / "features")
-    benchmark_head_growth.write_features(features, 90, 6, 3)
-    found = benchmark_sklearn.measure_converged(features, benchmark_head_growth.LAYER, 1e-6)
+    made_up.write_features(features, 90, 6, 3)
+    found = benchmark_sklearn.measure_converged(features, made_up.LAYER, 1e-6)
     assert [row["seconds"] for row in found["rows"]] == [None] * 6
     assert (found["over_limit"], found["grid_seconds_at_least"]) == (6, pytest.approx(18e-6))
 
@@ -155,23 +156,57 @@ def test_the_objective_is_the_one_scikit_learn_minimises(num_classes: int) -> No
     assert tiny_loss == pytest.approx([math.exp(-50), 800], rel=1e-12)
 
 
-def test_growth_is_measured_on_made_up_features(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_growth_is_measured_on_made_up_features_beside_scikit_learn(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark_head_growth, "FEW_IMAGES", 60)
+    monkeypatch.setattr(benchmark_head_growth, "STEPS", (60,))
     size = ["--num-images", "300", "--dim", "8", "--classes", "3"]
     assert main(["--json", "benchmark", "--what", "head-growth", *size]) == 0
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
-    assert (result["few"]["images"], result["many"]["images"], result["images_ratio"]) == (60, 300, 5)
-    assert result["many"]["peak_pss_bytes"] > 0
-    assert 1 / 3 < result["many"]["accuracy"] <= 1
-    assert any("further image" in line for line in benchmark_head_growth.table(result))
+    few, many = result["fits"]
+    assert [(fit["images"], fit["num_workers"]) for fit in (few, many)] == [(60, 1), (300, 1)]
+    assert many["peak_pss_bytes"] > many["worker_peak_rss_bytes"] > 0
+    assert many["peak_to_float32_features"] == many["peak_pss_bytes"] / (300 * 8 * 4)
+    assert 0 <= many["gap"] < 1e-15
+    assert 1 / 3 < many["accuracy"] <= 1
+    solver, converged = result["solver"], result["scikit_learn"]
+    assert solver["images"] == many["fitted_on"]
+    assert converged["objective"] == pytest.approx(solver["objective"], rel=1e-6)
+    assert converged["to_solver"] == converged["seconds"] / solver["seconds"]
+    shown = benchmark_head_growth.table(result)
+    assert any("a further image took" in line for line in shown)
+    assert any("x as long" in line for line in shown)
+
+
+def test_one_fit_of_scikit_learn_that_is_not_done_in_time_says_how_long_it_had() -> None:
+    fit = {"images": 90, "fit_seconds": 2.0, "peak_pss_bytes": 1e9, "worker_peak_rss_bytes": None, "gap": 1e-20}
+    fit |= {"num_workers": 1, "seconds": 4.0, "accuracy": 0.9}
+    solver = {"images": 66, "seconds": 2.0, "gap": 1e-19, "objective": 5.0}
+    rounds = [{"90/1": fit, "solver": solver, "scikit_learn": {"seconds": None, "objective": None}}]
+    result = benchmark_head_growth.summarize(rounds, 6)
+    told = {"dim": 6, "classes": 3, "limit_seconds": 30.0, "hardware": {"cpu": "a CPU", "cores": 2}, **result}
+    assert any("not done after 30 s, more than 15.0x as long" in line for line in benchmark_head_growth.table(told))
+
+
+def test_made_up_features_are_like_those_of_a_network() -> None:
+    """Never negative, correlated, and no class is apart from all others."""
+    class_indices_N = np.arange(2_000) % 20
+    features_ND = made_up.made_up_features(class_indices_N, 20, 48, seed=1)
+    assert features_ND.dtype == np.float32
+    assert features_ND.min() == 0
+    assert 0.1 < (features_ND == 0).mean() < 0.5
+    assert np.abs(np.corrcoef(features_ND.T) - np.eye(48)).max() > 0.3
+    inputs_NJ = np.hstack([features_ND, np.ones((2_000, 1))])
+    weights_JK = np.linalg.lstsq(inputs_NJ[:1_500], np.eye(20)[class_indices_N[:1_500]])[0]
+    accuracy = ((inputs_NJ[1_500:] @ weights_JK).argmax(axis=1) == class_indices_N[1_500:]).mean()
+    assert 0.5 < accuracy < 0.97
+    assert not np.array_equal(features_ND, made_up.made_up_features(class_indices_N, 20, 48, seed=2))
 
 
 def test_made_up_features_are_an_output_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_head_growth, "SHARD_SIZE", 16)
-    benchmark_head_growth.write_features(str(tmp_path / "features"), 50, 4, 3)
+    monkeypatch.setattr(made_up, "SHARD_SIZE", 16)
+    made_up.write_features(str(tmp_path / "features"), 50, 4, 3)
     assert verify(str(tmp_path / "features"), full=True).exit_code == 0
     features_ND, labels_N = open_features(str(tmp_path / "features")).arrays()
     assert features_ND.shape == (50, 4)

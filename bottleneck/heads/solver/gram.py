@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows
+from bottleneck.heads.solver.losses import Problems
 from bottleneck.heads.solver.metrics import Counts
 from bottleneck.heads.solver.newton import Coordinates, Solver, minimize
+from bottleneck.heads.solver.objective import LocalObjective
+from bottleneck.heads.solver.rows import Rows
 
 DIRECT_IMAGES = 4096
 """Largest system of an svm's Newton equations that is solved directly: its support vectors change with every step."""

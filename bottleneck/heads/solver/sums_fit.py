@@ -54,6 +54,7 @@ class SumsFit:
         optimum, coordinates = self._minimize([(grid.best_c, -1)], center_D, *self._rotated, start, FINAL_TOLERANCE)
         W, b = coordinates.raw(optimum.theta_JPK, np.arange(len(optimum.values_P)))
         W, b = W.reshape(data.dim, -1), b.reshape(-1)
+        grid.gap = float((optimum.gaps_P * optimum.values_P).sum() / optimum.values_P.sum())
         if data.moments:  # the head scales by itself
             W, b = W * scale_D[:, None], b + center_D @ W
         arrays = {"coef": W.T.copy(), "intercept": b.copy()}
@@ -163,8 +164,9 @@ class WorkersObjective:
     def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
         return self._sum(self.workers.ask(Worker.evaluate, W, b, problems))
 
-    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> None:
-        self.workers.ask(Worker.fix, W, b, problems)
+    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> np.ndarray | None:
+        pairs = [part for part in self.workers.ask(Worker.fix, W, b, problems) if part is not None]
+        return total(pairs) if pairs else None
 
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
         return self._sum(self.workers.ask(Worker.product, V, v, chosen_P))

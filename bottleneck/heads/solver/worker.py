@@ -1,7 +1,7 @@
 """A worker of a fit: reads its images, and computes on them what the coordinator asks.
 
-Features are read once, by the worker that owns their files, and stay there in float32; what travels are sums, products
-and, where all images fit one worker, the images themselves, from worker to worker.
+Features are read once, by the worker that owns their files, and stay there as they are stored; what travels are sums,
+products and, where all images fit one worker, the images themselves, from worker to worker.
 
 Legend: N images of this worker, D features, K classes, F folds, P problems.
 """
@@ -19,12 +19,16 @@ from bottleneck.errors import FeaturesError
 from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.solver import mlp
 from bottleneck.heads.solver.gram import Path, basis_of_products, basis_of_rows, solve_path
-from bottleneck.heads.solver.losses import LocalObjective, Problems, Rows, log_loss
+from bottleneck.heads.solver.losses import Problems, log_loss
 from bottleneck.heads.solver.metrics import Counts
+from bottleneck.heads.solver.objective import LocalObjective
+from bottleneck.heads.solver.rows import Rows, as_dtype
 from bottleneck.heads.splits import SplitRule, Traits, all_traits
 
 PRODUCT_VALUES = 8_000_000
-"""Values per block while products are summed: 64 MB of float64."""
+"""Values per block while products of images are summed: 64 MB of float64."""
+SUM_VALUES = 1_000_000
+"""Values per block of all other sums: 8 MB of float64, a few such arrays at a time."""
 
 
 class Worker:
@@ -37,7 +41,7 @@ class Worker:
         self.class_indices_N = np.empty(0, np.int64)
         self.folds_N = np.empty(0, np.int64)
         self.sample_weights_N: np.ndarray | None = None
-        self.keys_N = np.empty(0, object)
+        self.keys = pa.array([], pa.large_string())
 
     # Reading
 
@@ -54,7 +58,7 @@ class Worker:
             The labels here, every image's label as a number into them, its traits, and the number without label.
         """
         dim = features.spec.dim_of(layer)
-        self.features_ND = np.empty((num_rows, dim), np.float32)
+        self.features_ND = np.empty((num_rows, dim), features.spec.dtype)
         keys, labels, traits = [], [], [rule.no_traits()]
         end = unlabelled = 0
         for name in files:
@@ -68,17 +72,18 @@ class Worker:
                 self.features_ND = np.resize(self.features_ND, (end, dim))
             self.features_ND[start:end] = values_ND
             check_finite(self.features_ND[start:end], labelled, f"{features.plan.output}/{name}")
-            keys.append(labelled.column("key").to_pylist())
+            keys += labelled.column("key").cast(pa.large_string()).chunks
             labels.append(labelled.column("label"))
             traits.append(rule.traits(labelled))
         self.features_ND = self.features_ND[:end]
-        self.keys_N = np.array([key for part in keys for key in part], dtype=object)
+        self.keys = pa.chunked_array(keys, pa.large_string()).combine_chunks()
+        pa.default_memory_pool().release_unused()  # up to a dozen times a data file, for as long as the fit takes
         return *encoded(labels), all_traits(traits), unlabelled
 
     def hold(self, features_ND: np.ndarray) -> None:
         """Hold images that are already in memory."""
         self.features_ND = features_ND
-        self.keys_N = np.array([str(number) for number in range(len(features_ND))], dtype=object)
+        self.keys = pa.array(np.arange(len(features_ND))).cast(pa.large_string())
 
     def place(
         self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str, sample_weights_N: np.ndarray | None = None
@@ -87,9 +92,8 @@ class Worker:
         self.class_indices_N, self.folds_N, self.sample_weights_N = class_indices_N, folds_N, sample_weights_N
         self.factors_N = None
         if scale == "l2":
-            norms_N = np.concatenate(
-                [np.empty(0), *(np.linalg.norm(self.features_ND[p].astype(np.float64), axis=1) for p in self._parts())]
-            )
+            norms = [np.linalg.norm(as_dtype(self.features_ND[part], np.float64), axis=1) for part in self._parts()]
+            norms_N = np.concatenate([np.empty(0), *norms])
             self.factors_N = 1 / np.where(norms_N == 0, 1, norms_N)
 
     # Sums
@@ -187,8 +191,8 @@ class Worker:
     def evaluate(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> list[np.ndarray]:
         return self._objective.evaluate(W, b, problems)
 
-    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> None:
-        self._objective.fix(W, b, problems)
+    def fix(self, W: np.ndarray, b: np.ndarray, problems: Problems) -> np.ndarray | None:
+        return self._objective.fix(W, b, problems)
 
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
         return self._objective.product(V, v, chosen_P)
@@ -240,9 +244,9 @@ class Worker:
         chosen_N = np.flatnonzero(self.folds_N == fold)
         for start in range(0, len(chosen_N), 4096):
             part = chosen_N[start : start + 4096]
-            probabilities_NK = head.predict_proba(self.features_ND[part])
+            probabilities_NK = head.predict_proba(as_dtype(self.features_ND[part], np.float32))
             labels_N = head.classes_[self.class_indices_N[part]]
-            evaluator.add(self.keys_N[part].tolist(), labels_N.tolist(), probabilities_NK)
+            evaluator.add(self.keys.take(part).to_pylist(), labels_N.tolist(), probabilities_NK)
         return evaluator
 
     def count_right(self, head: Any, fold: int, which_n: np.ndarray) -> tuple[int, int]:
@@ -250,14 +254,15 @@ class Worker:
         rows = np.flatnonzero(self.folds_N == fold)[which_n]
         if not len(rows):
             return 0, 0
-        return int((head.predict(self.features_ND[rows]) == head.classes_[self.class_indices_N[rows]]).sum()), len(rows)
+        said_n = head.predict(as_dtype(self.features_ND[rows], np.float32))
+        return int((said_n == head.classes_[self.class_indices_N[rows]]).sum()), len(rows)
 
     def _block(self, part: Any) -> np.ndarray:
-        block_ND: np.ndarray = self.features_ND[part].astype(np.float64)
+        block_ND = as_dtype(self.features_ND[part], np.float64)
         return block_ND if self.factors_N is None else block_ND * self.factors_N[part, None]
 
     def _parts(self) -> list[slice]:
-        size = max(1, PRODUCT_VALUES // max(1, self.features_ND.shape[1]))
+        size = max(1, SUM_VALUES // max(1, self.features_ND.shape[1]))
         return [slice(start, start + size) for start in range(0, len(self.features_ND), size)]
 
 
