@@ -11,7 +11,7 @@
     newton          Solve many regularised linear problems over the same rows, by truncated Newton steps in lockstep.
     objective       The sums of losses over rows: values, gradients, Hessian products.
     out_of_fold     What the folds of the best C say of the images they left out, and the temperature that follows.
-    partial         Keep the results of an unfinished fit in the place of its head, for the next run of the same command.
+    partial         Keep results of an unfinished fit in the place of its head, for the next run of the same command.
     preconditioner  Approximate the inverse Hessian of softmax and one-column losses, for conjugate gradients.
     protocol        How a coordinator asks the workers of a fit: methods of `Worker`, here or elsewhere.
     rows            The rows of one worker, converted block by block and gone through by several threads.

@@ -1,4 +1,4 @@
-"""Keep the results of an unfinished fit in the place of its head, for the next run of the same command.
+"""Keep results of an unfinished fit in the place of its head, for the next run of the same command.
 
 One small object a result, written once; a step of a fit that takes minutes is written again every minute. Nothing in
 them is executed, and what is damaged is left aside: the fit is done again from there.
