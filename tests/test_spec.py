@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "precision": "float32",
     "dtype": "float32",
     "pixels": USUAL["imagenet"],
+    "quantization": 1,
 }
 
 
