@@ -120,7 +120,7 @@ def _common_layers(a: Features, b: Features) -> list[str]:
 def _settings(a: Features, b: Features) -> dict[str, tuple[Any, Any]]:
     one, other = ({**plan.spec.to_json(), "source": plan.source} for plan in (a.plan, b.plan))
     if one["weights_sha256"] == other["weights_sha256"]:
-        del one["weights"]  # the same ones, in another place
+        del one["weights"], other["weights"]  # the same ones, in another place
     names = dict.fromkeys([*one, *other])  # some settings are only there where they mean something
     return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
 

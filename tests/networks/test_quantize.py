@@ -17,6 +17,7 @@ import bottleneck
 from bottleneck.distributed.placement import needs_cpus
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.inspect import recompute
+from bottleneck.inspect.diff import diff_features
 from bottleneck.networks import cache, device, quantize
 from bottleneck.networks.base import Base
 from bottleneck.networks.prepare import prepare_network
@@ -121,6 +122,13 @@ def test_int8_has_a_fingerprint_of_its_own_and_does_not_go_on_in_float32(in_cach
     bottleneck.extract_images(source, output, FeatureRequest(**settings))  # type: ignore[arg-type]  # whatever is there
     assert bottleneck.open_features(output).spec.precision == "int8"
     assert not recompute.recompute(output, 3).different
+    floats_output = str(tmp_path / "floats")
+    bottleneck.extract_images(source, floats_output, FeatureRequest(**settings, precision="float32"))  # type: ignore[arg-type]
+    in_int8, in_float32 = map(bottleneck.open_features, (output, floats_output))
+    for one, other, rules in ((in_int8, in_float32, (QUANTIZATION, None)), (in_float32, in_int8, (None, QUANTIZATION))):
+        settings_found = diff_features(one, other).settings
+        assert set(settings_found) == {"precision", "quantization"}
+        assert settings_found["quantization"] == rules
 
 
 def test_what_int8_does_not_go_with_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
