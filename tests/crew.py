@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.heads.request import Arrays, Grid, HeadRequest
+from bottleneck.heads.request import Arrays, HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
+from bottleneck.heads.solver.grid import Grid
 from bottleneck.heads.solver.worker import Worker
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from bottleneck.child import as_result, raised
+from bottleneck.choices import check_choices
 from bottleneck.distributed.placement import Placement
 from bottleneck.distributed.ray_session import cluster_address
 from bottleneck.networks.base import Execution
@@ -24,6 +25,9 @@ class HandedNetwork:
     num_threads: int | None
     handle: list[Any] | str | None = None
     """The prepared network: its key in the cache, or Ray's handle in a list; None if it is prepared where it runs."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def received(self) -> Execution:
         """In an actor: what a `Base` is started with.

@@ -21,7 +21,6 @@ from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
 from bottleneck.heads.request import (
     NETWORK,
     ClassWeight,
-    Grid,
     HeadRequest,
     Kind,
     Scale,
@@ -30,6 +29,7 @@ from bottleneck.heads.request import (
 )
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
+from bottleneck.heads.solver.grid import Grid
 from bottleneck.heads.solver.losses import l2_scaled, log_probabilities, probabilities
 from bottleneck.heads.solver.protocol import LocalWorkers
 from bottleneck.heads.solver.worker import Worker

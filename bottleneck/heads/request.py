@@ -3,17 +3,14 @@
 import math
 import numbers
 import re
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from bottleneck.choices import check_choice, check_choices
 from bottleneck.errors import UsageError
 from bottleneck.heads.splits import SplitRule
-
-if TYPE_CHECKING:  # it imports the solver, which imports this
-    from bottleneck.heads.solver.out_of_fold import OutOfFold
 
 Kind = Literal["logistic", "svm", "mlp"]
 Scale = Literal["none", "standard", "l2"]
@@ -121,30 +118,6 @@ class HeadRequest:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "c": list(self.c), "test_keys": list(self.test_keys), **plain_network(self)}
-
-
-@dataclass
-class Grid:
-    """The result of a cross-validation."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """For each scaling and C: the score on every fold, the mean, and the relative gaps of the objectives."""
-    best_c: float = 1.0
-    best_scale: Scale = "none"
-    out_of_fold: "OutOfFold | None" = None
-    """What the folds of the best C say of the images they left out; None without folds."""
-    gap: float | None = None
-    """A bound of how far the final fit is above the optimum, relative to its objective; None for an mlp."""
-
-    @property
-    def end(self) -> Literal["smallest", "largest"] | None:
-        """The end at which the best C lies among those of its scaling, beyond which others may be better; None if all
-        are equal."""
-        rows = [row for row in self.rows if row["scale"] == self.best_scale]
-        values = [row["c"] for row in rows]
-        if len({row["mean"] for row in rows}) < 2 or min(values) < self.best_c < max(values):
-            return None
-        return "smallest" if self.best_c == min(values) else "largest"
 
 
 def check_parameters(kind: Any, C: Any, scale: Any, class_weight: Any) -> None:

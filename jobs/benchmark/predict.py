@@ -13,7 +13,8 @@ import numpy as np
 
 from bottleneck.dataset.features import open_features
 from bottleneck.dataset.make_plan import SHARD_SIZE
-from bottleneck.heads.request import Grid, HeadRequest
+from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.grid import Grid
 from jobs.benchmark import Config
 from jobs.benchmark.made_up import LAYER, write_features
 from jobs.benchmark.process import Figures, apart, describe_hardware, medians, run_job, tell, watched

@@ -285,7 +285,7 @@ def test_the_tutorials_own_next_step_finds_every_class(tmp_path: Path) -> None:
             i = int(db["labels"].shape[0] * 0.75)
             model = LogisticRegression(max_iter=1000).fit(db["features"][:i], db["labels"][:i])
             scores[order] = model.score(db["features"][i:], db["labels"][i:])
-    assert scores["shuffled"] > 0.9
+    assert scores["shuffled"] > 0.7
     assert scores["plan"] < 0.3
 
 

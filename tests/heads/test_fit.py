@@ -30,7 +30,8 @@ from bottleneck.dataset.write import write_shard
 from bottleneck.errors import FeaturesError, UsageError
 from bottleneck.heads.fit import fit_features
 from bottleneck.heads.head import Head
-from bottleneck.heads.request import Grid, HeadRequest
+from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.grid import Grid
 from bottleneck.heads.splits import HELD_OUT, split
 from bottleneck.storage.store import open_store
 from jobs.__main__ import main
@@ -188,7 +189,7 @@ def test_a_killed_worker_changes_nothing(
     assert two.origin_.details["grid"][0]["accuracies"] == one.origin_.details["grid"][0]["accuracies"]
 
 
-def test_a_fit_asked_to_stop_leaves_nothing(forest: Features, tmp_path: Path) -> None:
+def test_a_fit_asked_to_stop_leaves_no_process_and_no_head(forest: Features, tmp_path: Path) -> None:
     process, workers = started(forest.plan.output, tmp_path / "head", 1)
     os.killpg(process.pid, signal.SIGINT)
     stdout, _ = process.communicate(timeout=30)
@@ -197,7 +198,8 @@ def test_a_fit_asked_to_stop_leaves_nothing(forest: Features, tmp_path: Path) ->
     assert json.loads(stdout.splitlines()[-1])["error"] == "Interrupted"
     assert "Traceback" not in told
     assert not psutil.wait_procs(workers, timeout=30)[1]
-    assert not (tmp_path / "head").exists()
+    left = list((tmp_path / "head").glob("*"))
+    assert all(path.suffix == ".partial" for path in left), left  # results of folds, for the next run
 
 
 STOPPED = """
@@ -206,6 +208,8 @@ import psutil, ray
 from bottleneck.distributed import train as trainer
 from bottleneck.dataset.features import open_features, rows_of
 from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.solver.grid import Grid
+from bottleneck.heads.solver.grid import Grid
 from bottleneck.distributed.train import train_head
 
 def stop(event):
@@ -274,7 +278,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
             on_event(event)
         return fitted
 
-    monkeypatch.setattr("jobs.fit.train_head", fit_here)
+    monkeypatch.setattr("bottleneck.distributed.fit.train_head", fit_here)
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -453,7 +457,7 @@ def test_the_end_of_a_grid_is_one_beyond_which_may_be_more() -> None:
 def test_a_place_that_takes_no_head_is_told_before_the_fit(
     forest: Features, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.fit.train_head", lambda *_, **__: pytest.fail("was fitted"))
+    monkeypatch.setattr("bottleneck.distributed.fit.train_head", lambda *_, **__: pytest.fail("was fitted"))
     (tmp_path / "file").write_text("in the way")
     assert main(["fit", forest.plan.output, str(tmp_path / "file" / "head")]) == 5
     assert "A part of the path is a file" in capsys.readouterr().err

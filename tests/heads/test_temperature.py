@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from bottleneck.heads.head import Head
-from bottleneck.heads.request import Grid, HeadRequest
+from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver import fit_data
+from bottleneck.heads.solver.grid import Grid
 from bottleneck.heads.solver.losses import probabilities
 from bottleneck.heads.solver.out_of_fold import worthwhile
 from bottleneck.heads.splits import HELD_OUT

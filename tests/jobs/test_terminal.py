@@ -58,7 +58,7 @@ def test_no_job_lets_a_name_reach_the_terminal(
     def fit_here(features: Any, request: Any, rows_of: Any, **_: Any) -> Any:
         return fit_features(Crew([Worker()]), features, request, rows_of)
 
-    monkeypatch.setattr("jobs.fit.train_head", fit_here)
+    monkeypatch.setattr("bottleneck.distributed.fit.train_head", fit_here)
     caplog.set_level("INFO")
     photos, features = str(world / f"photos {NAME}"), str(world / "features")
     head, predictions = str(world / f"head {NAME}"), str(world / "predictions")

@@ -7,8 +7,9 @@ workers.
 Legend: N images, D features, K classes, F folds, P problems.
 """
 
-from bottleneck.heads.request import Arrays, Grid
+from bottleneck.heads.request import Arrays
 from bottleneck.heads.solver.fit_data import FitData
+from bottleneck.heads.solver.grid import Grid
 from bottleneck.heads.solver.mlp_fit import fit_mlp
 from bottleneck.heads.solver.sums_fit import SumsFit
 from bottleneck.heads.solver.whole_fit import WholeFit

@@ -3,16 +3,48 @@
 Legend: N images, D features, K classes, F folds, P problems.
 """
 
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
 import numpy as np
 
-from bottleneck.heads.request import Grid
+from bottleneck.choices import check_choices
+from bottleneck.heads.request import Scale
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.gram import Path
 from bottleneck.heads.solver.metrics import Counts, best_of
+from bottleneck.heads.solver.out_of_fold import OutOfFold
 
 GRID_TOLERANCE = 1e-9
 FINAL_TOLERANCE = 1e-18
 """Largest relative gap of the objective; the error of the coefficients is its square root."""
+
+
+@dataclass
+class Grid:
+    """The result of a cross-validation."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """For each scaling and C: the score on every fold, the mean, and the relative gaps of the objectives."""
+    best_c: float = 1.0
+    best_scale: Scale = "none"
+    out_of_fold: OutOfFold | None = None
+    """What the folds of the best C say of the images they left out; None without folds."""
+    gap: float | None = None
+    """A bound of how far the final fit is above the optimum, relative to its objective; None for an mlp."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    @property
+    def end(self) -> Literal["smallest", "largest"] | None:
+        """The end at which the best C lies among those of its scaling, beyond which others may be better; None if all
+        are equal."""
+        rows = [row for row in self.rows if row["scale"] == self.best_scale]
+        values = [row["c"] for row in rows]
+        if len({row["mean"] for row in rows}) < 2 or min(values) < self.best_c < max(values):
+            return None
+        return "smallest" if self.best_c == min(values) else "largest"
 
 
 def fill_grid(grid: Grid, paths: list[Path], data: FitData) -> None:

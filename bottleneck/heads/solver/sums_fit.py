@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
-from bottleneck.heads.request import Arrays, Grid
+from bottleneck.heads.request import Arrays
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.gram import Path, problem_shape, problems_of
-from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, fill_grid, report_cell
+from bottleneck.heads.solver.grid import FINAL_TOLERANCE, GRID_TOLERANCE, Grid, fill_grid, report_cell
 from bottleneck.heads.solver.losses import SMALLEST_POWER, Problems
 from bottleneck.heads.solver.newton import Coordinates, Optimum, minimize
 from bottleneck.heads.solver.out_of_fold import LARGEST_POWER, OutOfFold, worthwhile
