@@ -47,7 +47,7 @@ QUICK_SECOND = [
     "report",
     "requeue",
 ]
-QUICK_SECOND += ["ray_session", "store", "verify"]
+QUICK_SECOND += ["ray_session", "store", "verify", "fit"]
 
 
 def files() -> list[str]:
