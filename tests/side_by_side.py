@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest"]
 
-# Of the rest, the second process takes the faults; a file that is not named is a quick one.
+# Of the rest, the second process takes the faults but FAULTS_FIRST; a file that is not named is a quick one.
 BUILD_NETWORKS = [
     "base",
     "catalog",
@@ -34,6 +34,7 @@ BUILD_NETWORKS = [
     "flowers",
 ]
 REST = [*BUILD_NETWORKS, "secrets", "cluster_image", "cluster_ray", "cluster_rights", "metrics"]
+FAULTS_FIRST = ["fit_faults", "predict_faults", "two_runs"]
 QUICK_SECOND = [
     "decode",
     "diff",
@@ -56,6 +57,11 @@ def files() -> list[str]:
     return sorted(str(path) for path in found if path.parts[1] != "faults")
 
 
+def faults() -> list[str]:
+    """Every file of faults."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/faults").glob("test_*.py"))
+
+
 def paths(names: list[str]) -> list[str]:
     found = {Path(path).stem.removeprefix("test_"): path for path in files()}
     return [found[name] for name in names]
@@ -64,7 +70,8 @@ def paths(names: list[str]) -> list[str]:
 def groups(*, rest: bool) -> tuple[list[str], list[str]]:
     """The files of the two processes."""
     if rest:
-        return paths(REST), ["tests/faults"]
+        moved = [f"tests/faults/test_{name}.py" for name in FAULTS_FIRST]
+        return [*paths(REST), *moved], [path for path in faults() if path not in moved]
     second = paths(QUICK_SECOND)
     elsewhere = {*second, *paths(REST)}
     return [path for path in files() if path not in elsewhere], second

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from side_by_side import ROOT, closing_line, files, groups
+from side_by_side import ROOT, closing_line, faults, files, groups
 
 
 def test_every_file_is_run_once() -> None:
     run = [path for rest in (False, True) for group in groups(rest=rest) for path in group]
-    assert sorted(run) == sorted([*files(), "tests/faults"])
+    assert sorted(run) == sorted([*files(), *faults()])
     assert all(Path(ROOT, path).exists() for path in run)
 
 
