@@ -25,10 +25,13 @@ def findings(fitted: Fitted) -> list[str]:
 
 
 def near_copies_note(details: dict[str, Any]) -> str:
-    """The accuracy without held-out images that have near copies among the fitted ones; empty without any."""
+    """The accuracy without held-out images that have near copies among the fitted ones.
+
+    Empty without any, and where all have one: then the features, such as those of random weights, tell no copies apart.
+    """
     num_near, without = details.get("near_copies"), details.get("accuracy_without_near_copies")
-    if not num_near:
+    if not num_near or without is None:
         return ""
     has = f"{counted(num_near, 'test image')} {'has a near copy' if num_near == 1 else 'have near copies'}"
-    rest = "no other is left" if without is None else f"accuracy without {'it' if num_near == 1 else 'them'}"
-    return f"{has} among the training images: {rest}{'' if without is None else f' {100 * without:.2f} %'}."
+    them = "it" if num_near == 1 else "them"
+    return f"{has} among the training images: accuracy without {them} {100 * without:.2f} %."

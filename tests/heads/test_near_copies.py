@@ -10,6 +10,7 @@ from bottleneck.heads import near_copies
 from bottleneck.heads.near_copies import NEAR_COSINE, find_near_copies
 from bottleneck.heads.solver.worker import Worker
 from bottleneck.heads.splits import HELD_OUT
+from jobs.fit_findings import near_copies_note
 
 
 def images(num_images: int, dim: int, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
@@ -59,3 +60,11 @@ def test_a_comparison_that_would_take_too_long_is_left_out(monkeypatch: pytest.M
 
 def test_without_held_out_images_there_is_nothing_to_compare() -> None:
     assert find_near_copies(Crew([Worker()]), [np.zeros(4, int)], 8) is None
+
+
+def test_a_note_is_only_made_where_near_copies_tell_something() -> None:
+    told = near_copies_note({"near_copies": 12, "accuracy_without_near_copies": 0.941})
+    assert told == "12 test images have near copies among the training images: accuracy without them 94.10 %."
+    assert near_copies_note({"near_copies": 0, "accuracy_without_near_copies": 0.9}) == ""
+    assert near_copies_note({"near_copies": 100, "accuracy_without_near_copies": None}) == ""  # of random weights
+    assert near_copies_note({}) == ""  # of an older head
