@@ -152,6 +152,43 @@ def test_any_number_of_members_gives_the_same_head(way: str, kind: Any, scale: A
             np.testing.assert_allclose(other[name], value, atol=1e-8 * max(1, np.abs(value).max()), err_msg=name)
 
 
+def test_near_copies_far_from_the_origin_cost_no_digits() -> None:
+    """As of a deep layer: all activations at or above 0, and the same photo compressed twice."""
+    num_images, dim, c = 60, 500, 10.0
+    rng = np.random.default_rng(2)
+    class_indices_N = np.arange(num_images) % 3
+    features_ND = 30 * np.abs(rng.standard_normal((num_images, dim))) + 100
+    features_ND[class_indices_N == 1, :50] += 20
+    features_ND[3] = features_ND[0] + 1e-3 * rng.standard_normal(dim)
+    folds_N = np.zeros(num_images, int)
+    heads = [crew.fit(features_ND, class_indices_N, folds_N, HeadRequest(c=(c,)), size)[0] for size in (1, 2)]
+    coef = heads[0]["coef"]
+    np.testing.assert_allclose(heads[1]["coef"], coef, rtol=0, atol=1e-8 * np.abs(coef).max())
+    # At the optimum a coefficient is what the images pull it to.
+    own = probabilities(scores(heads[0], features_ND, "none"))
+    pull = -c * (own - np.eye(3)[class_indices_N]).T @ features_ND
+    np.testing.assert_allclose(pull, coef, rtol=0, atol=1e-6 * np.abs(coef).max())
+
+
+@pytest.mark.parametrize("c", [(10.0,), (100.0,), (1e-3, 100.0)])
+def test_an_svm_on_large_features_needs_no_smaller_c_before(c: tuple[float, ...]) -> None:
+    num_images, dim = 300, 1000
+    rng = np.random.default_rng(4)
+    class_indices_N = np.arange(num_images) % 6
+    spread = np.logspace(2, -1, dim)
+    features_ND = spread * np.abs(rng.standard_normal((num_images, dim))) + spread
+    request = HeadRequest(kind="svm", c=c)
+    arrays, grid, _ = crew.fit(features_ND, class_indices_N, folds_of(num_images, 3), request)
+    assert all(row["gap"] < 1e-6 for row in grid.rows)
+    sign_NK = np.where(class_indices_N[:, None] == np.arange(6), 1.0, -1.0)
+    lack_NK = np.maximum(0, 1 - sign_NK * scores(arrays, features_ND, "none"))
+    weights_DK = np.vstack([arrays["coef"].T, arrays["intercept"]])
+    value = (weights_DK**2).sum() / 2 + grid.best_c * (lack_NK**2).sum()
+    images_ND = np.hstack([features_ND, np.ones((num_images, 1))])
+    gradient_DK = weights_DK - 2 * grid.best_c * images_ND.T @ (sign_NK * lack_NK)
+    assert (gradient_DK**2).sum() / 2 < 1e-6 * value
+
+
 def test_an_mlp_is_the_same_from_any_number_of_members(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bottleneck.heads.solver.mlp.STEPS", 60)
     num_images, dim = WAYS[way]

@@ -153,6 +153,7 @@ def here(forest: Features, tmp_path_factory: pytest.TempPathFactory) -> Path:
     head = tmp_path_factory.mktemp("heads") / "here"
     head.mkdir()
     (head / "fit-0123456789abcdef-0123456789abcdef.partial").write_bytes(b"of another fit that was killed")
+    (head / "fit-notes.partial").write_bytes(b"of the user")
     program = (
         "import sys; from jobs.__main__ import main; code = main(sys.argv[1:]); "
         "assert 'ray' not in sys.modules, 'Ray was imported'; sys.exit(code)"
@@ -164,7 +165,7 @@ def here(forest: Features, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_fit_in_this_process_needs_no_ray_and_sweeps_what_was_kept(forest: Features, here: Path) -> None:
-    assert not [path.name for path in here.iterdir() if path.name.startswith("fit-")]
+    assert [path.name for path in here.iterdir() if path.name.startswith("fit-")] == ["fit-notes.partial"]
     assert (here / "report.html").exists()
     head = Head.load(str(here))
     alone, _ = fit(forest, here.parent / "alone", HeadRequest(layer=head.origin.layer, c=C))

@@ -22,9 +22,15 @@ from bottleneck.heads.solver.rows import Rows
 
 DIRECT_IMAGES = 4096
 """Largest system of an svm's Newton equations that is solved directly: its support vectors change with every step."""
+REFINEMENTS = 4
+"""Solutions of those equations, each of what the one before left: large features and C leave it few right digits."""
 ROUGH_TOLERANCE = 1e-9
 """Up to this tolerance, Hessian products in float32 are accurate enough."""
 WAY_TOLERANCE = 1e-4
+LARGEST_START = 1e4
+"""C times the mean squared length of an image, from zeros: with more, an svm's support vectors change at every step."""
+LARGEST_GROWTH = 100.0
+"""Of C, from one svm to the next, for the same reason."""
 RANK_TOLERANCE = 1e-14
 """Of the largest variance, an image: below it is the rounding of the products."""
 
@@ -63,14 +69,18 @@ class Path:
 
 def basis_of_products(products_NN: np.ndarray, seen_N: np.ndarray, *, centred: bool) -> Basis:
     """The basis from the Gram matrix of all images."""
-    inner_MM = products_NN[np.ix_(seen_N, seen_N)]
-    center_M = inner_MM.mean(axis=0) if centred else np.zeros(len(inner_MM))
+    rows_NM = products_NN[:, seen_N]
+    center_M = rows_NM[seen_N].mean(axis=0) if centred else np.zeros(rows_NM.shape[1])
     if centred:
-        inner_MM = inner_MM - center_M - center_M[:, None] + center_M.mean()
-    roots_R, vectors_MR = _eigen(inner_MM)
+        rows_NM = rows_NM - center_M
+        rows_NM -= rows_NM.mean(axis=1)[:, None]
+    roots_R, vectors_MR = _eigen(rows_NM[seen_N])
+    if centred:
+        # Near copies differ by so little that their eigenvector takes on some of the vector of ones, whose eigenvalue
+        # is 0: left in, it brings back the mean, which is far larger than what tells the copies apart.
+        vectors_MR -= vectors_MR.mean(axis=0)
     back_MR = vectors_MR / np.sqrt(roots_R)
-    rows_NR = (products_NN[:, seen_N] - center_M) @ back_MR
-    return Basis(rows_NR, roots_R / len(inner_MM), seen_N, back_MR, center_M)
+    return Basis(rows_NM @ back_MR, roots_R / len(vectors_MR), seen_N, back_MR, center_M)
 
 
 def basis_of_rows(features_ND: np.ndarray, seen_N: np.ndarray, *, centred: bool) -> Basis:
@@ -118,7 +128,8 @@ def solve_path(
     path = Path(left_out, sorted(c_values))
     out_nR = basis.rows_NR[folds_N == left_out]
     ends: list[np.ndarray] = []
-    for c in path.c:
+    way = _way(path.c, basis.variances_R.sum()) if products_MM is not None else []
+    for c in sorted([*way, *path.c]):
         started = time.monotonic()
         problems = problems_of(kind, np.array([c]), np.array([-1]), class_weights_K[None])
         solve = None
@@ -127,12 +138,15 @@ def solve_path(
         start = _start(objective, problems, coordinates, ends, (R + 1, P, K))
         # On the way to a closer optimum the other values of C only point to it.
         is_last = c == path.c[-1]
-        wanted = max(tolerance, ROUGH_TOLERANCE) if is_last or tolerance >= ROUGH_TOLERANCE else WAY_TOLERANCE
+        is_rough = c in way or (tolerance < ROUGH_TOLERANCE and not is_last)
+        wanted = WAY_TOLERANCE if is_rough else max(tolerance, ROUGH_TOLERANCE)
         optimum = minimize(objective, problems, coordinates, start, wanted, solve=solve)
         if tolerance < wanted and is_last:
             close = LocalObjective(rows)
             optimum = minimize(close, problems, coordinates, optimum.theta_JPK, tolerance, solve=solve)
         ends.append(optimum.theta_JPK)
+        if c in way:
+            continue
         theta_JK = optimum.theta_JPK.reshape(R + 1, -1)
         weights = basis.back @ theta_JK[:-1]
         path.intercepts.append(theta_JK[-1] - basis.center @ weights)
@@ -171,6 +185,19 @@ def problems_of(kind: str, c: np.ndarray, left_out: np.ndarray, class_weights: n
         np.tile(positive, len(c)),
         weights,
     )
+
+
+def _way(c_values: list[float], squared_length: float) -> list[float]:
+    """More values of C, so that none is too large to start with, or too far from the one before."""
+    way: list[float] = []
+    before = LARGEST_START / squared_length if squared_length else np.inf
+    for c in c_values:
+        between = c / LARGEST_GROWTH
+        while between > before:
+            way.append(between)
+            between /= LARGEST_GROWTH
+        before = max(c, before)
+    return way
 
 
 def _start(
@@ -213,16 +240,21 @@ def _support_vector_solver(rows: Rows, products_MM: np.ndarray, problems: Proble
         for p in active:
             sign_M = np.where(rows.class_indices_N == problems.positive_P[p], 1.0, -1.0)
             inside = np.flatnonzero((sign_M * scores_MP[:, p] < 1) & (weights_MP[:, p] > 0))
-            twice, slope = 2 * weights_MP[inside, p], gradient[:, p, 0]
-            near = features_MJ[inside]
-            if len(inside) <= near.shape[1]:
+            twice, near = 2 * weights_MP[inside, p], features_MJ[inside]
+            is_dual = len(inside) <= near.shape[1]
+            if is_dual:
                 matrix = products_MM[np.ix_(inside, inside)] + np.diag(1 / twice)
-                factor = scipy.linalg.cho_factor(matrix, check_finite=False)
-                direction[:, p, 0] = near.T @ scipy.linalg.cho_solve(factor, near @ slope) - slope
             else:
                 matrix = (near.T * twice) @ near + np.eye(near.shape[1])
-                factor = scipy.linalg.cho_factor(matrix, check_finite=False)
-                direction[:, p, 0] = -scipy.linalg.cho_solve(factor, slope)
+            factor = scipy.linalg.cho_factor(matrix, check_finite=False)
+            left = -gradient[:, p, 0]
+            for _ in range(REFINEMENTS):
+                if is_dual:
+                    step = left - near.T @ scipy.linalg.cho_solve(factor, near @ left)
+                else:
+                    step = scipy.linalg.cho_solve(factor, left)
+                direction[:, p, 0] += step
+                left = left - step - near.T @ (twice * (near @ step))
         return direction
 
     return solve

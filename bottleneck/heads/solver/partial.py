@@ -7,6 +7,7 @@ them is executed, and what is damaged is left aside: the fit is done again from 
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 SUFFIX = ".partial"
 STEP_SECONDS = 60.0
 """How often the steps of a long fit are kept, which all have one name: the most that a killed fit loses."""
+_NAME = re.compile(r"fit-[0-9a-f]{16}-[0-9a-f]{16}\.partial")
+"""Narrow, as these files are removed, and others in the place may be the user's."""
 _DIGEST_BYTES = 32
 
 
@@ -89,9 +92,9 @@ class PartialResults:
     def sweep(self) -> None:
         """Remove the results of all fits in this place, which has its head."""
         try:
-            keys = [entry.key for entry in self.store.list("fit-") if entry.key.endswith(SUFFIX)]
-            for key in keys:
-                self.store.remove(key)
+            for entry in list(self.store.list("fit-")):
+                if _NAME.fullmatch(entry.key):
+                    self.store.remove(entry.key)
         except StoreError as error:
             log.info("files named fit-*%s in %s can be removed: %s", SUFFIX, self.store.uri, error)
 
