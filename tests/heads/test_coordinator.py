@@ -17,6 +17,7 @@ from sklearn.svm import LinearSVC
 from bottleneck.errors import UsageError
 from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver import fit_data
+from bottleneck.heads.solver.certify import certified_gap
 from bottleneck.heads.solver.losses import probabilities
 from bottleneck.heads.splits import HELD_OUT
 
@@ -115,6 +116,42 @@ def test_the_objective_is_at_its_optimum(way: str, c: float) -> None:
     )
     own = objective(arrays["coef"], arrays["intercept"])
     assert own <= objective(found.coef_, found.intercept_) * (1 + 1e-8)
+
+
+@pytest.mark.parametrize(("kind", "scale", "num_classes"), list(itertools.product(KINDS, SCALES, (2, 4))))
+def test_the_gap_is_that_of_the_arrays_that_are_saved(way: str, kind: Any, scale: Any, num_classes: int) -> None:
+    """Also where a solver's own coordinates hide an error: the gap that is certified bounds that of moved ones."""
+    num_images, dim = WAYS[way]
+    features_ND, class_indices_N = data(num_images, dim, num_classes)
+    request = HeadRequest(kind=kind, c=(0.5,), scale=scale, class_weight="balanced")
+    arrays, grid, led = crew.fit(features_ND, class_indices_N, np.zeros(num_images, int), request)
+    assert led.solver == way
+    assert grid.gap is not None
+    assert grid.gap < 1e-15
+    weights_K = num_images / (num_classes * np.bincount(class_indices_N, minlength=num_classes))
+
+    def objective(coef: np.ndarray, intercept: np.ndarray) -> float:
+        scores_NK = scores({**arrays, "coef": coef, "intercept": intercept}, features_ND, scale)
+        penalty = (coef**2).sum() / 2
+        if kind == "svm":
+            sign_NK = np.where(class_indices_N[:, None] == (np.arange(num_classes) if num_classes > 2 else [1]), 1, -1)
+            own_N = weights_K[class_indices_N][:, None]  # of the positive class alone, as LIBLINEAR has it
+            weights_NK = np.where(sign_NK > 0, own_N, own_N if num_classes == 2 else 1)
+            losses_NK = np.maximum(1 - sign_NK * scores_NK, 0) ** 2
+            return float(0.5 * (weights_NK * losses_NK).sum() + penalty + (intercept**2).sum() / 2)
+        losses_N = -np.log(probabilities(scores_NK)[np.arange(num_images), class_indices_N])
+        return float(0.5 * (weights_K[class_indices_N] * losses_N).sum() + penalty)
+
+    best = objective(arrays["coef"], arrays["intercept"])
+    rng = np.random.default_rng(3)
+    for size in (1e-4, 1e-2):
+        moved = {
+            name: arrays[name] + size * rng.standard_normal(arrays[name].shape) * np.abs(arrays[name]).mean()
+            for name in ("coef", "intercept")
+        }
+        gap = certified_gap(led.data, moved, 0.5)
+        excess = objective(moved["coef"], moved["intercept"]) / best - 1
+        assert 1e-13 < excess < 1.02 * gap * (1 + excess)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,6 +8,7 @@ Legend: N images, D features, K classes, F folds, P problems.
 """
 
 from bottleneck.heads.request import Arrays
+from bottleneck.heads.solver.certify import certified_gap
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.grid import Grid
 from bottleneck.heads.solver.mlp_fit import fit_mlp
@@ -35,6 +36,7 @@ class Coordinator:
             arrays = fit_mlp(self.data)
         else:
             arrays = self._best(dim, grid).fit(grid)
+            grid.gap = certified_gap(self.data, arrays, grid.best_c)
         data = self.data
         if data.kind == "softmax":  # a constant in all classes' scores has no effect; scikit-learn's sum to zero
             arrays["intercept"] = arrays["intercept"] - arrays["intercept"].mean()

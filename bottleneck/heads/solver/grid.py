@@ -31,7 +31,7 @@ class Grid:
     out_of_fold: OutOfFold | None = None
     """What the folds of the best C say of the images they left out; None without folds."""
     gap: float | None = None
-    """A bound of how far the final fit is above the optimum, relative to its objective; None for an mlp."""
+    """A bound of how far the head's own arrays are above the optimum, relative to its objective; None for an mlp."""
 
     def __post_init__(self) -> None:
         check_choices(self)

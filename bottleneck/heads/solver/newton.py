@@ -14,6 +14,7 @@ Legend: N rows, D features, P problems, K score columns of a problem, J = D + 1 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -102,22 +103,13 @@ def minimize(
         on_step: called after every Newton step.
         solve: gives Newton's direction where there is a better way than conjugate gradients.
     """
-    penalty_J11 = coordinates.penalty_J[:, None, None]
     now = Optimum(start_JPK.copy(), np.zeros(0), np.zeros(0))
-
-    def look(theta: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        value, by_W, by_b, curvature = objective.evaluate(*coordinates.raw(theta, active), problems.at(active))
-        value = value + (penalty_J11 * theta**2).sum(axis=(0, 2)) / 2
-        return value, coordinates.adjoint(by_W, by_b, active) + penalty_J11 * theta, curvature
-
+    look = partial(_look, objective, problems, coordinates)
     every = np.arange(len(problems.c_P))
     now.values_P, gradient, curvature = look(now.theta_JPK, every)
     best_P, stuck_P = np.full(len(every), np.inf), np.zeros(len(every), int)
     while True:
-        # b is free, so its part of the bound is by its curvature.
-        norms_P = (gradient[:-1] ** 2).sum(axis=(0, 2))
-        norms_P += (gradient[-1] ** 2 / np.maximum(curvature + coordinates.penalty_of_b, 1e-300)).sum(axis=1)
-        now.gaps_P = norms_P / 2 / now.values_P
+        now.gaps_P = _gaps(coordinates, now.values_P, gradient, curvature)
         # Near the optimum the objective no longer tells better from worse, but the gradient does.
         stuck_P = np.where(now.gaps_P < best_P / 4, 0, stuck_P + 1)
         best_P = np.minimum(best_P, now.gaps_P)
@@ -134,6 +126,33 @@ def minimize(
             on_step(now)
         if not moved:
             return now
+
+
+def gaps_of(
+    objective: Objective, problems: Problems, coordinates: Coordinates, theta_JPK: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Objectives [P], penalty included, and bounds of how far they are above the optimum, relative to them."""
+    every = np.arange(len(problems.c_P))
+    values_P, gradient, curvature = _look(objective, problems, coordinates, theta_JPK, every)
+    return values_P, _gaps(coordinates, values_P, gradient, curvature)
+
+
+def _look(
+    objective: Objective, problems: Problems, coordinates: Coordinates, theta: np.ndarray, active: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Objectives [p] of the active problems, their gradients [J, p, K] and the curvatures by the scores [p, K]."""
+    penalty_J11 = coordinates.penalty_J[:, None, None]
+    value, by_W, by_b, curvature = objective.evaluate(*coordinates.raw(theta, active), problems.at(active))
+    value = value + (penalty_J11 * theta**2).sum(axis=(0, 2)) / 2
+    return value, coordinates.adjoint(by_W, by_b, active) + penalty_J11 * theta, curvature
+
+
+def _gaps(coordinates: Coordinates, values_P: np.ndarray, gradient: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+    # b is free, so its part of the bound is by its curvature.
+    norms_P = (gradient[:-1] ** 2).sum(axis=(0, 2))
+    norms_P += (gradient[-1] ** 2 / np.maximum(curvature + coordinates.penalty_of_b, 1e-300)).sum(axis=1)
+    gaps_P: np.ndarray = norms_P / 2 / values_P
+    return gaps_P
 
 
 def _direction(

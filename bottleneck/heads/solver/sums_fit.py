@@ -54,7 +54,6 @@ class SumsFit:
         optimum, coordinates = self._minimize([(grid.best_c, -1)], center_D, *self._rotated, start, FINAL_TOLERANCE)
         W, b = coordinates.raw(optimum.theta_JPK, np.arange(len(optimum.values_P)))
         W, b = W.reshape(data.dim, -1), b.reshape(-1)
-        grid.gap = float((optimum.gaps_P * optimum.values_P).sum() / optimum.values_P.sum())
         if data.moments:  # the head scales by itself
             W, b = W * scale_D[:, None], b + center_D @ W
         arrays = {"coef": W.T.copy(), "intercept": b.copy()}

@@ -36,7 +36,6 @@ class WholeFit:
         data, paths = self.data, self._paths
         c_values = [c for c in sorted(data.request.c) if c <= grid.best_c]
         path = self._solve([-1], c_values, FINAL_TOLERANCE)[0]
-        grid.gap = path.gaps[-1]
         arrays = {"coef": data.expanded(path.weights[-1]).T.copy(), "intercept": path.intercepts[-1].copy()}
         if paths:
             scores_NK = self._left_out(paths, grid.best_c)
