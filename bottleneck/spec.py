@@ -232,6 +232,8 @@ class PredictionSpec:
     """`all` adds the column `probabilities`, with that of every class."""
     classes: tuple[str, ...] = ()
     """With `all` the head's classes, in the order of that column; the head's sha256 stands for them."""
+    multi_label: bool = False
+    """Whether `predicted` is a set of classes, as the head has it."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -255,7 +257,8 @@ class PredictionSpec:
         return {"spec": self.features.to_json(), "predictions": self.to_json()}
 
     def to_json(self) -> dict[str, Any]:
-        value = {name: value for name, value in vars(self).items() if name not in ("features", "classes")}
+        left_out = {"features", "classes"} if self.multi_label else {"features", "classes", "multi_label"}
+        value = {name: value for name, value in vars(self).items() if name not in left_out}
         return {**value, "classes": list(self.classes)} if self.classes else value
 
     @classmethod

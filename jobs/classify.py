@@ -4,7 +4,8 @@
     bottleneck classify daisy.jpg --base mobilenet_0.75 --top 3
 
 Prints the most probable classes of each image: the head's, or without a head the 1,000 ImageNet classes of the network.
-An image that cannot be decoded gets a line with the reason; the others are classified, and the exit code is 6.
+A head of several labels an image marks those above their thresholds with *. An image that cannot be decoded gets a line
+with the reason; the others are classified, and the exit code is 6.
 """
 
 import logging
@@ -18,6 +19,7 @@ import tyro
 from bottleneck.catalog import ONNX_BASE, base_named, find_network
 from bottleneck.errors import TooManyRejectedError, UsageError
 from bottleneck.extract.decode import Decoded, Rejected, decode
+from bottleneck.heads.label_sets import names_in
 from bottleneck.networks.base import Base
 from bottleneck.networks.class_names import class_names
 from bottleneck.sources.reading import Limits
@@ -80,10 +82,17 @@ class HeadClassifier:
         self.base = Base(replace(spec, weights=config.weights or spec.weights), _batch_size(config))
         self._layer = spec.layers.index(self.head.origin.layer)
 
-    def __call__(self, pixels_NHWC: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
+    def __call__(self, pixels_NHWC: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
         table = self.head.predictions(self.base(pixels_NHWC)[self._layer], top)
-        columns = (table.column(name).to_pylist() for name in ("top_labels", "top_probabilities"))
-        return [list(zip(*row, strict=True)) for row in zip(*columns, strict=True)]
+        columns = (table.column(name).to_pylist() for name in ("top_labels", "top_probabilities", "predicted"))
+        return [self._answers(*row) for row in zip(*columns, strict=True)]
+
+    def _answers(self, labels: list[str], values: list[float], predicted: str) -> list[dict[str, Any]]:
+        answers = [_answer(label, value) for label, value in zip(labels, values, strict=True)]
+        if self.head.multi_label:
+            given = names_in(predicted)
+            answers = [{**one, "predicted": one["class"] in given} for one in answers]
+        return answers
 
 
 class NetworkClassifier:
@@ -107,11 +116,11 @@ class NetworkClassifier:
         self.names = class_names(NUM_CLASSES, config.names)  # before the seconds that loading takes
         self.base = Base.of(request, "float32", _batch_size(config))
 
-    def __call__(self, pixels_NHWC: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
+    def __call__(self, pixels_NHWC: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
         probabilities_NK = self.base(pixels_NHWC)[0]
         best_NT = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :top]
         return [
-            [(self.names[k], float(row_K[k])) for k in best_T]
+            [_answer(self.names[k], float(row_K[k])) for k in best_T]
             for row_K, best_T in zip(probabilities_NK, best_NT, strict=True)
         ]
 
@@ -119,8 +128,8 @@ class NetworkClassifier:
 def classify(
     images: tuple[str, ...], classifier: HeadClassifier | NetworkClassifier, top: int
 ) -> Iterator[dict[str, Any]]:
-    """Classify images, one JSON object each, in order: `image` with `classes`, or with the `reason` of its
-    rejection."""
+    """Classify images, one JSON object each, in order: `image` with `classes` (for a head of several labels an image
+    with whether each is `predicted`), or with the `reason` of its rejection."""
     decoded = [_decoded(image, classifier.base) for image in images]
     pixels = [one.pixels_HWC for one in decoded if isinstance(one, Decoded)]
     answers = iter(classifier(np.stack(pixels), top) if pixels else [])
@@ -128,8 +137,11 @@ def classify(
         if isinstance(one, Rejected):
             yield {"image": image, "reason": one.reason}
         else:
-            classes = [{"class": label, "probability": round(value, 6)} for label, value in next(answers)]
-            yield {"image": image, "classes": classes}
+            yield {"image": image, "classes": next(answers)}
+
+
+def _answer(label: str, probability: float) -> dict[str, Any]:
+    return {"class": label, "probability": round(probability, 6)}
 
 
 def _decoded(image: str, base: Base) -> Decoded | Rejected:
@@ -153,4 +165,5 @@ def _tell(result: dict[str, Any]) -> None:
     labels = [printable(one["class"]) for one in result["classes"]]
     width = max(map(len, labels))
     for label, one in zip(labels, result["classes"], strict=True):
-        show(f"  {label:{width}}  {one['probability']:8.2%}")
+        mark = "  *" if one.get("predicted") else ""
+        show(f"  {label:{width}}  {one['probability']:8.2%}{mark}")

@@ -16,8 +16,9 @@ from typing import Annotated
 import tyro
 
 from bottleneck.dataset.features import open_features
-from bottleneck.heads.evaluate import Evaluation, classification_report
+from bottleneck.heads.evaluate import Evaluation
 from bottleneck.heads.fit import evaluate_head
+from bottleneck.heads.labels_evaluation import AnyEvaluation, headline, report_text
 from bottleneck.inspect.report import report_of_features, write_report
 from bottleneck.storage.store import check_output_uri, open_store
 from bottleneck.text import counted
@@ -59,7 +60,7 @@ def main(config: Config) -> int:
         check_output_uri(config.report)
         open_store(config.report).try_writing()
     evaluation = evaluate_head(head, features, held_out=config.held_out, threshold=config.threshold)
-    for line in classification_report(evaluation).split("\n"):
+    for line in report_text(evaluation).split("\n"):
         show(line)
     was_fitted_on = not config.held_out and head.origin.plan_sha256 == features.plan.sha256
     _tell(evaluation, was_fitted_on=was_fitted_on)
@@ -78,21 +79,11 @@ def main(config: Config) -> int:
     return 0
 
 
-def _tell(evaluation: Evaluation, *, was_fitted_on: bool) -> None:
-    low, high = evaluation.accuracy_interval
-    show(
-        f"accuracy {100 * evaluation.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}), "
-        f"top-5 {100 * evaluation.top5_accuracy:.2f} %, calibration error {evaluation.calibration_error:.3f}, "
-        f"{counted(evaluation.num_images, 'image')}"
-    )
-    if evaluation.log_loss is not None:
-        show(f"log loss {evaluation.log_loss:.3f}, Brier score {evaluation.brier_score:.3f}")
-    if evaluation.coverage is not None:
-        share, sure = f"{100 * evaluation.coverage:.2f} %", evaluation.accuracy_answered
-        right = "" if sure is None else f", {100 * sure:.2f} % of them rightly"
-        show(f"answered with a top probability of {evaluation.threshold:g} or more: {share} of the images{right}")
-    for pair in evaluation.confused[:3]:
-        show(f"most confused: {pair.label} taken for {pair.predicted}, {pair.images:,} x")
+def _tell(evaluation: AnyEvaluation, *, was_fitted_on: bool) -> None:
+    if isinstance(evaluation, Evaluation):
+        _tell_classes(evaluation)
+    else:
+        show(headline(evaluation, "image"))
     if evaluation.unknown_labels:
         named = ", ".join(f"{label} ({count:,})" for label, count in list(evaluation.unknown_labels.items())[:5])
         num_labels, num_images = len(evaluation.unknown_labels), sum(evaluation.unknown_labels.values())
@@ -107,3 +98,20 @@ def _tell(evaluation: Evaluation, *, was_fitted_on: bool) -> None:
         log.warning("%s without a label left out", counted(evaluation.num_unlabelled, "image"))
     if was_fitted_on:
         log.warning("%s", FITTED_ON_THESE)
+
+
+def _tell_classes(evaluation: Evaluation) -> None:
+    low, high = evaluation.accuracy_interval
+    show(
+        f"accuracy {100 * evaluation.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}), "
+        f"top-5 {100 * evaluation.top5_accuracy:.2f} %, calibration error {evaluation.calibration_error:.3f}, "
+        f"{counted(evaluation.num_images, 'image')}"
+    )
+    if evaluation.log_loss is not None:
+        show(f"log loss {evaluation.log_loss:.3f}, Brier score {evaluation.brier_score:.3f}")
+    if evaluation.coverage is not None:
+        share, sure = f"{100 * evaluation.coverage:.2f} %", evaluation.accuracy_answered
+        right = "" if sure is None else f", {100 * sure:.2f} % of them rightly"
+        show(f"answered with a top probability of {evaluation.threshold:g} or more: {share} of the images{right}")
+    for pair in evaluation.confused[:3]:
+        show(f"most confused: {pair.label} taken for {pair.predicted}, {pair.images:,} x")

@@ -4,6 +4,7 @@
     bottleneck fit s3://bucket/features s3://bucket/head --c 0.1 1 10 100 1000 10000 --folds 3 --num-workers 4
     bottleneck fit features/ head/ --test-keys 'test/*' --group-by '/(P[0-9]+)_'
     bottleneck fit features/ head/ --test test-features/ --scale auto --metric macro_f1
+    bottleneck fit features/ head/ --multi-label --c 0.1 1 10
 
 Runs as a Ray Train job that replaces workers that die, or with --num-workers 0 in this process. A killed fit goes on
 where it was when it is run again. The result equals scikit-learn's LogisticRegression or LinearSVC
@@ -23,16 +24,18 @@ from bottleneck.dataset.features import Features, open_features
 from bottleneck.distributed.fit import check_workers, fit_request
 from bottleneck.distributed.ray_session import cluster_address
 from bottleneck.errors import FingerprintError
-from bottleneck.heads.evaluate import Evaluation, classification_report
-from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, evaluate_head, num_evaluated
-from bottleneck.heads.label_issues import read_label_issues, write_label_issues
+from bottleneck.heads.fit import Fitted, check_labels, chosen_layer, num_evaluated
+from bottleneck.heads.label_issues import write_label_issues
+from bottleneck.heads.label_sets import mostly_sets
+from bottleneck.heads.labels_evaluation import AnyEvaluation, headline, report_text
 from bottleneck.heads.request import HEAD_JSON, HeadRequest
 from bottleneck.heads.solver.partial import partial_results
 from bottleneck.heads.test_set import request_with_test
-from bottleneck.inspect.report import REPORT_HTML, report_of_features, write_report
+from bottleneck.inspect.report import REPORT_HTML
 from bottleneck.storage.store import check_output_uri, open_store
 from bottleneck.text import counted
-from jobs.fit_findings import FINDINGS, findings, near_copies_note
+from jobs.fit_findings import FINDINGS, findings
+from jobs.fit_report import RANDOM_WEIGHTS, end_of_grid, split_notes, try_report
 from jobs.fit_table import GridTable
 from jobs.results import answer, show
 
@@ -40,10 +43,6 @@ if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do w
     from bottleneck.heads.head import Head
 
 log = logging.getLogger(__name__)
-
-RANDOM_WEIGHTS = (
-    "The features were made with weights %s, not trained ones: right for tests and timing, not for accuracy."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +92,11 @@ def fit(config: Config) -> dict[str, Any]:
     check_workers(config.num_workers, config.use_gpu)
     store.try_writing()  # before the work, which would be lost
     check_labels(features.plan.label_counts, config.features)
+    if not request.multi_label and mostly_sets(features.plan.label_counts):
+        log.warning(
+            "Many labels are several names separated by ;, and each set of names is a class of its own now. Give "
+            "--multi-label to fit every name."
+        )
     if features.spec.weights.startswith("random:"):
         log.warning(RANDOM_WEIGHTS, features.spec.weights)
     with GridTable(request) as table:
@@ -133,7 +137,7 @@ def faster_way(num_workers: int, fit_seconds: float, seconds: float) -> str:
     return f"--num-workers 0 fits this in this process, without Ray, in about {duration(max(alone, 1))}"
 
 
-def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
+def tell(fitted: Fitted, evaluation: AnyEvaluation | None, seconds: float) -> None:
     """Show the figures of a fit.
 
     Args:
@@ -162,96 +166,11 @@ def tell(fitted: Fitted, evaluation: Evaluation | None, seconds: float) -> None:
     if advice := end_of_grid(details):
         log.warning("%s", advice)
     if evaluation is not None:
-        low, high = evaluation.accuracy_interval
-        for line in classification_report(evaluation).split("\n"):
+        for line in report_text(evaluation).split("\n"):
             show(line)
-        show(
-            f"accuracy {100 * evaluation.accuracy:.2f} % on {counted(evaluation.num_images, _kind_of(details))} "
-            f"(95 % interval {100 * low:.2f} to {100 * high:.2f}), log loss {evaluation.log_loss:.3f}, "
-            f"Brier score {evaluation.brier_score:.3f}"
-        )
+        show(headline(evaluation, "test image" if details["test"] else "held-out image"))
     for line in findings(fitted):
         show(line)
-
-
-def try_report(
-    uri: str, head: "Head", features: Features, test: Features | None = None, evaluation: Evaluation | None = None
-) -> bool:
-    """Write the report beside a saved head; log the reason and return False if that fails.
-
-    Args:
-        evaluation: on the held-out images, or on the test set if there is one; made here where it is None.
-    """
-    seen = test or features
-    try:
-        write_head_report(uri, head, seen, evaluation or evaluate_head(head, seen, held_out=test is None))
-    except Exception as error:  # of the source, of what reads it, of drawing: none of them makes the head worth less
-        log.warning(
-            "The report could not be written: %s. The head is saved; run the same command again to write the report.",
-            str(error).rstrip("."),
-        )
-        log.debug("the report", exc_info=True)
-        return False
-    return True
-
-
-def write_head_report(uri: str, head: "Head", features: Features, evaluation: Evaluation) -> None:
-    """Write the report of a head.
-
-    Args:
-        features: the images it was evaluated on: those that hold the held-out ones, or the test set.
-    """
-    details = head.origin.details
-    columns = ("mean", "std", "seconds", *(["scale"] if details["request"]["scale"] == "auto" else []))
-    grid = [
-        {"C": row["c"], "folds": row.get("scores", row["accuracies"]), **{name: row[name] for name in columns}}
-        for row in details["grid"]
-    ]
-    title = f"Head ({head.kind}) of {counted(len(head.classes_), 'class', 'classes')}"
-    issues = read_label_issues(uri) if details.get("label_issues") is not None else None
-    material = report_of_features(features, head, evaluation, issues)
-    weights = features.spec.weights
-    notes = [RANDOM_WEIGHTS % weights] if weights.startswith("random:") else []
-    notes += [note for note in (*split_notes(details), near_copies_note(details), end_of_grid(details)) if note]
-    metric = details["request"].get("metric", HeadRequest.metric)
-    write_report(uri, title, evaluation, grid=grid or None, metric=metric, notes=notes, **material)
-
-
-def split_notes(details: dict[str, Any]) -> list[str]:
-    """Notes on how images were divided, one sentence each."""
-    request, notes = details["request"], []
-    if request["test_keys"]:
-        moved = details["held_out_with_test_keys"]
-        also = f"; {counted(moved, 'other')} with them, as copies or of their groups" if moved else ""
-        named = ", ".join(request["test_keys"])
-        notes.append(f"Held out are the images whose keys match {named}{also}.")
-    if test := details.get("test"):
-        notes.append(f"Evaluated on the {counted(test['images'], 'labelled image')} of {test['features']}.")
-        if copies := test["copies"]:
-            notes.append(
-                f"{counted(copies, 'test image')} {'is' if copies == 1 else 'are'} byte-identical to images of the "
-                "fit, so expect less on new ones."
-            )
-    if request["group_by"] is not None:
-        alone = details["ungrouped"]
-        also = f"; {counted(alone, 'image')} without a group stood alone" if alone else ""
-        groups = counted(details["groups"] - alone, "group")
-        notes.append(f"Images were kept together in {groups} by {request['group_by']}{also}.")
-    if conflicts := details["conflicting_copies"]:
-        sets = counted(conflicts, "set")
-        notes.append(f"{sets} of byte-identical images {'has' if conflicts == 1 else 'have'} different labels.")
-    return notes
-
-
-def end_of_grid(details: dict[str, Any]) -> str:
-    """Advice if the best C is at an end of the grid; else empty."""
-    if not (end := details["grid_end"]):
-        return ""
-    return f"The best C, {details['c']:g}, is the {end} of the grid: a {end.replace('est', 'er')} one may be better."
-
-
-def _kind_of(details: dict[str, Any]) -> str:
-    return "test image" if details["test"] else "held-out image"
 
 
 def _check_same(head: "Head", features: Features, test: Features | None, request: dict[str, Any], uri: str) -> None:
@@ -259,9 +178,9 @@ def _check_same(head: "Head", features: Features, test: Features | None, request
     details = head.origin.details
     there = details.get("request", {})
     if there:  # an earlier version may not have had all options of this one
-        there = {**HeadRequest().to_json(), **there, "features": head.origin.plan_sha256}
+        there = {"multi_label": False, **HeadRequest().to_json(), **there, "features": head.origin.plan_sha256}
         there["test"] = (details.get("test") or {}).get("plan_sha256")
-    asked = {**request, "features": features.plan.sha256, "test": test and test.plan.sha256}
+    asked = {"multi_label": False, **request, "features": features.plan.sha256, "test": test and test.plan.sha256}
     differing = [
         f"{name}: fitted {there.get(name)}, requested {value}"
         for name, value in asked.items()
@@ -286,6 +205,7 @@ def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
         "gap": details.get("gap"),
         "classes": len(head.classes_),
         "accuracy": details.get("accuracy"),
+        "average_precision": details.get("average_precision"),
         **{name: details.get(name) for name in FINDINGS},
         "grid": [
             {"scale": row.get("scale", head.scale), "c": row["c"], "mean": row["mean"], "gap": row["gap"]}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.heads.label_sets import LabelSets
 from bottleneck.heads.request import Arrays, HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
@@ -54,6 +55,7 @@ def fit(
     request: HeadRequest,
     num_workers: int = 1,
     crew: Crew | None = None,
+    sets: LabelSets | None = None,
 ) -> tuple[Arrays, Grid, Coordinator]:
     """Fit on arrays, cut into as many workers."""
     parts = np.array_split(np.arange(len(class_indices_N)), num_workers)
@@ -63,7 +65,14 @@ def fit(
     num_folds = request.folds if request.cross_validated else 1
     coordinator = Coordinator(
         FitData(
-            crew, [len(p) for p in parts], class_indices_N, folds_N, int(class_indices_N.max()) + 1, request, num_folds
+            crew,
+            [len(p) for p in parts],
+            class_indices_N,
+            folds_N,
+            int(class_indices_N.max()) + 1,
+            request,
+            num_folds,
+            has_label_KL=None if sets is None else sets.has_label_KL,
         )
     )
     arrays, grid = coordinator.fit(features_ND.shape[1])

@@ -25,6 +25,7 @@ def fit_head(
     kind: Kind | None = None,
     layer: str | None = None,
     c: float | Sequence[float] | None = None,
+    multi_label: bool | None = None,
     folds: int | None = None,
     metric: Metric | None = None,
     test_fraction: float | None = None,
@@ -48,8 +49,9 @@ def fit_head(
         kind: `logistic`, `svm` or `mlp`.
         layer: column of the features; may be left out if there is only one.
         c: inverse strength of the L2 penalty, above 0; of several values the best is taken.
+        multi_label: labels are sets of names, as `cat;dog`, and each name is fitted.
         folds: folds of the cross-validation.
-        metric: what cross-validation chooses by: `accuracy`, `macro_f1`, `balanced_accuracy` or `log_loss`.
+        metric: what cross-validation chooses by, as in `HeadRequest`.
         test_fraction: share of each class that is held out, 0 up to below 1.
         scale: `none`, `standard` or `l2`; `auto` has cross-validation choose among them.
         class_weight: `none` or `balanced`; None leaves what the request has.
@@ -72,6 +74,7 @@ def fit_head(
         "kind": kind,
         "layer": layer,
         "c": tuple(c) if isinstance(c, Sequence) else None if c is None else (c,),
+        "multi_label": multi_label,
         "folds": folds,
         "metric": metric,
         "test_fraction": test_fraction,

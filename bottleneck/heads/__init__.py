@@ -8,9 +8,13 @@
     export            Export a head and its base as one model: uint8 images in, probabilities out.
     export_onnx       Join a head to its network's graph, as one ONNX file: uint8 images in, probabilities out.
     fit               Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images.
+    fit_arrays        Fit a head on arrays, in this process.
     head              The classifier on features, with scikit-learn's interface; saved as safetensors and JSON.
     head_file         Read, check and write the files of a head; nothing in them is executed.
+    held_out          The images that a fit held out: what a head says of them, and which they were.
     label_issues      Find images that are likely mislabelled, by what heads say that have not seen them.
+    label_sets        Labels that are sets of names, as `cat;dog`.
+    labels_evaluation Evaluate a head of images with several labels each: average precision, F1 at its thresholds.
     near_copies       Find held-out images that have a near copy among the fitted ones.
     origin            Where a head comes from: the features it was fitted on, and how.
     predict           Predict the classes of images or of stored features, as an output of their own.

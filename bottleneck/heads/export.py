@@ -94,6 +94,7 @@ def _facts(head: Head) -> dict[str, Any]:
     spec = origin.spec
     return {
         "classes": [str(label) for label in head.classes_],
+        **({"thresholds": head.thresholds_.tolist()} if head.multi_label else {}),
         "input": {
             "name": INPUT,
             "shape": [BATCH_AXIS, spec.image_size_px, spec.image_size_px, 3],
@@ -136,7 +137,7 @@ def build_model(head: Head, network: Any) -> Any:
     if head.kind == "mlp":
         values = _dense(head.hidden_coef_, head.hidden_intercept_, "relu", "hidden")(values)
     coef_KD, intercept_K = softmax_weights(head)
-    values = _dense(coef_KD, intercept_K, "softmax", OUTPUT)(values)
+    values = _dense(coef_KD, intercept_K, "sigmoid" if head.multi_label else "softmax", OUTPUT)(values)
     model = keras.Model(pixels, values, name="bottleneck_head")
     model.trainable = False
     return model

@@ -17,7 +17,7 @@ PREFIX = "head_"
 
 
 def softmax_weights(head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [K, D or H] and intercepts [K] whose softmax is what the head says."""
+    """Weights [K, D or H] and intercepts [K] whose softmax, or with several labels sigmoid, is what the head says."""
     coef_KD, intercept_K = head.coef_, head.intercept_
     if len(coef_KD) == 1:  # the log odds of the second class: those of the first are 0
         coef_KD, intercept_K = np.vstack([np.zeros_like(coef_KD), coef_KD]), np.append(0.0, intercept_K)
@@ -62,7 +62,10 @@ def fused_onnx(head: Head, graph: bytes, facts: dict[str, Any]) -> bytes:
     coef_KD, intercept_K = softmax_weights(head)
     add("MatMul", coef_KD.T)
     add("Add", intercept_K)
-    add("Softmax", to=OUTPUT, axis=1)
+    if head.multi_label:
+        add("Sigmoid", to=OUTPUT)
+    else:
+        add("Softmax", to=OUTPUT, axis=1)
     del model.graph.output[:]
     port = helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, [BATCH_AXIS, len(head.classes_)])
     model.graph.output.append(port)

@@ -1,7 +1,7 @@
 """Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,17 @@ import pyarrow as pa
 from bottleneck.dataset.features import Features, vectors
 from bottleneck.dataset.plan import versions
 from bottleneck.dataset.schema import ok_rows
-from bottleneck.errors import CorruptError, FingerprintError, UsageError
-from bottleneck.heads.evaluate import Evaluation
-from bottleneck.heads.evaluator import Evaluator
+from bottleneck.errors import UsageError
+from bottleneck.heads.held_out import SPLIT_VERSION, as_class_indices, count_right, evaluate_fold, held_out_digests
 from bottleneck.heads.label_issues import find_label_issues
+from bottleneck.heads.label_sets import LabelSets
+from bottleneck.heads.labels_evaluation import AnyEvaluation, AnyEvaluator, LabelsEvaluation, evaluator_of
 from bottleneck.heads.near_copies import find_near_copies
 from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.protocol import Workers
-from bottleneck.heads.solver.worker import Worker, encoded, labelled_rows
+from bottleneck.heads.solver.worker import Worker, labelled_rows
 from bottleneck.heads.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
 from bottleneck.heads.test_set import evaluate_on, read_test
 from bottleneck.spec import canonical_layer
@@ -28,22 +29,19 @@ from bottleneck.spec import canonical_layer
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
     from bottleneck.heads.head import Head
 
-SPLIT_VERSION = 1
-"""Of what a rule means: another one deals images otherwise."""
-
 
 @dataclass
 class Fitted:
     """A head, and how it was obtained."""
 
     head: "Head"
-    evaluator: Evaluator
+    evaluator: AnyEvaluator
     """Of the held-out images, or of the test set."""
     label_issues: pa.Table | None = None
     """Images that are likely mislabelled, of `label_issues.ISSUE_SCHEMA`; None without folds, which tell them."""
 
     @property
-    def evaluation(self) -> Evaluation | None:
+    def evaluation(self) -> AnyEvaluation | None:
         """On the held-out images or the test set; None where there are none."""
         return self.evaluator.result() if num_evaluated(self.details) else None
 
@@ -76,22 +74,35 @@ def fit_features(
     shares = _shares(features.files, rows_of, workers.size)
     asked = [(features, layer, files, sum(rows_of[f] for f in files), rule) for files in shares]
     names, codes, parts, unlabelled = zip(*workers.ask_each(Worker.read, asked), strict=True)
-    classes, class_indices_N = _as_class_indices(names, codes)
+    classes, class_indices_N = as_class_indices(names, codes)
     check_labels(dict.fromkeys(classes, 1), features.plan.output)
+    sets = LabelSets.of(classes, features.plan.output) if request.multi_label else None
+    labels = classes if sets is None else sets.names
     workers.report({"read": len(class_indices_N), "classes": len(classes), "seconds": time.monotonic() - started})
     traits = all_traits(parts)
-    tested = read_test(workers, test, layer, classes, traits.digests_N) if test else None
-    split = rule.split(class_indices_N, traits, classes)
+    tested = read_test(workers, test, layer, labels, traits.digests_N, sets=sets is not None) if test else None
+    split = rule.split(class_indices_N, traits, classes, sets)
+    if sets is not None:
+        _check_on_some(sets, class_indices_N[split.folds_N >= 0])
     counts = [len(own) for own in codes]
     coordinator = Coordinator(
-        FitData(workers, counts, class_indices_N, split.folds_N, len(classes), request, rule.num_folds)
+        FitData(
+            workers,
+            counts,
+            class_indices_N,
+            split.folds_N,
+            len(classes),
+            request,
+            rule.num_folds,
+            has_label_KL=None if sets is None else sets.has_label_KL,
+        )
     )
     arrays, grid = coordinator.fit(features.spec.dim_of(layer))
     from bottleneck.heads.head import Head, Origin  # here, as it may be imported in a thread while this solves
 
-    head = Head.of(request, grid, classes, arrays)
-    evaluator = Evaluator(classes)
-    held_out = evaluate_on(workers, head, test, layer) if test else workers.ask(Worker.evaluate_head, head, HELD_OUT)
+    head = Head.of(request, grid, labels, arrays)
+    evaluator: Any = evaluator_of(head)
+    held_out = evaluate_on(workers, head, test, layer) if test else workers.ask(evaluate_fold, head, HELD_OUT)
     for part in held_out:
         evaluator.merge(part)
     evaluation = evaluator.result() if test or (split.folds_N == HELD_OUT).any() else None
@@ -122,6 +133,7 @@ def fit_features(
         "c": None if request.kind == "mlp" else grid.best_c,
         "temperature": head.temperature_,
         **_figures(evaluation, workers, folds, head, features.spec.dim_of(layer)),
+        **({} if sets is None else {"thresholds": head.thresholds_.tolist()}),
         "label_issues": None if issues is None else len(issues),
         "way": coordinator.solver,
         "num_workers": workers.size,
@@ -132,6 +144,16 @@ def fit_features(
     return Fitted(head, evaluator, issues)
 
 
+def _check_on_some(sets: LabelSets, class_indices_N: np.ndarray) -> None:
+    """Raise UsageError for a name that every fitted image has, from which nothing can be told apart."""
+    everywhere = np.flatnonzero(sets.has_label_KL[class_indices_N].all(axis=0))
+    if len(everywhere):
+        raise UsageError(
+            f"Every image that is fitted on is labelled {sets.names[everywhere[0]]}. Expected names that some images "
+            "have and others have not; leave it out of the labels."
+        )
+
+
 def num_evaluated(details: dict[str, Any]) -> int:
     """Images that the fit of a head with these details was evaluated on."""
     test = details.get("test")
@@ -139,7 +161,7 @@ def num_evaluated(details: dict[str, Any]) -> int:
 
 
 def _figures(
-    evaluation: Evaluation | None, workers: Workers, folds: list[np.ndarray], head: "Head", dim: int
+    evaluation: AnyEvaluation | None, workers: Workers, folds: list[np.ndarray], head: "Head", dim: int
 ) -> dict[str, float | int | None]:
     """Figures of the evaluation besides the accuracy; None where there is none.
 
@@ -149,13 +171,15 @@ def _figures(
     figures: dict[str, float | int | None] = dict.fromkeys(names)
     if evaluation is None:
         return figures
+    if isinstance(evaluation, LabelsEvaluation):
+        return {**figures, "log_loss": evaluation.log_loss, "average_precision": evaluation.average_precision}
     figures |= {"log_loss": evaluation.log_loss, "brier_score": evaluation.brier_score}
     if not any((folds_N == HELD_OUT).any() for folds_N in folds):
         return figures
     near = find_near_copies(workers, folds, dim)
     if near is not None:
         num_right = num_near = 0
-        for own in workers.ask_each(Worker.count_right, [(head, HELD_OUT, near_n) for near_n in near.is_near]):
+        for own in workers.ask_each(count_right, [(head, HELD_OUT, near_n) for near_n in near.is_near]):
             num_right, num_near = num_right + own[0], num_near + own[1]
         num_others = evaluation.num_images - num_near
         figures |= {"near_copies": num_near, "near_copy_pairs": near.pairs}
@@ -166,7 +190,7 @@ def _figures(
 
 def evaluate_head(
     head: "Head", features: Features, *, held_out: bool = False, threshold: float | None = None
-) -> Evaluation:
+) -> AnyEvaluation:
     """Evaluate a head on the labelled ok images of a dataset, one data file at a time.
 
     Args:
@@ -178,7 +202,7 @@ def evaluate_head(
         FingerprintError: if the held-out images cannot be told from the others, as the features are not those of the
             fit, or not as they were.
     """
-    evaluator, layer = Evaluator(head.classes_, threshold), head.origin.layer
+    evaluator, layer = evaluator_of(head, threshold), head.origin.layer
     digests = held_out_digests(head, features) if held_out else None
     for table in features.tables(["key", "label", "status", "sha256", layer]):
         ok = ok_rows(table).combine_chunks()
@@ -189,56 +213,6 @@ def evaluate_head(
             probabilities_NK = head.predict_proba(vectors(ok.column(layer)).astype(np.float32, copy=False))
             evaluator.add(ok.column("key").to_pylist(), ok.column("label").to_pylist(), probabilities_NK)
     return evaluator.result()
-
-
-def held_out_digests(head: "Head", features: Features) -> np.ndarray:
-    """What the held-out images of a fit are known by, from the rule that the head keeps.
-
-    Raises:
-        UsageError, FingerprintError: as `evaluate_head`.
-    """
-    kept = head.origin.details.get("split")
-    if not isinstance(kept, dict) or kept.get("version") != SPLIT_VERSION:
-        raise UsageError(
-            "The head does not say which images it held out: its fit was none of `bottleneck fit`, or of another "
-            "version. Judge it on all images, or fit again."
-        )
-    try:
-        wanted = str(kept["held_out_sha256"])
-        rule = SplitRule.from_json({name: kept[name] for name in kept if name not in ("version", "held_out_sha256")})
-    except (KeyError, TypeError) as error:
-        raise CorruptError(f"The head's rule of its split cannot be read: {error}. Fit again.") from error
-    if wanted == held_out_sha256(np.empty(0, np.uint64)):
-        raise UsageError("The fit held no image out. Fit with a `test_fraction` above 0, or judge on other features.")
-    if head.origin.plan_sha256 == features.plan.sha256:
-        names, codes, parts = [], [], [rule.no_traits()]
-        for table in features.tables(list(dict.fromkeys(["label", "status", *rule.columns()]))):
-            labelled, _ = labelled_rows(table)
-            found, own = encoded([labelled.column("label")])
-            names.append(found)
-            codes.append(own)
-            parts.append(rule.traits(labelled))
-        traits = all_traits(parts)
-        classes, class_indices_N = _as_class_indices(names, codes)
-        digests = traits.digests_N[rule.split(class_indices_N, traits, classes).folds_N == HELD_OUT]
-        if held_out_sha256(digests) == wanted:
-            return np.unique(digests)
-    raise FingerprintError(
-        f"{features.plan.output} is not, or no longer, what the head was fitted on ({head.origin.features}), so its "
-        "held-out images are not known. Judge on all images of these features, or fit again."
-    )
-
-
-def _as_class_indices(names: Sequence[list[str]], codes: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """All labels, sorted, and every image's number among them.
-
-    Args:
-        names, codes: labels of each part, and its images' numbers among these.
-    """
-    classes = sorted({name for part in names for name in part})
-    number = {name: code for code, name in enumerate(classes)}
-    parts = [np.array([number[name] for name in part], int)[own] for part, own in zip(names, codes, strict=True)]
-    return classes, np.concatenate(parts)
 
 
 def chosen_layer(features: Features, request: HeadRequest) -> str:

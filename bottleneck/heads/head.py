@@ -7,32 +7,27 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from scipy.special import expit, log_expit
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
 
 from bottleneck.errors import CorruptError, UsageError
-from bottleneck.heads.dealing import HELD_OUT
-from bottleneck.heads.head_file import checked_tensors, class_array, read_head, write_head
+from bottleneck.heads.fit_arrays import fit_arrays
+from bottleneck.heads.head_file import checked_tensors, read_head, restored, write_head
+from bottleneck.heads.label_sets import sets_of
 from bottleneck.heads.origin import Origin as Origin
 from bottleneck.heads.prediction_table import prediction_table
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
 from bottleneck.heads.request import (
-    NETWORK,
-    ClassWeight,
     HeadRequest,
     Kind,
     Scale,
     check_parameters,
     plain_network,
 )
-from bottleneck.heads.solver.coordinator import Coordinator
-from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.grid import Grid
 from bottleneck.heads.solver.losses import l2_scaled, log_probabilities, probabilities
-from bottleneck.heads.solver.protocol import LocalWorkers
-from bottleneck.heads.solver.worker import Worker
 from bottleneck.spec import FeatureSpec, Proba
 
 
@@ -47,6 +42,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         class_weight: `balanced` weighs classes by the inverse of their size; or a dict of weights by label, 1 where it
             has none; None (or `none`, as the command line has it) weighs all classes alike.
         hidden_size, epochs, seed: of the mlp alone; as in `HeadRequest`.
+        multi_label: images have several labels each: a logistic regression for each, the optimum of
+            OneVsRestClassifier(LogisticRegression()).
 
     Attributes:
         classes_: labels [K], sorted.
@@ -54,6 +51,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         feature_names_in_: names of the features [D], where `fit` got a DataFrame whose columns are all strings.
         temperature_: the factor of the scores whose softmax the probabilities are, from the folds of `bottleneck fit`;
             1 where it has none.
+        thresholds_: with `multi_label`, the probabilities [K] from which each label is predicted: with the largest F1
+            of the folds of `bottleneck fit`, else 0.5.
         origin_: where a head that was fitted on an output of `extract` comes from.
     """
 
@@ -68,6 +67,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         hidden_size: int = 256,
         epochs: int | None = None,
         seed: int = 0,
+        multi_label: bool = False,
     ) -> None:
         self.kind = kind
         self.C = C
@@ -76,14 +76,18 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.hidden_size = hidden_size
         self.epochs = epochs
         self.seed = seed
+        self.multi_label = multi_label
 
     @classmethod
     def of(cls, request: HeadRequest, grid: Grid, classes: list[str], arrays: dict[str, np.ndarray]) -> Self:
         """A head from what its fit gave."""
         weight = None if request.class_weight == "none" else request.class_weight
-        head = cls(request.kind, grid.best_c, grid.best_scale, weight, **plain_network(request))
+        network = plain_network(request)
+        head = cls(request.kind, grid.best_c, grid.best_scale, weight, **network, multi_label=request.multi_label)
         head.classes_ = np.array(classes, dtype=object)
         head._take(arrays)
+        if grid.label_counts is not None:
+            head.thresholds_ = expit(grid.label_counts.best_thresholds())
         head.n_features_in_ = arrays["hidden_coef" if request.kind == "mlp" else "coef"].shape[1]
         return head
 
@@ -92,7 +96,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             X: features [N, D].
-            y: labels [N], of two classes at least.
+            y: labels [N], of two classes at least. With `multi_label` a matrix [N, L] of 0 and 1, or strings of names
+                separated by `;`.
             sample_weight: weights [N] from 0 up, by which the images' losses are multiplied (and with which `standard`
                 takes mean and variance): 2 is the same as the image twice, 0 as without it. An mlp draws its images
                 in batches, so for it this holds but nearly. Default: 1 for all.
@@ -101,32 +106,23 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             UsageError: for a parameter that is none of its valid values.
             ValueError: for features, labels or weights that cannot be fitted on, as scikit-learn's classifiers do.
         """
-        check_parameters(self.kind, self.C, self.scale, self.class_weight)
-        features_ND, labels_N = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(labels_N)
-        self.classes_, class_indices_N = np.unique(labels_N, return_inverse=True)
-        folds_N, weights_N = np.zeros(len(class_indices_N), int), None
+        check_parameters(self.kind, self.C, self.scale, self.class_weight, self.multi_label)
+        dtypes, has_label_KL = [np.float64, np.float32], None
+        if self.multi_label:
+            self.classes_, class_indices_N, has_label_KL = sets_of(y)
+            features_ND = validate_data(self, X, dtype=dtypes)
+            check_consistent_length(features_ND, class_indices_N)
+        else:
+            features_ND, labels_N = validate_data(self, X, y, dtype=dtypes)
+            check_classification_targets(labels_N)
+            self.classes_, class_indices_N = np.unique(labels_N, return_inverse=True)
+        weights_N = None
         if sample_weight is not None:
             weights_N = _check_sample_weight(sample_weight, features_ND, dtype=np.float64, ensure_non_negative=True)
-            folds_N[weights_N == 0] = HELD_OUT
-        seen_K = np.unique(class_indices_N[folds_N != HELD_OUT])
-        if len(seen_K) < 2:
-            of_weight = "" if sample_weight is None else " with a `sample_weight` above 0"
-            received = ", ".join(f"one class: {label}" for label in self.classes_[seen_K]) or "none"
-            raise ValueError(f"Expected at least two classes{of_weight}. Received {received}.")
-        weights_K = None
-        named: ClassWeight = "balanced" if self.class_weight == "balanced" else "none"
-        if isinstance(self.class_weight, dict):
-            weights_K = compute_class_weight(self.class_weight, classes=self.classes_, y=labels_N)
-        c = 1.0 if self.kind == "mlp" else float(self.C)
-        request = HeadRequest(kind=self.kind, c=(c,), scale=self.scale, class_weight=named, **plain_network(self))
-        worker = Worker()
-        worker.hold(features_ND)
-        workers, counts, num_classes = LocalWorkers(worker), [len(folds_N)], len(self.classes_)
-        data = FitData(workers, counts, class_indices_N, folds_N, num_classes, request, 1, weights_K, weights_N)
-        for name in ("origin_", "sha256_", "temperature_"):  # of the head that was loaded before
+        arrays = fit_arrays(self, features_ND, class_indices_N, weights_N, has_label_KL)
+        for name in ("origin_", "sha256_", "temperature_", "thresholds_"):  # of the head that was loaded before
             self.__dict__.pop(name, None)
-        self._take(Coordinator(data).fit(features_ND.shape[1])[0])
+        self._take(arrays)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -135,15 +131,20 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores_NK[:, 0] if scores_NK.shape[1] == 1 else scores_NK
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities [N, K]: a softmax of the scores times `temperature_`, which changes no prediction."""
+        """Probabilities [N, K]: a softmax of the scores times `temperature_`, which changes no prediction. With
+        `multi_label` each label's own, which do not add up to 1."""
         return self._probabilities(self._checked(X))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of the probabilities [N, K], finite also where a probability is too small for a float."""
-        return log_probabilities(self._logits(self._checked(X)))
+        logits_NK = self._logits(self._checked(X))
+        log_NK: np.ndarray = log_expit(logits_NK) if self.multi_label else log_probabilities(logits_NK)
+        return log_NK
 
     def predict(self, X: Any) -> np.ndarray:
-        """Labels [N]."""
+        """Labels [N]; with `multi_label` a matrix [N, K] of 0 and 1."""
+        if self.multi_label:
+            return (self.predict_proba(X) >= self.thresholds_).astype(np.int64)
         scores = self.decision_function(X)
         best_N = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         labels_N: np.ndarray = self.classes_[best_N]
@@ -156,10 +157,11 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             proba: `all` adds the probabilities of all classes, float32 [K] in the order of `classes_`.
         """
         features_ND = np.asarray(features_ND)
-        if not len(features_ND):  # of which there is no product, as there are no dimensions either
-            return prediction_table(np.empty((0, len(self.classes_))), self.class_names, top, proba)
-        probabilities_NK = self._probabilities(features_ND.astype(np.float32, copy=False))
-        return prediction_table(probabilities_NK, self.class_names, top, proba)
+        probabilities_NK = np.empty((0, len(self.classes_)))
+        if len(features_ND):  # else there is no product, as there are no dimensions either
+            probabilities_NK = self._probabilities(features_ND.astype(np.float32, copy=False))
+        thresholds_K = self.thresholds_ if self.multi_label else None
+        return prediction_table(probabilities_NK, self.class_names, top, proba, thresholds_K)
 
     @property
     def class_names(self) -> np.ndarray:
@@ -182,7 +184,9 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores_NK
 
     def _probabilities(self, features_ND: np.ndarray) -> np.ndarray:
-        return probabilities(self._logits(features_ND))
+        logits_NK = self._logits(features_ND)
+        found_NK: np.ndarray = expit(logits_NK) if self.multi_label else probabilities(logits_NK)
+        return found_NK
 
     def _logits(self, features_ND: np.ndarray) -> np.ndarray:
         return self._scores(features_ND) * self.temperature_
@@ -198,6 +202,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _take(self, arrays: dict[str, np.ndarray]) -> None:
         self.temperature_ = 1.0
+        if self.multi_label:
+            self.thresholds_ = np.full(len(self.classes_), 0.5)
         for name, value in arrays.items():
             setattr(self, f"{name}_", float(value[0]) if name == "temperature" else value)
 
@@ -244,21 +250,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         document, data = read_head(uri)
         try:
-            network = {name: document[name] for name in NETWORK}
-            head = cls(document["kind"], document["C"], document["scale"], document["class_weight"], **network)
-            head.classes_ = class_array(document["classes"])
-            if isinstance(head.class_weight, dict):
-                label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
-                head.class_weight = {label_of.get(name, name): value for name, value in head.class_weight.items()}
-            check_parameters(head.kind, head.C, head.scale, head.class_weight)
-            head.n_features_in_ = document["dim"]
-            if names := document.get("feature_names"):  # heads of earlier versions have no such field
-                head.feature_names_in_ = np.array(names, dtype=object)
-            if document["spec"] is not None:
-                spec = FeatureSpec.from_json(document["spec"])
-                others = ("layer", "features", "plan_sha256", "details")
-                head.origin_ = Origin(spec=spec, **{name: document[name] for name in others})
-            head.sha256_ = str(document["sha256"])
+            head: Self = restored(cls, document)
             head._take(checked_tensors(data, uri, head))
         except (UsageError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CorruptError(f"{uri} is no readable head: {error!r}. Restore it, or fit it again.") from error
@@ -274,6 +266,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from bottleneck.heads.as_sklearn import as_sklearn
 
         check_is_fitted(self)
+        if self.multi_label:
+            raise UsageError(
+                "A head with `multi_label` has no estimator of scikit-learn's. Use `coef_` and `intercept_`."
+            )
         return as_sklearn(self)
 
     def check_fits(self, spec: FeatureSpec) -> None:

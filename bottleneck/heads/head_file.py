@@ -10,8 +10,8 @@ from bottleneck.dataset.plan import versions
 from bottleneck.errors import CorruptError, UsageError
 from bottleneck.heads.origin import Origin
 from bottleneck.heads.request import HEAD_JSON as HEAD_JSON
-from bottleneck.heads.request import NETWORK, check_network, plain_network
-from bottleneck.spec import sha256_json
+from bottleneck.heads.request import NETWORK, check_network, check_parameters, plain_network
+from bottleneck.spec import FeatureSpec, sha256_json
 from bottleneck.storage.store import ObjectError, Store, Wanted, open_store
 
 if TYPE_CHECKING:  # it imports this module
@@ -84,7 +84,7 @@ def _most_bytes(document: dict[str, Any]) -> int:
     dim: int = document["dim"]
     num_classes = len(document["classes"])
     hidden: int = document["hidden_size"]
-    num_values = (dim + 1) * (num_classes + hidden) + hidden * num_classes + 2 * dim + 1
+    num_values = (dim + 1) * (num_classes + hidden) + (hidden + 1) * num_classes + 2 * dim + 1
     return 8 * num_values + MAX_HEADER_BYTES
 
 
@@ -141,6 +141,28 @@ def plain_weights(class_weight: Any) -> Any:
     return {str(label): float(weight) for label, weight in class_weight.items()}
 
 
+def restored(head_class: Any, document: dict[str, Any]) -> Any:
+    """A head that has everything but its arrays. Raises ValueError and others where the document is of no such head."""
+    network = {name: document[name] for name in NETWORK}
+    several = bool(document.get("multi_label"))  # heads of earlier versions have no such field
+    network |= {"multi_label": several}
+    head = head_class(document["kind"], document["C"], document["scale"], document["class_weight"], **network)
+    head.classes_ = class_array(document["classes"])
+    if isinstance(head.class_weight, dict):
+        label_of = dict(zip(head.class_names, head.classes_.tolist(), strict=True))
+        head.class_weight = {label_of.get(name, name): value for name, value in head.class_weight.items()}
+    check_parameters(head.kind, head.C, head.scale, head.class_weight, head.multi_label)
+    head.n_features_in_ = document["dim"]
+    if names := document.get("feature_names"):  # heads of earlier versions have no such field
+        head.feature_names_in_ = np.array(names, dtype=object)
+    if document["spec"] is not None:
+        spec = FeatureSpec.from_json(document["spec"])
+        others = ("layer", "features", "plan_sha256", "details")
+        head.origin_ = Origin(spec=spec, **{name: document[name] for name in others})
+    head.sha256_ = str(document["sha256"])
+    return head
+
+
 def checked_tensors(data: bytes, uri: str, head: "Head") -> dict[str, np.ndarray]:
     """The arrays of a head that has everything but these. Raises ValueError where they are not those of such a head."""
     from safetensors import SafetensorError
@@ -159,7 +181,9 @@ def checked_tensors(data: bytes, uri: str, head: "Head") -> dict[str, np.ndarray
         expected |= {"mean": (dim,), "scale": (dim,)}
     if head.kind == "svm" or (head.kind == "logistic" and "temperature" in tensors):
         expected["temperature"] = (1,)
-    rows = 1 if num_classes == 2 else num_classes
+    rows = 1 if num_classes == 2 and not head.multi_label else num_classes
+    if head.multi_label:
+        expected["thresholds"] = (num_classes,)
     expected |= {"coef": (rows, width), "intercept": (rows,)}
     found = {name: value.shape for name, value in tensors.items()}
     if found != expected:
@@ -167,6 +191,8 @@ def checked_tensors(data: bytes, uri: str, head: "Head") -> dict[str, np.ndarray
     for name, value in tensors.items():
         if value.dtype != np.float64 or not np.isfinite(value).all():
             raise ValueError(f"{name} is not all finite float64")
+        if name == "thresholds" and not ((value >= 0) & (value <= 1)).all():
+            raise ValueError("thresholds are not all from 0 to 1")
         if name in ("scale", "temperature") and not (value > 0).all():
             raise ValueError(f"{name} is not all above 0")
     return tensors
@@ -178,6 +204,8 @@ def _tensors(head: "Head") -> dict[str, np.ndarray]:
         tensors |= {"mean": head.mean_, "scale": head.scale_}
     if head.kind == "svm" or head.temperature_ != 1.0:
         tensors["temperature"] = np.array([head.temperature_])
+    if head.multi_label:
+        tensors["thresholds"] = head.thresholds_
     if head.kind == "mlp":
         tensors |= {"hidden_coef": head.hidden_coef_, "hidden_intercept": head.hidden_intercept_}
     return tensors
@@ -201,6 +229,7 @@ def write_head(uri: str, head: "Head", origin: Origin | None) -> None:
         "scale": head.scale,
         "class_weight": plain_weights(head.class_weight),
         **plain_network(head),
+        **({"multi_label": True} if head.multi_label else {}),
         "classes": plain_classes(head.classes_),
         "dim": head.n_features_in_,
         "feature_names": list(getattr(head, "feature_names_in_", ())) or None,

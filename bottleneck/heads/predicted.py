@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from bottleneck.dataset.features import read_table
 from bottleneck.dataset.plan import Plan
+from bottleneck.heads.label_sets import joined, names_in
 from bottleneck.storage.store import open_store
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import, which workers that only extract can do without
@@ -25,7 +26,7 @@ class Predicted:
     """What the rows of a finished output of predictions say."""
 
     classes: dict[str, int]
-    """Images by the class they were given, the most frequent first."""
+    """Images by the class they were given, or each of several, the most frequent first."""
     labelled: int
     """Of these images, how many have a label."""
     correct: int
@@ -41,13 +42,17 @@ def count_predicted(plan: Plan) -> Predicted | None:
     if plan.num_shards > MOST_COUNTED:
         return None
     store = open_store(plan.output)
+    are_sets = plan.predictions is not None and plan.predictions.multi_label
 
     def count(shard: int) -> tuple[Counter[str], int, int]:
         table = read_table(store, plan.data_name(shard), ["label", "predicted"])
         label, predicted = (table.column(name).cast(pa.string()) for name in ("label", "predicted"))
+        if are_sets:
+            label = pa.array(None if one is None else joined(names_in(one)) for one in label.to_pylist())
         is_right = pc.equal(label, predicted)  # null without a label or a prediction
         right = pc.sum(is_right).as_py() or 0
-        found = Counter(one for one in predicted.to_pylist() if one is not None)
+        answers = (one for one in predicted.to_pylist() if one is not None)
+        found = Counter(name for one in answers for name in (names_in(one) if are_sets else (one,)))
         return found, len(is_right) - is_right.null_count, right
 
     with ThreadPoolExecutor(NUM_READERS) as pool:

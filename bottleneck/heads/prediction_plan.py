@@ -42,6 +42,7 @@ def prediction_spec(
         made_of=made_of,
         proba=proba,
         classes=tuple(head.class_names) if proba == "all" else (),
+        multi_label=head.multi_label,
     )
 
 

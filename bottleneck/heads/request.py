@@ -15,7 +15,9 @@ from bottleneck.heads.splits import SplitRule
 Kind = Literal["logistic", "svm", "mlp"]
 Scale = Literal["none", "standard", "l2"]
 ScaleChoice = Literal["none", "standard", "l2", "auto"]
-Metric = Literal["accuracy", "macro_f1", "balanced_accuracy", "log_loss"]
+Metric = Literal["accuracy", "macro_f1", "balanced_accuracy", "log_loss", "average_precision"]
+LABELS_METRICS = ("average_precision", "macro_f1", "log_loss")
+"""Those that choose where images have several labels; the first is the default."""
 ClassWeight = Literal["none", "balanced"]
 Arrays = dict[str, np.ndarray]
 """Arrays of a head by name, without the trailing underscore of its attributes."""
@@ -40,10 +42,13 @@ class HeadRequest:
     """Column of the features to fit on. Required if there are several."""
     c: tuple[float, ...] = (1.0,)
     """Inverse strength of the L2 penalty. Of several values, cross-validation chooses the best. Not for mlp."""
+    multi_label: bool = False
+    """Labels are sets of names, as `cat;dog`: fits a logistic regression for each name, with a threshold of its own."""
     folds: int = 3
     """Folds of the cross-validation."""
     metric: Metric = "accuracy"
-    """What cross-validation chooses by: the highest, or the lowest log_loss. Values are scikit-learn's."""
+    """What cross-validation chooses by: the highest, or the lowest log_loss. Values are scikit-learn's. With
+    --multi-label average_precision, its mean over names, is the default, and macro_f1 and log_loss are the others."""
     test_fraction: float = 0.25
     """Share of each class to hold out of the fit and evaluate on; 0 for none."""
     test_keys: tuple[str, ...] = ()
@@ -73,6 +78,20 @@ class HeadRequest:
             raise UsageError("An mlp has no penalty, so it takes no `c`. Leave `c` out, or take logistic or svm.")
         if self.kind == "mlp" and self.scale == "auto":
             raise UsageError("An mlp is not cross-validated, so `scale` auto cannot choose. Name one of the others.")
+        if self.multi_label:
+            if self.kind != "logistic":
+                raise UsageError(
+                    f"`multi_label` fits logistic regressions. Received: `kind` {self.kind}. Leave it out."
+                )
+            if self.metric == "accuracy":
+                object.__setattr__(self, "metric", LABELS_METRICS[0])
+            if self.metric not in LABELS_METRICS:
+                valid = ", ".join(LABELS_METRICS)
+                raise UsageError(f"With `multi_label`, `metric` is one of {valid}. Received: {self.metric}.")
+        elif self.metric == "average_precision":
+            raise UsageError(
+                "`metric` average_precision is for images with several labels. Give `multi_label` with it."
+            )
         if self.kind == "svm" and self.metric == "log_loss":
             raise UsageError(
                 "An svm gives margins, no probabilities, while it is cross-validated, so `metric` log_loss cannot "
@@ -98,8 +117,11 @@ class HeadRequest:
 
     @property
     def cross_validated(self) -> bool:
-        """Whether there is a cross-validation; always for an svm, whose probabilities come from the folds."""
-        return self.kind != "mlp" and (len(self.c) > 1 or self.kind == "svm" or self.scale == "auto")
+        """Whether there is a cross-validation; always for an svm, whose probabilities come from the folds, and for
+        several labels an image, whose thresholds do."""
+        if self.kind == "mlp":
+            return False
+        return len(self.c) > 1 or self.kind == "svm" or self.scale == "auto" or self.multi_label
 
     @property
     def scales(self) -> tuple[Scale, ...]:
@@ -117,11 +139,16 @@ class HeadRequest:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "c": list(self.c), "test_keys": list(self.test_keys), **plain_network(self)}
+        value = {**asdict(self), "c": list(self.c), "test_keys": list(self.test_keys), **plain_network(self)}
+        return value if self.multi_label else {name: one for name, one in value.items() if name != "multi_label"}
 
 
-def check_parameters(kind: Any, C: Any, scale: Any, class_weight: Any) -> None:
+def check_parameters(kind: Any, C: Any, scale: Any, class_weight: Any, multi_label: Any = False) -> None:
     """Raise UsageError for a parameter of a `Head` that is none of its valid values."""
+    if not isinstance(multi_label, bool):
+        raise UsageError(f"multi_label is True or False. Received: {multi_label!r}.")
+    if multi_label and (kind != "logistic" or isinstance(class_weight, dict)):
+        raise UsageError("With multi_label, kind is logistic, and class_weight is None or balanced.")
     check_choice("kind", kind, Kind)
     check_choice("scale", scale, Scale)
     if isinstance(class_weight, dict):

@@ -20,6 +20,7 @@ from bottleneck.dataset.schema import IMAGE_FIELDS
 from bottleneck.errors import UsageError
 from bottleneck.heads.dealing import HELD_OUT as HELD_OUT
 from bottleneck.heads.dealing import Units, connected
+from bottleneck.heads.label_sets import LabelSets
 from bottleneck.text import counted
 
 NUM_NAMED = 5
@@ -111,13 +112,26 @@ class SplitRule:
                 "labelled images a group."
             )
 
-    def split(self, class_indices_N: np.ndarray, traits: Traits, classes: Sequence[str]) -> "Split":
-        """Split the images. Raises UsageError if that is impossible."""
+    def split(
+        self, class_indices_N: np.ndarray, traits: Traits, classes: Sequence[str], sets: LabelSets | None = None
+    ) -> "Split":
+        """Split the images. Raises UsageError if that is impossible.
+
+        Args:
+            sets: the names of the classes, where images have several.
+        """
         self.check(traits)
         fraction, tests_N = (0.0, traits.tests_N) if self.test_keys else (self.test_fraction, None)
         groups_N = None if self.group_by is None else traits.groups_N
         return split(
-            class_indices_N, traits.digests_N, classes, fraction, self.num_folds, groups_N=groups_N, tests_N=tests_N
+            class_indices_N,
+            traits.digests_N,
+            classes,
+            fraction,
+            self.num_folds,
+            groups_N=groups_N,
+            tests_N=tests_N,
+            sets=sets,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -174,6 +188,7 @@ def split(
     *,
     groups_N: np.ndarray | None = None,
     tests_N: np.ndarray | None = None,
+    sets: LabelSets | None = None,
 ) -> Split:
     """Deal images to a held-out part and folds.
 
@@ -184,13 +199,19 @@ def split(
         num_folds: 1 where there is no cross-validation.
         groups_N: numbers of groups that stay on one side as well.
         tests_N: which images are held out, in place of a fraction; those that are copies of one or of its group, too.
+        sets: where classes are sets of names, these are dealt evenly instead.
 
     Raises:
         UsageError: if a class has too few different images or groups, or the folds are more than there are of these.
     """
     _, copies_N = np.unique(digests_N, return_inverse=True)
     units_N = copies_N if groups_N is None else connected(copies_N, groups_N)
-    units = Units(units_N, class_indices_N, digests_N, len(classes))
+    members_N, codes_N = np.arange(len(class_indices_N)), class_indices_N
+    num_sets = len(classes)
+    if sets is not None:
+        members_N, codes_N = sets.entries(class_indices_N)
+        classes = sets.names
+    units = Units(units_N[members_N], codes_N, digests_N[members_N], len(classes))
     what = "different images" if groups_N is None else "groups of images"
     if tests_N is not None:
         units.hold_out(units_N[tests_N])
@@ -202,7 +223,7 @@ def split(
         units.mend(num_folds)
         _check_folds(units, num_folds, classes, what)
     folds_N = units.folds_U[units_N]
-    smallest, largest = np.full(copies_N.max() + 1, len(classes)), np.full(copies_N.max() + 1, -1)
+    smallest, largest = np.full(copies_N.max() + 1, num_sets), np.full(copies_N.max() + 1, -1)
     np.minimum.at(smallest, copies_N, class_indices_N)
     np.maximum.at(largest, copies_N, class_indices_N)
     return Split(

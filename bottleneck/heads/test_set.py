@@ -10,7 +10,8 @@ import numpy as np
 from bottleneck.dataset.features import Features, vectors
 from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import FingerprintError, UsageError
-from bottleneck.heads.evaluator import Evaluator
+from bottleneck.heads.label_sets import names_in
+from bottleneck.heads.labels_evaluation import AnyEvaluator, evaluator_of
 from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.protocol import Workers
 from bottleneck.heads.solver.worker import Worker, check_finite, labelled_rows
@@ -58,7 +59,8 @@ def request_with_test(request: HeadRequest, test: Features, features: Features) 
             f"{'; '.join(features.spec.differences(test.spec, ours.output, output))}. Extract the test images with the "
             "same options."
         )
-    check_known(test.plan.label_counts, ours.label_counts, output)
+    if not request.multi_label:  # else names are compared, which the workers read
+        check_known(test.plan.label_counts, ours.label_counts, output)
     return replace(request, test_fraction=0.0)
 
 
@@ -77,13 +79,20 @@ def check_known(labels: Collection[str], classes: Collection[str], output: str) 
 
 
 def read_test(
-    workers: Workers, test: Features, layer: str, classes: Sequence[str], digests_N: np.ndarray
+    workers: Workers,
+    test: Features,
+    layer: str,
+    classes: Sequence[str],
+    digests_N: np.ndarray,
+    *,
+    sets: bool = False,
 ) -> dict[str, Any]:
     """Look through a test set before the fit.
 
     Args:
         classes: of the head.
         digests_N: of the images that are fitted on, as in `Traits`.
+        sets: whether labels are sets of classes.
 
     Returns:
         What the head's details say of it, as JSON values.
@@ -94,19 +103,20 @@ def read_test(
     """
     parts = workers.ask_each(_read, [(test, layer, files) for files in _dealt(test.files, workers.size)])
     labels = sum((part.labels for part in parts), Counter[str]())
-    check_known(labels, classes, test.plan.output)
+    found = {label: names_in(label) if sets else (label,) for label in labels}
+    check_known({name for names in found.values() for name in names}, classes, test.plan.output)
     known = set(classes)
     return {
         "features": test.plan.output,
         "plan_sha256": test.plan.sha256,
         "images": labels.total(),
         "unlabelled": sum(part.num_unlabelled for part in parts),
-        "unknown": sum(count for label, count in labels.items() if label not in known),
+        "unknown": sum(count for label, count in labels.items() if not known.issuperset(found[label])),
         "copies": sum(int(np.isin(part.digests_N, digests_N).sum()) for part in parts),
     }
 
 
-def evaluate_on(workers: Workers, head: "Head", test: Features, layer: str) -> list[Evaluator]:
+def evaluate_on(workers: Workers, head: "Head", test: Features, layer: str) -> list[AnyEvaluator]:
     """Count what a head predicts for a test set, a part each worker."""
     return workers.ask_each(_evaluate, [(head, test, layer, files) for files in _dealt(test.files, workers.size)])
 
@@ -123,8 +133,8 @@ def _read(worker: Worker, test: Features, layer: str, files: list[str]) -> _Labe
     return _Labels(labels, np.concatenate(digests), unlabelled)
 
 
-def _evaluate(worker: Worker, head: "Head", test: Features, layer: str, files: list[str]) -> Evaluator:
-    evaluator = Evaluator(head.classes_)
+def _evaluate(worker: Worker, head: "Head", test: Features, layer: str, files: list[str]) -> AnyEvaluator:
+    evaluator = evaluator_of(head)
     for name in files:
         ok = ok_rows(test.table(name, ["key", "label", "status", layer])).combine_chunks()
         if len(ok):

@@ -6,6 +6,7 @@
     duplicates       Find the near-duplicates of a dataset: the exact cosine of every pair of images, in bounded memory.
     html             Render pages from templates: what they show is escaped, and they load nothing.
     join             Join the rows of two outputs by key, in flat memory.
+    labels_report    The report of a head of images with several labels each, as HTML.
     layer_diff       Measure how far the features of one layer are apart in two outputs.
     plots            Draw confusion matrix, calibration and coverage as PNG or SVG, for light and dark pages.
     recompute        Extract random images again and compare them with the data files.

@@ -14,7 +14,8 @@ from bottleneck.dataset.features import Features
 from bottleneck.dataset.footer import Footer, read_footer
 from bottleneck.dataset.plan import Plan
 from bottleneck.extract.decode import Decoded, decode
-from bottleneck.heads.evaluate import Evaluation
+from bottleneck.heads.labels_evaluation import AnyEvaluation, LabelsEvaluation
+from bottleneck.inspect.labels_report import labels_html
 from bottleneck.inspect.plots import draw_confusion
 from bottleneck.inspect.report_sections import LabelIssues, Rejections, Thumbnails, report_html
 from bottleneck.sources.open import open_source
@@ -50,7 +51,7 @@ class Material(TypedDict):
 def write_report(
     store_uri: str,
     title: str,
-    evaluation: Evaluation,
+    evaluation: AnyEvaluation,
     *,
     grid: list[dict[str, Any]] | None = None,
     metric: str = "accuracy",
@@ -61,6 +62,8 @@ def write_report(
     label_issues: LabelIssues | None = None,
 ) -> None:
     """Write `report.html`, `confusion.png` and `evaluation.json` to a folder or s3:// prefix, replacing old ones.
+
+    Images of several labels each have no confusion matrix.
 
         write_report(uri, "Flowers", evaluation, grid=grid, **report_of_features(features, head, evaluation))
 
@@ -75,6 +78,11 @@ def write_report(
         label_issues: images that are likely mislabelled; without it there is no section of them.
     """
     store = open_store(store_uri)
+    if isinstance(evaluation, LabelsEvaluation):
+        html = labels_html(title, evaluation, grid, details, thumbnails, rejected, notes, metric)
+        store.replace(EVALUATION_JSON, json.dumps(evaluation.to_json(), ensure_ascii=False).encode())
+        store.replace(REPORT_HTML, html.encode())
+        return
     html = report_html(title, evaluation, grid, details, thumbnails, rejected, notes, label_issues, metric)
     store.replace(CONFUSION_PNG, draw_confusion(evaluation))
     store.replace(EVALUATION_JSON, json.dumps(evaluation.to_json(), ensure_ascii=False).encode())
@@ -82,7 +90,7 @@ def write_report(
 
 
 def report_of_features(
-    features: Features, head: "Head", evaluation: Evaluation, issues: pa.Table | None = None
+    features: Features, head: "Head", evaluation: AnyEvaluation, issues: pa.Table | None = None
 ) -> Material:
     """Collect what a report shows besides the evaluation, from the plan, a data file's footer and the source.
 
@@ -122,10 +130,12 @@ def report_of_features(
     )
 
 
-def keys_shown(evaluation: Evaluation, label_issues: LabelIssues | None = None) -> list[str]:
+def keys_shown(evaluation: AnyEvaluation, label_issues: LabelIssues | None = None) -> list[str]:
     """The keys whose pictures a report shows, most useful first."""
     keys = [mistake.key for mistake in evaluation.mistakes]
     keys += [issue["key"] for issue in label_issues.shown] if label_issues else []
+    if isinstance(evaluation, LabelsEvaluation):
+        return list(dict.fromkeys(keys))
     for pair in evaluation.confused:
         examples = (evaluation.examples.get(label) for label in (pair.label, pair.predicted))
         keys += [*pair.keys[:1], *(key for key in examples if key)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bottleneck.heads.evaluate import Evaluation
+from bottleneck.heads.labels_evaluation import AnyEvaluation
 from bottleneck.inspect.html import data_uri, page
 from bottleneck.inspect.plots import (
     DARK,
@@ -83,9 +84,9 @@ def report_html(
         f"{counted(evaluation.num_images, 'labelled image')}, {classes}",
         sections,
         evaluation=evaluation,
-        notes=[*notes, *_notes(evaluation)],
+        notes=[*notes, *notes_of(evaluation)],
         numbers=_numbers(evaluation),
-        grid=_grid(grid, metric) if grid else None,
+        grid=grid_table(grid, metric) if grid else None,
         confusion=_confusion(evaluation),
         calibration=_themed(draw_calibration, evaluation),
         coverage=_coverage(evaluation),
@@ -117,7 +118,8 @@ def _losses(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     ]
 
 
-def _notes(evaluation: Evaluation) -> list[str]:
+def notes_of(evaluation: AnyEvaluation) -> list[str]:
+    """Notes on the images that are no part of the figures, or errors in them."""
     notes = []
     if unknown := evaluation.unknown_labels:
         named = ", ".join(list(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
@@ -128,7 +130,8 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _grid(grid: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+def grid_table(grid: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The scores of every fold, for the template of the grid."""
     least = metric == "log_loss"
     best = (min if least else max)(range(len(grid)), key=lambda row: grid[row]["mean"])
     scale = ["scale"] if "scale" in grid[0] else []

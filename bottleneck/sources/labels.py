@@ -1,7 +1,8 @@
 """Labels: one notion for folders, tables, lists and tars.
 
 A label is text. A missing, blank, NaN or negative value is no label; a whole number is written without a fraction;
-class names replace numbers where the data or `--label-names` have them. Whatever else is found is an error.
+class names replace numbers where the data or `--label-names` have them. A list of labels is one label, a set of names
+separated by `;`, for `fit --multi-label`. Whatever else is found is an error.
 """
 
 import json
@@ -20,6 +21,8 @@ import pyarrow as pa
 from bottleneck.errors import UsageError
 from bottleneck.text import counted
 
+SEPARATOR = ";"
+"""Between the names of a label that is a set of them; alone, of an image that has none of the names."""
 NUM_SHOWN = 5
 """Groups of similar labels that a warning shows."""
 LIKELY_COLUMNS = (
@@ -39,15 +42,19 @@ def as_label(value: Any, names: Sequence[str] = ()) -> str | None:
     """Convert a value of a folder, column or file to a label.
 
     Args:
-        value: text, UTF-8 bytes, a number, a truth value or None, as a reader found it.
+        value: text, UTF-8 bytes, a number, a truth value, None or a list of these, as a reader found it.
         names: of the classes, in the order of their numbers, which begin at 0; empty where labels stay as they are.
 
     Returns:
-        The label, without blanks at its ends; None for no value, a blank one, NaN or a negative number.
+        The label, without blanks at its ends; None for no value, a blank one, NaN or a negative number. Of a list the
+        labels in it, sorted, with SEPARATOR between them.
 
     Raises:
-        LabelError: for a value of another kind, or one that the names do not have.
+        LabelError: for a value of another kind, or one that the names do not have; for a label in a list that has the
+            separator in it.
     """
+    if isinstance(value, list | tuple):
+        return _joined(as_label(one, names) for one in value)
     text = _text(value)
     if text is None or not names:
         return text
@@ -58,6 +65,13 @@ def as_label(value: Any, names: Sequence[str] = ()) -> str | None:
     if text not in _known(tuple(names)):
         raise LabelError(f"label {_shown(text)} is neither a number nor one of the {len(names):,} class names")
     return text
+
+
+def _joined(labels: Iterable[str | None]) -> str:
+    found = {label for label in labels if label is not None}
+    if odd := sorted(label for label in found if SEPARATOR in label):
+        raise LabelError(f"label {_shown(odd[0])} is in a list and has {SEPARATOR} in it, which separates such labels")
+    return SEPARATOR.join(sorted(found)) or SEPARATOR
 
 
 def _text(value: Any) -> str | None:

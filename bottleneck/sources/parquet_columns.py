@@ -31,6 +31,11 @@ class Columns:
     """Class names if labels are numbers; else empty."""
 
 
+def _can_label(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_plain(kind.value_type if is_list else kind)
+
+
 def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
     """Find the image and label columns: the named ones, else the only image column and `label`.
 
@@ -41,10 +46,10 @@ def find_columns(schema: pa.Schema, reading: Reading, name: str) -> Columns:
         raise UsageError(f"{name} has several columns called {', '.join(double)}. Expected each name once.")
     image = _image_column(schema, reading.image_column, name)
     label = find_label_column(schema.names, reading.label_column, name) if reading.labels == "folder" else None
-    if label is not None and not is_plain(schema.field(label).type):
+    if label is not None and not _can_label(schema.field(label).type):
         raise UsageError(
             f"{name} has labels of type {schema.field(label).type} in its column {label!r}. Expected numbers or texts, "
-            "one label an image: give another `label_column`, or `labels` none."
+            "or lists of them: give another `label_column`, or `labels` none."
         )
     kind = schema.field(image).type
     is_struct = pa.types.is_struct(kind)

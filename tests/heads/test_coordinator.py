@@ -123,8 +123,9 @@ def test_the_gap_is_that_of_the_arrays_that_are_saved(way: str, kind: Any, scale
     """Also where a solver's own coordinates hide an error: the gap that is certified bounds that of moved ones."""
     num_images, dim = WAYS[way]
     features_ND, class_indices_N = data(num_images, dim, num_classes)
-    request = HeadRequest(kind=kind, c=(0.5,), scale=scale, class_weight="balanced")
-    arrays, grid, led = crew.fit(features_ND, class_indices_N, np.zeros(num_images, int), request)
+    request = HeadRequest(kind=kind, c=(0.5,), scale=scale, class_weight="balanced", folds=3)
+    folds_N = folds_of(num_images, 3 if request.cross_validated else 1)
+    arrays, grid, led = crew.fit(features_ND, class_indices_N, folds_N, request)
     assert led.solver == way
     assert grid.gap is not None
     assert grid.gap < 1e-15

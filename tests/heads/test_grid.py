@@ -150,7 +150,10 @@ def test_a_small_network_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"metric": "f1"}, "`metric` takes accuracy, macro_f1, balanced_accuracy or log_loss. Received: 'f1'"),
+        (
+            {"metric": "f1"},
+            "`metric` takes accuracy, macro_f1, balanced_accuracy, log_loss or average_precision. Received: 'f1'",
+        ),
         ({"scale": "best"}, "`scale` takes none, standard, l2 or auto"),
         ({"kind": "mlp", "scale": "auto"}, "`scale` auto cannot choose"),
         ({"kind": "svm", "metric": "log_loss"}, "no probabilities"),

@@ -33,10 +33,21 @@ def test_a_value_means_one_label(value: Any, label: str | None) -> None:
     assert as_label(value) == label
 
 
-@pytest.mark.parametrize("value", [[], ["daisy"], {"a": 1}, b"\xff", float("inf"), "half a pair \ud800"])
+@pytest.mark.parametrize(
+    "value", [{"a": 1}, ["daisy", {"a": 1}], ["daisy;white"], b"\xff", float("inf"), "half a pair \ud800"]
+)
 def test_a_value_that_cannot_be_a_label_is_an_error(value: Any) -> None:
     with pytest.raises(LabelError):
         as_label(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [([], ";"), (["daisy"], "daisy"), (["white", " daisy ", "white", None, ""], "daisy;white"), ([2, 1.0], "1;2")],
+)
+def test_a_list_is_a_set_of_names(value: Any, label: str) -> None:
+    assert as_label(value) == label
+    assert as_label([1, 0], ("daisy", "tulip")) == "daisy;tulip"
 
 
 def test_names_stand_for_numbers() -> None:

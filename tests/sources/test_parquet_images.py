@@ -99,8 +99,12 @@ def test_a_label_that_cannot_be_used_names_its_row(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a\.parquet, row 4: label 9 has no name: there are 3"):
         found(tmp_path)
     lists_of_labels = pa.schema([pa.field("image", pa.binary()), pa.field("label", pa.list_(pa.int64()))])
-    write_table(tmp_path / "a.parquet", [{"image": b"x", "label": [1, 2]}], lists_of_labels)
-    with pytest.raises(UsageError, match=r"labels of type list<.*one label an image"):
+    rows = [{"image": b"x", "label": one} for one in ([2, 1], [], None)]
+    write_table(tmp_path / "a.parquet", rows, lists_of_labels)
+    assert [image.label for image in found(tmp_path)[0]] == ["1;2", ";", None]
+    pairs = pa.schema([pa.field("image", pa.binary()), pa.field("label", pa.struct([("a", pa.int64())]))])
+    write_table(tmp_path / "a.parquet", [{"image": b"x", "label": {"a": 1}}], pairs)
+    with pytest.raises(UsageError, match=r"labels of type struct<.*or lists of them"):
         found(tmp_path)
     assert found(tmp_path, labels="none")[0][0].label is None
 

@@ -393,9 +393,9 @@ def test_a_label_that_cannot_be_used_names_its_line(photos: Path) -> None:
     source = write_list(photos, "uri,label\ncats/0001.jpg,1\ncats/0003.jpg,2\n")
     with pytest.raises(UsageError, match=r"list\.csv, line 3: label 2 has no name"):
         found(source, label_names=("one", "two"))
-    lines = '{"file_name": "cats/0001.jpg", "label": "a"}\n{"file_name": "cats/0003.jpg", "label": ["a", "b"]}\n'
+    lines = '{"file_name": "cats/0001.jpg", "label": "a"}\n{"file_name": "cats/0003.jpg", "label": ["a", "b;c"]}\n'
     (photos / "list.jsonl").write_text(lines)
-    with pytest.raises(UsageError, match=r"list\.jsonl, line 2: label \['a', 'b'\] is of type list"):
+    with pytest.raises(UsageError, match=r"list\.jsonl, line 2: label 'b;c' is in a list and has ; in it"):
         found(photos / "list.jsonl")
     table = pa.table({"uri": ["cats/0001.jpg", "cats/0003.jpg"], "label": [1.0, float("inf")]})
     pq.write_table(table, photos / "list.parquet")

@@ -1,9 +1,11 @@
 """Find the optimum of a fit, in one process or many.
 
+    certify         Certify a fitted head: how far its own arrays are above the optimum, by one pass over features.
     coordinator     Find the optimum of a fit: a coordinator asks the workers that hold the images.
     fit_data        The data of a fit: workers, class indices, folds, weights and scaling.
     gram            Solve data that fits one worker: rotate it into its span, then follow growing C fold by fold.
     grid            Fill the grid of a cross-validation and choose the best cell.
+    label_counts    Count what was predicted for images with several labels each, in flat memory.
     losses          The losses of linear classifiers: values, slopes and curvatures by scores.
     metrics         Count what was predicted for the images a fold left out, and score it by a metric.
     mlp             The tutorials' small network: one hidden layer, relu, softmax; Adam on minibatches.

@@ -1,4 +1,4 @@
-"""Certify a fitted head: how far its own arrays are above the optimum, from one pass over the features.
+"""Certify a fitted head: how far its own arrays are above the optimum, by one pass over features.
 
 A solver knows the gradient in coordinates of its own, which says nothing of what these coordinates leave out. This is
 measured on the features themselves and on the coefficients as they are saved.
@@ -29,8 +29,9 @@ def certified_gap(data: FitData, arrays: Arrays, c: float) -> float:
         # A free intercept moves with the weights: around the mean they are as independent as they get.
         center_D = data.sums().sum(axis=0) / data.totals_F.sum()
         intercept_K = intercept_K + center_D @ coef_DK
-    P, K = problem_shape(data.kind, data.num_classes)
-    problems = problems_of(data.kind, np.array([c]), np.array([-1]), data.class_weights(-1)[None])
+    P, K = problem_shape(data.kind, data.num_targets)
+    weights = data.class_weights(-1)[None]
+    problems = problems_of(data.kind, np.array([c]), np.array([-1]), weights, data.has_label_KL)
     coordinates = Coordinates(
         np.tile(center_D, (P, 1)),
         np.tile(scale_D, (P, 1)),

@@ -19,7 +19,10 @@ MAX_COMPACT_VALUES = 32_000_000
 
 
 class FitData:
-    """The data of one fit, once classes and folds are known."""
+    """The data of one fit, once classes and folds are known.
+
+    With several labels an image its class is the set of them, and every label a problem of its own.
+    """
 
     solver = "sums"
     """What the optimum is computed from: `products` of images, `images`, or `sums` over images."""
@@ -35,6 +38,7 @@ class FitData:
         num_folds: int,
         weights_K: np.ndarray | None = None,
         sample_weights_N: np.ndarray | None = None,
+        has_label_KL: np.ndarray | None = None,
     ) -> None:
         """Take the images' classes and folds, in the order of the workers; `counts` are images per worker.
 
@@ -42,14 +46,22 @@ class FitData:
             num_folds: 1 where there is no cross-validation.
             weights_K: of the classes, in place of those of the request.
             sample_weights_N: of the images, above 0 where they are fitted on; None where all count alike.
+            has_label_KL: for several labels an image, where each class is a set of them: bool, its labels.
         """
+        self.has_label_KL = has_label_KL
         self.weights_K, self.sample_weights_N = weights_K, sample_weights_N
         self.workers, self.request, self.num_classes = workers, request, num_classes
         self.class_indices_N, self.folds_N = class_indices_N, folds_N
         self.bounds = np.cumsum([0, *counts])
         self.num_folds = num_folds
-        self.kind = request.kind if request.kind != "logistic" else ("logistic" if num_classes == 2 else "softmax")
+        self.kind: str = request.kind
+        if request.kind == "logistic" and num_classes > 2:
+            self.kind = "softmax"
         self.columns = 1 if num_classes == 2 else num_classes
+        self.num_targets = num_classes
+        if has_label_KL is not None:
+            self.kind, self.columns = "labels", has_label_KL.shape[1]
+            self.num_targets = self.columns
 
     def scaled(self, scale: Scale) -> "FitData":
         """The same images with another scaling; `begin` has the workers apply it."""
@@ -68,6 +80,7 @@ class FitData:
                     self.folds_N[own],
                     self.request.scale,
                     None if weights_N is None else weights_N[own],
+                    self.has_label_KL,
                 )
                 for own in map(slice, self.bounds, self.bounds[1:])
             ],
@@ -125,14 +138,21 @@ class FitData:
         return total(self.workers.ask_each(Worker.expand, asked))
 
     def class_weights(self, left_out: int) -> np.ndarray:
-        """Class weights [K] of the images outside a fold, as scikit-learn's `balanced`."""
+        """Class weights [K] of the images outside a fold, as scikit-learn's `balanced`; of each label [L, K]."""
         if self.weights_K is not None:
             return self.weights_K
         if self.request.class_weight == "none":
-            return np.ones(self.num_classes)
+            shape = self.num_classes if self.has_label_KL is None else (self.columns, self.num_classes)
+            return np.ones(shape)
         seen_N = self.folds_fit != left_out
         sample_weights = None if self.sample_weights_fit is None else self.sample_weights_fit[seen_N]
         counts_K = np.bincount(self.class_indices_fit[seen_N], sample_weights, self.num_classes)
+        if self.has_label_KL is not None:  # each label is a problem of two classes
+            with_L, total = counts_K @ self.has_label_KL, counts_K.sum()
+            pairs_L2 = np.stack([total - with_L, with_L], axis=1)
+            weights_L2 = total / (2 * np.where(pairs_L2 > 0, pairs_L2, 1))
+            weights_LK: np.ndarray = np.where(self.has_label_KL.T, weights_L2[:, 1:], weights_L2[:, :1])
+            return weights_LK
         weights_K: np.ndarray = counts_K.sum() / (self.num_classes * np.where(counts_K > 0, counts_K, 1))
         return weights_K
 

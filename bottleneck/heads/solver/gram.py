@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from bottleneck.heads.solver.label_counts import AnyCounts, counts_of
 from bottleneck.heads.solver.losses import Problems
-from bottleneck.heads.solver.metrics import Counts
 from bottleneck.heads.solver.newton import Coordinates, Solver, minimize
 from bottleneck.heads.solver.objective import LocalObjective
 from bottleneck.heads.solver.rows import Rows
@@ -63,7 +63,7 @@ class Path:
     scores: list[np.ndarray] = field(default_factory=list)
     """For each C the scores of the images left out, [n, K]."""
     seconds: list[float] = field(default_factory=list)
-    counts: list[Counts] = field(default_factory=list)
+    counts: list[AnyCounts] = field(default_factory=list)
     """For each C, what was predicted for the images left out."""
 
 
@@ -102,14 +102,17 @@ def solve_path(
     class_weights_K: np.ndarray,
     tolerance: float,
     sample_weights_N: np.ndarray | None = None,
+    has_label_KL: np.ndarray | None = None,
 ) -> Path:
     """Solve one fold for each C, in growing order.
 
     Args:
-        kind: `softmax`, `logistic` (two classes) or `svm`.
+        kind: `softmax`, `logistic` (two classes), `svm` or `labels`.
+        class_weights_K: for `labels` [L, K].
         left_out: the fold whose images are not seen but scored.
         tolerance: of the objective, relative, above its optimum.
         sample_weights_N: of the images; None where all count alike.
+        has_label_KL: as in `Problems`.
     """
     seen_N = basis.seen_N
     rows = Rows(
@@ -118,8 +121,8 @@ def solve_path(
         np.zeros(int(seen_N.sum()), int),
         sample_weights_N=None if sample_weights_N is None else sample_weights_N[seen_N],
     )
-    num_classes, R = len(class_weights_K), rows.features_ND.shape[1]
-    P, K = problem_shape(kind, num_classes)
+    R = rows.features_ND.shape[1]
+    P, K = problem_shape(kind, len(class_weights_K))
     coordinates = Coordinates(np.zeros((P, R)), np.ones((P, R)), None, basis.variances_R, 1.0 if kind == "svm" else 0.0)
     objective = LocalObjective(rows, np.dtype(np.float32))
     products_MM = None
@@ -131,7 +134,7 @@ def solve_path(
     way = _way(path.c, basis.variances_R.sum()) if products_MM is not None else []
     for c in sorted([*way, *path.c]):
         started = time.monotonic()
-        problems = problems_of(kind, np.array([c]), np.array([-1]), class_weights_K[None])
+        problems = problems_of(kind, np.array([c]), np.array([-1]), class_weights_K[None], has_label_KL)
         solve = None
         if products_MM is not None:
             solve = _support_vector_solver(rows, products_MM, problems)
@@ -155,27 +158,45 @@ def solve_path(
         path.gaps.append(float((optimum.gaps_P * optimum.values_P).sum() / optimum.values_P.sum()))
         path.scores.append(out_nR @ theta_JK[:-1] + theta_JK[-1])
         if len(out_nR):
-            path.counts.append(Counts.of(path.scores[-1], class_indices_N[folds_N == left_out]))
+            path.counts.append(counts_of(path.scores[-1], class_indices_N[folds_N == left_out], has_label_KL))
         path.seconds.append(time.monotonic() - started)
     return path
 
 
 def problem_shape(kind: str, num_classes: int) -> tuple[int, int]:
-    """Problems and score columns per C and fold: a softmax couples its classes, an svm has one problem per class."""
+    """Problems and score columns per C and fold: a softmax couples its classes, an svm has one problem per class.
+
+    Args:
+        num_classes: for `labels` the number of these, of which each is a problem.
+    """
     if kind == "softmax":
         return 1, num_classes
+    if kind == "labels":
+        return num_classes, 1
     return (num_classes if kind == "svm" and num_classes > 2 else 1), 1
 
 
-def problems_of(kind: str, c: np.ndarray, left_out: np.ndarray, class_weights: np.ndarray) -> Problems:
-    """The problems of pairs of C and fold; for an svm, each pair's classes in turn."""
+def problems_of(
+    kind: str,
+    c: np.ndarray,
+    left_out: np.ndarray,
+    class_weights: np.ndarray,
+    has_label_KL: np.ndarray | None = None,
+) -> Problems:
+    """The problems of pairs of C and fold; for an svm or `labels`, each pair's classes or labels in turn.
+
+    Args:
+        class_weights: of each pair [K], for `labels` [L, K].
+    """
     num_classes = class_weights.shape[1]
     repeat, _ = problem_shape(kind, num_classes)
-    positive = np.arange(repeat) if repeat > 1 else np.ones(1, int)
+    positive = np.arange(repeat) if repeat > 1 or kind == "labels" else np.ones(1, int)
     if kind == "svm" and repeat > 1:
         # As LIBLINEAR's `train` has it: a class' weight counts where it stands against the others, whose is 1.
         identity = np.eye(num_classes)
         weights = np.concatenate([identity * row + (1 - identity) for row in class_weights])
+    elif kind == "labels":
+        weights = class_weights.reshape(-1, class_weights.shape[-1])
     else:
         weights = np.repeat(class_weights, repeat, axis=0)
     return Problems(
@@ -184,6 +205,7 @@ def problems_of(kind: str, c: np.ndarray, left_out: np.ndarray, class_weights: n
         np.repeat(left_out, repeat),
         np.tile(positive, len(c)),
         weights,
+        has_label_KL,
     )
 
 

@@ -12,7 +12,8 @@ from bottleneck.choices import check_choices
 from bottleneck.heads.request import Scale
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.gram import Path
-from bottleneck.heads.solver.metrics import Counts, best_of
+from bottleneck.heads.solver.label_counts import AnyCounts, LabelCounts
+from bottleneck.heads.solver.metrics import best_of
 from bottleneck.heads.solver.out_of_fold import OutOfFold
 
 GRID_TOLERANCE = 1e-9
@@ -30,6 +31,8 @@ class Grid:
     best_scale: Scale = "none"
     out_of_fold: OutOfFold | None = None
     """What the folds of the best C say of the images they left out; None without folds."""
+    label_counts: LabelCounts | None = None
+    """With several labels an image: what the folds of the best C predict for the images they left out."""
     gap: float | None = None
     """A bound of how far the head's own arrays are above the optimum, relative to its objective; None for an mlp."""
 
@@ -59,7 +62,9 @@ def fill_grid(grid: Grid, paths: list[Path], data: FitData) -> None:
             {
                 "scale": data.request.scale,
                 "c": c,
-                "accuracies": [path.counts[at].score("accuracy") for path in paths],
+                "accuracies": scores
+                if data.kind == "labels"
+                else [path.counts[at].score("accuracy") for path in paths],
                 "scores": scores,
                 "mean": float(np.mean(scores)),
                 "std": float(np.std(scores)),
@@ -70,9 +75,12 @@ def fill_grid(grid: Grid, paths: list[Path], data: FitData) -> None:
         )
     best = grid.rows[best_of([row["mean"] for row in grid.rows], metric)]
     grid.best_scale, grid.best_c = best["scale"], best["c"]
+    if data.kind == "labels" and best["scale"] == data.request.scale:
+        at = paths[0].c.index(grid.best_c)
+        grid.label_counts = sum((path.counts[at] for path in paths[1:]), paths[0].counts[at])
 
 
-def report_cell(data: FitData, c: float, fold: int, counts: Counts) -> None:
+def report_cell(data: FitData, c: float, fold: int, counts: AnyCounts) -> None:
     """Report the score of one C and fold."""
     score = counts.score(data.request.metric)
     data.workers.report({"scale": data.request.scale, "c": c, "fold": fold, "score": score})

@@ -16,14 +16,16 @@ class Problems:
     """P minimisation problems."""
 
     kind: str
-    """`softmax` (K columns a problem), `logistic` or `svm` (one column: a positive class against the others)."""
+    """`softmax` (K columns a problem), `logistic`, `labels` or `svm` (one column: a positive class or label)."""
     c_P: np.ndarray
     left_out_P: np.ndarray
     """The fold whose rows a problem does not see; -1 where it sees all."""
     positive_P: np.ndarray
-    """The class whose rows are positive, for one column."""
+    """The class whose rows are positive, for one column; for `labels` the label."""
     class_weights_PK: np.ndarray
     """Of every class, whatever the number of columns."""
+    has_label_KL: np.ndarray | None = None
+    """For `labels`, whose classes are sets of labels: bool, whether each set has each label."""
 
     def at(self, active: np.ndarray) -> "Problems":
         return Problems(
@@ -32,7 +34,16 @@ class Problems:
             self.left_out_P[active],
             self.positive_P[active],
             self.class_weights_PK[active],
+            self.has_label_KL,
         )
+
+    def signs(self, class_indices_N: np.ndarray) -> np.ndarray:
+        """1.0 for the positive rows of each problem, -1.0 for the others: [N, P]."""
+        if self.has_label_KL is not None:
+            is_positive_KP = self.has_label_KL[:, self.positive_P]
+            signs_NP: np.ndarray = np.where(is_positive_KP, 1.0, -1.0)[class_indices_N]
+            return signs_NP
+        return np.where(class_indices_N[:, None] == self.positive_P, 1.0, -1.0)
 
 
 def losses_of(
@@ -54,9 +65,9 @@ def losses_of(
         curvature_NPK[rows_N, :, class_indices_N] = own_NP * others_NP / total_NP**2
         slope_NPK[rows_N, :, class_indices_N] = -others_NP / total_NP
         return loss_NP, slope_NPK, curvature_NPK
-    sign_NP = np.where(class_indices_N[:, None] == problems.positive_P, 1.0, -1.0)
+    sign_NP = problems.signs(class_indices_N)
     margin_NP = sign_NP * scores_NPK[:, :, 0]
-    if problems.kind == "logistic":
+    if problems.kind != "svm":
         wrong_NP = 1 / (1 + np.exp(np.minimum(margin_NP, 700)))
         loss_NP = np.logaddexp(0, -margin_NP)
         curvature_NP = wrong_NP * (1 - wrong_NP)
@@ -72,9 +83,9 @@ def curvatures_of(scores_NPK: np.ndarray, class_indices_N: np.ndarray, problems:
         np.exp(scores_NPK, out=scores_NPK)
         scores_NPK /= scores_NPK.sum(axis=2, keepdims=True)
         return scores_NPK
-    sign_NP = np.where(class_indices_N[:, None] == problems.positive_P, 1, -1).astype(scores_NPK.dtype)
+    sign_NP = problems.signs(class_indices_N).astype(scores_NPK.dtype)
     margin_NP = sign_NP * scores_NPK[:, :, 0]
-    if problems.kind == "logistic":
+    if problems.kind != "svm":
         wrong_NP = 1 / (1 + np.exp(np.minimum(margin_NP, 80)))
         bent_NP: np.ndarray = wrong_NP * (1 - wrong_NP)
     else:

@@ -57,14 +57,14 @@ class LocalObjective:
 
         def of_part(part: slice) -> Sums:
             block_ND = rows.block(part, np.float64)
-            scores_NPK = (block_ND @ W.reshape(D, -1)).reshape(-1, P, K)
+            scores_NPK = (block_ND @ W.reshape(D, -1)).reshape(len(block_ND), P, K)
             scores_NPK += b
             loss_NP, slope_NPK, curvature_NPK = losses_of(scores_NPK, rows.class_indices_N[part], problems)
             weights_NP = rows.weights(problems, part)
             slope_NPK *= weights_NP[:, :, None]
             return [
                 (weights_NP * loss_NP).sum(axis=0),
-                (block_ND.T @ slope_NPK.reshape(len(block_ND), -1)).reshape(D, P, K),
+                (block_ND.T @ slope_NPK.reshape(len(block_ND), P * K)).reshape(D, P, K),
                 slope_NPK.sum(axis=0),
                 np.einsum("np,npk->pk", weights_NP, curvature_NPK),
             ]
@@ -95,7 +95,7 @@ class LocalObjective:
             curvature_NPK = self._curvature(part, block_ND)
             if curvature_NPK.shape[1] > P:
                 curvature_NPK = curvature_NPK[:, chosen_P]
-            along_NPK = (block_ND @ V).reshape(-1, P, K)
+            along_NPK = (block_ND @ V).reshape(len(block_ND), P, K)
             along_NPK += v
             if K > 1:
                 # The Hessian does not see a shift of all classes; without it a sure row loses no digits.
@@ -103,7 +103,7 @@ class LocalObjective:
                 along_NPK -= np.einsum("npk,npk->np", curvature_NPK, along_NPK)[:, :, None]
             along_NPK *= curvature_NPK
             along_NPK *= rows.weights(problems, part).astype(dtype)[:, :, None]
-            by_W = (block_ND.T @ along_NPK.reshape(len(block_ND), -1)).reshape(D, P, K)
+            by_W = (block_ND.T @ along_NPK.reshape(len(block_ND), P * K)).reshape(D, P, K)
             return [by_W.astype(np.float64), along_NPK.sum(axis=0).astype(np.float64)]
 
         return rows.summed(of_part, self._at[1].shape[0] * K)
@@ -113,7 +113,7 @@ class LocalObjective:
         if part.start in self._curvatures:
             return self._curvatures[part.start]
         W, b, problems = self._at
-        scores_NPK = (block_ND @ W).reshape(-1, *b.shape)
+        scores_NPK = (block_ND @ W).reshape(len(block_ND), *b.shape)
         scores_NPK += b
         found_NPK = curvatures_of(scores_NPK, self.rows.class_indices_N[part], problems)
         kept_bytes = max(KEPT_BYTES, 2 * len(self.rows) * block_ND.shape[1])

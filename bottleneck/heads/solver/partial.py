@@ -18,6 +18,7 @@ from bottleneck.dataset.features import Features
 from bottleneck.dataset.plan import versions
 from bottleneck.errors import StoreError
 from bottleneck.heads.solver.gram import Path
+from bottleneck.heads.solver.label_counts import LabelCounts
 from bottleneck.heads.solver.metrics import Counts
 from bottleneck.spec import sha256_json
 from bottleneck.storage.store import ObjectError, Store
@@ -125,7 +126,8 @@ def _encoded(name: str, value: Path | np.ndarray) -> bytes:
         }
         arrays = {"scores": np.stack(value.scores)}
         if value.counts:
-            arrays |= {f: np.stack([getattr(counts, f) for counts in value.counts]) for f in _COUNTED}
+            fields = _COUNTED[type(value.counts[0])]
+            arrays |= {f: np.stack([getattr(counts, f) for counts in value.counts]) for f in fields}
         if value.left_out < 0:  # of a cross-validation nobody asks for the weights
             arrays |= {"weights": value.weights[-1], "intercepts": value.intercepts[-1]}
     else:
@@ -136,7 +138,11 @@ def _encoded(name: str, value: Path | np.ndarray) -> bytes:
     return hashlib.sha256(data).digest() + data
 
 
-_COUNTED = ("right_K", "images_K", "predicted_K")
+_COUNTED = {
+    Counts: ("right_K", "images_K", "predicted_K"),
+    LabelCounts: ("with_LB", "without_LB", "images"),
+}
+"""What each counts besides the log loss, in the order of its fields."""
 
 
 def _decoded(data: bytes) -> tuple[str, Any]:
@@ -153,6 +159,7 @@ def _decoded(data: bytes) -> tuple[str, Any]:
     path = Path(**about["path"], scores=list(arrays["scores"]))
     if path.left_out < 0:
         path.weights, path.intercepts = [arrays["weights"]], [arrays["intercepts"]]
-    counted = zip(*(arrays[f] for f in _COUNTED), log_losses, strict=True) if log_losses else ()
-    path.counts = [Counts(*one) for one in counted]
+    for kind, fields in _COUNTED.items():
+        if log_losses and set(fields) <= arrays.keys():
+            path.counts = [kind(*one) for one in zip(*(arrays[f] for f in fields), log_losses, strict=True)]
     return about["name"], path

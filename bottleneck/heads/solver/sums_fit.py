@@ -57,7 +57,7 @@ class SumsFit:
         if data.moments:  # the head scales by itself
             W, b = W * scale_D[:, None], b + center_D @ W
         arrays = {"coef": W.T.copy(), "intercept": b.copy()}
-        if self._starts:
+        if self._starts and data.kind != "labels":
             grid.out_of_fold = OutOfFold(models={fold: self._oof[grid.best_c, fold] for fold in range(data.num_folds)})
             arrays["temperature"] = np.array([self._temperature(grid.out_of_fold)])
         return arrays
@@ -73,9 +73,11 @@ class SumsFit:
     ) -> tuple[Optimum, Coordinates]:
         """Solve for pairs of C and fold at once; every step is remembered, in case a worker dies."""
         data = self.data
-        repeat, columns = problem_shape(data.kind, data.num_classes)
+        repeat, columns = problem_shape(data.kind, data.num_targets)
         weights = np.stack([data.class_weights(fold) for _, fold in pairs])
-        problems = problems_of(data.kind, np.array([c for c, _ in pairs]), np.array([f for _, f in pairs]), weights)
+        problems = problems_of(
+            data.kind, np.array([c for c, _ in pairs]), np.array([f for _, f in pairs]), weights, data.has_label_KL
+        )
         scalings = [data.moments[fold] if data.moments else (center_D, np.ones(data.dim)) for _, fold in pairs]
         if data.kind == "svm" and not data.moments:
             scalings = [(np.zeros(data.dim), np.ones(data.dim))] * len(pairs)

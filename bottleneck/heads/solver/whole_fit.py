@@ -37,7 +37,7 @@ class WholeFit:
         c_values = [c for c in sorted(data.request.c) if c <= grid.best_c]
         path = self._solve([-1], c_values, FINAL_TOLERANCE)[0]
         arrays = {"coef": data.expanded(path.weights[-1]).T.copy(), "intercept": path.intercepts[-1].copy()}
-        if paths:
+        if paths and data.kind != "labels":
             scores_NK = self._left_out(paths, grid.best_c)
             grid.out_of_fold = OutOfFold(scores_NK.astype(np.float32))
             arrays["temperature"] = np.array([self._temperature(scores_NK)])
@@ -81,6 +81,7 @@ class WholeFit:
                     data.class_weights(fold),
                     tolerance,
                     data.sample_weights_fit,
+                    data.has_label_KL,
                 )
                 for fold in turn
             ]

@@ -16,11 +16,10 @@ import pyarrow.compute as pc
 from bottleneck.dataset.features import Features
 from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import FeaturesError
-from bottleneck.heads.evaluator import Evaluator
 from bottleneck.heads.solver import mlp
 from bottleneck.heads.solver.gram import Path, basis_of_products, basis_of_rows, solve_path
+from bottleneck.heads.solver.label_counts import AnyCounts, counts_of
 from bottleneck.heads.solver.losses import Problems, log_loss
-from bottleneck.heads.solver.metrics import Counts
 from bottleneck.heads.solver.objective import LocalObjective
 from bottleneck.heads.solver.rows import Rows, as_dtype
 from bottleneck.heads.splits import SplitRule, Traits, all_traits
@@ -41,6 +40,7 @@ class Worker:
         self.class_indices_N = np.empty(0, np.int64)
         self.folds_N = np.empty(0, np.int64)
         self.sample_weights_N: np.ndarray | None = None
+        self.has_label_KL: np.ndarray | None = None
         self.keys = pa.array([], pa.large_string())
 
     # Reading
@@ -86,9 +86,16 @@ class Worker:
         self.keys = pa.array(np.arange(len(features_ND))).cast(pa.large_string())
 
     def place(
-        self, class_indices_N: np.ndarray, folds_N: np.ndarray, scale: str, sample_weights_N: np.ndarray | None = None
+        self,
+        class_indices_N: np.ndarray,
+        folds_N: np.ndarray,
+        scale: str,
+        sample_weights_N: np.ndarray | None = None,
+        has_label_KL: np.ndarray | None = None,
     ) -> None:
-        """Take the images' class indices, folds, scaling and weights, None where all count alike."""
+        """Take the images' class indices, folds, scaling, weights (None where all count alike), and the labels of each
+        class where those are sets of labels."""
+        self.has_label_KL = has_label_KL
         self.class_indices_N, self.folds_N, self.sample_weights_N = class_indices_N, folds_N, sample_weights_N
         self.factors_N = None
         if scale == "l2":
@@ -173,13 +180,23 @@ class Worker:
         class_weights_K: np.ndarray,
         tolerance: float,
         sample_weights_N: np.ndarray | None,
+        has_label_KL: np.ndarray | None,
     ) -> Path:
         """The path of one fold along growing C, on the matrix of all images behind a handle."""
         matrix = self.fetch(handle)
         make = basis_of_products if solver == "products" else basis_of_rows
         basis = make(matrix, folds_N != left_out, centred=kind != "svm")
         return solve_path(
-            basis, class_indices_N, folds_N, left_out, kind, c_values, class_weights_K, tolerance, sample_weights_N
+            basis,
+            class_indices_N,
+            folds_N,
+            left_out,
+            kind,
+            c_values,
+            class_weights_K,
+            tolerance,
+            sample_weights_N,
+            has_label_KL,
         )
 
     # The objective, for images that stay where they are
@@ -197,10 +214,12 @@ class Worker:
     def product(self, V: np.ndarray, v: np.ndarray, chosen_P: np.ndarray) -> list[np.ndarray]:
         return self._objective.product(V, v, chosen_P)
 
-    def count_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> Counts:
+    def count_left_out(self, W: np.ndarray, b: np.ndarray, left_out: int) -> AnyCounts:
         """Count what these weights predict for the images of a fold."""
-        parts = (Counts.of(*part) for part in self._scores(W, b, left_out))
-        return sum(parts, Counts.of(np.empty((0, len(b))), np.empty(0, int)))
+        counts = counts_of(np.empty((0, len(b))), np.empty(0, int), self.has_label_KL)
+        for part in self._scores(W, b, left_out):
+            counts += counts_of(*part, self.has_label_KL)
+        return counts
 
     def log_losses(self, W: np.ndarray, b: np.ndarray, left_out: int, temperatures: np.ndarray) -> np.ndarray:
         """Summed log loss of the images of a fold, at every temperature."""
@@ -235,27 +254,6 @@ class Worker:
         if self.sample_weights_N is not None:
             weights_N = weights_N * self.sample_weights_N[chosen_N]
         return mlp.gradient(parameters, inputs_ND, class_indices_N, weights_N)
-
-    # The held-out images
-
-    def evaluate_head(self, head: Any, fold: int) -> Evaluator:
-        """Count what a `Head` predicts for this worker's images of a fold."""
-        evaluator = Evaluator([str(label) for label in head.classes_])
-        chosen_N = np.flatnonzero(self.folds_N == fold)
-        for start in range(0, len(chosen_N), 4096):
-            part = chosen_N[start : start + 4096]
-            probabilities_NK = head.predict_proba(as_dtype(self.features_ND[part], np.float32))
-            labels_N = head.classes_[self.class_indices_N[part]]
-            evaluator.add(self.keys.take(part).to_pylist(), labels_N.tolist(), probabilities_NK)
-        return evaluator
-
-    def count_right(self, head: Any, fold: int, which_n: np.ndarray) -> tuple[int, int]:
-        """Count the images that a `Head` recognises among some of a fold [n], and all of these."""
-        rows = np.flatnonzero(self.folds_N == fold)[which_n]
-        if not len(rows):
-            return 0, 0
-        said_n = head.predict(as_dtype(self.features_ND[rows], np.float32))
-        return int((said_n == head.classes_[self.class_indices_N[rows]]).sum()), len(rows)
 
     def _block(self, part: Any) -> np.ndarray:
         block_ND = as_dtype(self.features_ND[part], np.float64)
