@@ -22,6 +22,9 @@ from bottleneck.networks.runtimes.onnx_runtime import start
 from bottleneck.pixels import Pixels, PixelsRequest
 from bottleneck.spec import FeatureRequest, canonical_layer, split_layer
 
+OTHERS_PREFIX = "network/"
+"""Of all names in a file that has one of ours."""
+
 
 def prepare_onnx(request: FeatureRequest, path: str, key: str) -> PreparedNetwork:
     """Prepare the network of a file; ONNX Runtime's features of it are the reference.
@@ -77,11 +80,16 @@ def feature_graph(file: OnnxFile, layers: tuple[str, ...], pixels: Pixels | None
         pixels: how the input is made; None where it takes uint8.
     """
     import onnx
+    import onnx.compose
     from onnx import helper, numpy_helper
 
     names = [split_layer(layer)[0] for layer in layers]
     inferred = onnx.shape_inference.infer_shapes(file.model, data_prop=True)
     model = onnx.utils.Extractor(inferred).extract_model([file.input_name], list(dict.fromkeys(names)))
+    prefix = ""
+    if _has_our_names(model.graph):  # as an exported model of ours has
+        prefix = OTHERS_PREFIX
+        model = onnx.compose.add_prefix(model, prefix)
     graph = model.graph
     nodes: list[Any] = []
     arrays: dict[str, np.ndarray] = {}
@@ -111,12 +119,12 @@ def feature_graph(file: OnnxFile, layers: tuple[str, ...], pixels: Pixels | None
         add("Transpose", perm=[0, 3, 1, 2])
     if not nodes:
         add("Identity")
-    nodes[-1].output[0] = file.input_name
+    nodes[-1].output[0] = prefix + file.input_name
     before = list(nodes)
     nodes.clear()
     outputs = []
     for number, (layer, name) in enumerate(zip(layers, names, strict=True)):
-        tensor, pooling, values = file.tensors[name], split_layer(layer)[1], name
+        tensor, pooling, values = file.tensors[name], split_layer(layer)[1], prefix + name
         after = len(nodes)
         nodes.append(helper.make_node("Cast", [values], [f"features_cast_{number}"], to=onnx.TensorProto.FLOAT))
         values = f"features_cast_{number}"
@@ -146,6 +154,13 @@ def feature_graph(file: OnnxFile, layers: tuple[str, ...], pixels: Pixels | None
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in arrays.items())
     data: bytes = model.SerializeToString()
     return data
+
+
+def _has_our_names(graph: Any) -> bool:
+    """Whether a graph has a tensor with a name that is used here."""
+    names = {name for node in graph.node for name in node.output}
+    names |= {one.name for one in (*graph.input, *graph.initializer)}
+    return any(name == PIXELS or name.startswith(("bottleneck_", "features_")) for name in names)
 
 
 def check_tensors(file: OnnxFile, layers: tuple[str, ...]) -> None:

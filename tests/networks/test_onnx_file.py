@@ -104,6 +104,23 @@ def test_layers_and_pixels_mean_what_they_say(shape: Shape, tmp_path: Path) -> N
     assert differences(base(pixels_NHWC), expected) < 1e-5
 
 
+def test_names_in_a_file_may_be_those_that_are_used_here(tmp_path: Path) -> None:
+    """As in a model that was exported, whose input is `pixels`."""
+    path = write_network(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    ours = {"image": "pixels", "map": "features_0", "kernel": "bottleneck_1", "dense": "bottleneck_scale"}
+    for node in model.graph.node:
+        node.input[:] = [ours.get(name, name) for name in node.input]
+        node.output[:] = [ours.get(name, name) for name in node.output]
+    for one in (*model.graph.input, *model.graph.initializer):
+        one.name = ours.get(one.name, one.name)
+    onnx.save_model(model, tmp_path / "ours.onnx")
+    pixels_NHWC = reference_pixels(32)[[0, 1]]
+    expected = Base.of(request(path, "map:avg", "vector"), "float32", 4)(pixels_NHWC)
+    found = Base.of(request(tmp_path / "ours.onnx", "features_0:avg", "vector"), "float32", 4)(pixels_NHWC)
+    assert differences(found, expected) == 0
+
+
 def test_what_decides_a_feature_is_in_the_fingerprint(tmp_path: Path) -> None:
     def spec(path: Path, **pixels: Any) -> FeatureSpec:
         asked = request(path, **pixels)
