@@ -4,9 +4,9 @@
     bottleneck export features/ s3://bucket/flowers.tfrecord --layer block5_pool:avg
     bottleneck export head/ flowers.keras
 
-The suffix of FILE selects the format. Features: .h5, .hdf5, .npz, .npy, .tfrecord or .lance, the ok rows in shuffled
-order. Heads: .keras or .onnx, from uint8 images to class probabilities, with a description in FILE.json. The file
-appears when it is complete; an existing file is never replaced.
+The suffix of FILE selects the format. Features: .h5, .hdf5, .npz, .npy, .tfrecord, .parquet, .csv, .mat or .lance, the
+ok rows in shuffled order. Heads: .keras or .onnx, from uint8 images to class probabilities, with a description in
+FILE.json. The file appears when it is complete; an existing file is never replaced.
 """
 
 import logging
@@ -38,8 +38,8 @@ class Config:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES|HEAD")]
     """An output of `bottleneck extract`, or a head written by `bottleneck fit`: a folder or s3:// prefix."""
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """A new file or s3:// URI, ending in .h5, .hdf5, .npz, .npy, .tfrecord, .tfrecords or .lance for features, .keras
-    or .onnx for a head."""
+    """A new file or s3:// URI, ending in .h5, .hdf5, .npz, .npy, .tfrecord, .tfrecords, .parquet, .csv, .mat or .lance
+    for features, .keras or .onnx for a head."""
     layer: str | None = None
     """Column of the features. Required if there are several."""
     order: ExportOrder = "shuffled"

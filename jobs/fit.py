@@ -147,6 +147,8 @@ def tell(fitted: Fitted, evaluation: AnyEvaluation | None, seconds: float) -> No
     details = fitted.details
     classes = counted(len(fitted.head.classes_), "class", "classes")
     penalty = "" if details["c"] is None else f", C = {details['c']:g}"
+    if details["request"]["kind"] == "auto":
+        penalty += f", kind {fitted.head.kind}"
     if details["request"]["scale"] == "auto":
         penalty += f", scale {fitted.head.scale}"
     show(
@@ -208,7 +210,13 @@ def _result(uri: str, head: "Head", *, has_report: bool) -> dict[str, Any]:
         "average_precision": details.get("average_precision"),
         **{name: details.get(name) for name in FINDINGS},
         "grid": [
-            {"scale": row.get("scale", head.scale), "c": row["c"], "mean": row["mean"], "gap": row["gap"]}
+            {
+                "kind": row.get("kind", head.kind),
+                "scale": row.get("scale", head.scale),
+                "c": row["c"],
+                "mean": row["mean"],
+                "gap": row["gap"],
+            }
             for row in details["grid"]
         ],
         **{name: details[name] for name in ("images", "fitted_on", "held_out", "num_workers", "seconds", "way")},

@@ -50,7 +50,8 @@ def write_head_report(uri: str, head: "Head", features: Features, evaluation: An
         features: the images it was evaluated on: those that hold the held-out ones, or the test set.
     """
     details = head.origin.details
-    columns = ("mean", "std", "seconds", *(["scale"] if details["request"]["scale"] == "auto" else []))
+    varied = [name for name in ("kind", "scale") if details["request"][name] == "auto"]
+    columns = ("mean", "std", "seconds", *varied)
     grid = [
         {"C": row["c"], "folds": row.get("scores", row["accuracies"]), **{name: row[name] for name in columns}}
         for row in details["grid"]

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from bottleneck.console import PLAIN_SECONDS, duration, start_live
-from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.request import HeadRequest, Variant
 from bottleneck.heads.solver.protocol import FitEvent
 from bottleneck.text import counted
 from jobs.results import show
@@ -19,7 +19,7 @@ class GridTable:
 
     def __init__(self, request: HeadRequest) -> None:
         self.request = request
-        self.scores: dict[tuple[str, float, int], float] = {}
+        self.scores: dict[tuple[Variant, float, int], float] = {}
         self.state = "starting"
         self._live: Any = None
         self._told = time.monotonic()
@@ -36,9 +36,9 @@ class GridTable:
 
     def show(self, event: FitEvent) -> None:
         if "score" in event:
-            self.scores[event["scale"], event["c"], event["fold"]] = event["score"]
-            scale = f"{event['scale']}, " if len(self.request.scales) > 1 else ""
-            self.state = f"{scale}C = {event['c']:g}, fold {event['fold'] + 1}"
+            self.scores[event["variant"], event["c"], event["fold"]] = event["score"]
+            of = "".join(f"{getattr(event['variant'], name)}, " for name in self.request.varied)
+            self.state = f"{of}C = {event['c']:g}, fold {event['fold'] + 1}"
         elif "read" in event:
             classes = counted(event["classes"], "class", "classes")
             self.state = f"{counted(event['read'], 'image')} of {classes} read in {duration(event['seconds'])}"
@@ -55,17 +55,16 @@ class GridTable:
 
     def columns(self) -> list[str]:
         """The headings of the table."""
-        scale = ["scale"] if len(self.request.scales) > 1 else []
-        return [*scale, "C", *(f"fold {fold + 1}" for fold in range(self.request.folds)), "mean"]
+        return [*self.request.varied, "C", *(f"fold {fold + 1}" for fold in range(self.request.folds)), "mean"]
 
     def rows(self) -> list[list[str]]:
-        """For each scaling, if there are several, and C: each fold's score and their mean, as text."""
+        """For each kind and scaling, if there are several, and C: each fold's score and their mean, as text."""
         rows = []
-        for scale, c in itertools.product(self.request.scales, self.request.c) if self.scores else []:
-            found = [self.scores.get((scale, c, fold)) for fold in range(self.request.folds)]
+        for variant, c in itertools.product(self.request.variants, self.request.c) if self.scores else []:
+            found = [self.scores.get((variant, c, fold)) for fold in range(self.request.folds)]
             known = [value for value in found if value is not None]
             mean = f"{sum(known) / len(known):.4f}" if len(known) == len(found) else ""
-            cell = [scale] if len(self.request.scales) > 1 else []
+            cell = [str(getattr(variant, name)) for name in self.request.varied]
             rows.append([*cell, f"{c:g}", *("" if value is None else f"{value:.4f}" for value in found), mean])
         return rows
 

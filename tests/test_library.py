@@ -100,14 +100,14 @@ def test_a_head_fitted_by_hand_is_saved_and_loaded(tmp_path: Path, features: Fea
 def test_a_fit_here_is_that_of_its_arrays(features: Features) -> None:
     head = fit_head(features, c=1, test_fraction=0)
     np.testing.assert_allclose(head.coef_, Head().fit(*features.arrays()).coef_, atol=1e-8)
-    assert head.origin.details["num_workers"] == 1
+    assert head.origin.details["num_workers"] == 0
     assert fit_head(features.plan.output, bottleneck.HeadRequest(test_fraction=0), scale="l2").scale == "l2"
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"kind": "forest"}, "`kind` takes logistic, svm or mlp. Received: 'forest'"),
+        ({"kind": "forest"}, "`kind` takes logistic, svm, mlp or auto. Received: 'forest'"),
         ({"scale": "standart"}, "Did you mean standard?"),
         ({"class_weight": "equal"}, "`class_weight` takes none or balanced"),
         ({"c": 0}, "`c` takes numbers above 0. Received: 0"),

@@ -3,7 +3,8 @@
     contents        The content of an export: rows in order, batch by batch, with labels as numbers.
     differences     The message for a run whose settings are not those of the plan.
     export          Export features to files of other programs, with one data file in memory at a time.
-    export_formats  Write HDF5, NumPy, TFRecord and Lance.
+    export_formats  Write HDF5, NumPy and TFRecord, and choose the writer of a file.
+    export_tables   Write CSV, Parquet, Lance and MATLAB files.
     extend          List a source again and plan its new images as an extension.
     features        Read the features of an output as arrays, tables and batches.
     footer          Read the footer of a data file from its last bytes.

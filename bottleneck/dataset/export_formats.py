@@ -1,17 +1,17 @@
-"""Write HDF5, NumPy, TFRecord and Lance."""
+"""Write HDF5, NumPy and TFRecord, and choose the writer of a file."""
 
 import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 
 from bottleneck.console import quiet_start
 from bottleneck.dataset.contents import Contents
+from bottleneck.dataset.export_tables import write_csv, write_lance, write_matlab, write_parquet
 from bottleneck.errors import UsageError
 
 CHUNK_BYTES = 1 << 20
@@ -123,29 +123,6 @@ def _write_tfrecord(path: str, contents: Contents) -> None:
                 writer.write(example.SerializeToString(deterministic=True))
 
 
-def _write_lance(path: str, contents: Contents) -> None:
-    """A Lance dataset, which is a folder, with `key`, `label` and `features`."""
-    try:
-        import lance
-    except ImportError as error:
-        raise UsageError(
-            f"Writing Lance needs its package: `pip install pylance` ({error}). Or read the output itself: it is "
-            "Parquet."
-        ) from error
-    dim = math.prod(contents.feature_shape)
-    vector = pa.list_(pa.from_numpy_dtype(contents.dtype), dim)
-    columns = [pa.field("key", pa.string()), pa.field("label", pa.string()), pa.field("features", vector)]
-    schema = pa.schema(columns, metadata={"bottleneck": json.dumps(contents.attributes)})
-
-    def record_batches() -> Iterator[pa.RecordBatch]:
-        for batch in contents.batches():
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(batch.features.reshape(-1)), dim)
-            columns = [pa.array(batch.keys, pa.string()), pa.array(batch.labels, pa.string()), vectors]
-            yield pa.record_batch(columns, schema=schema)
-
-    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, record_batches()), path)
-
-
 WRITERS: dict[str, Callable[[str, Contents], None]] = {
     ".h5": _write_hdf5,
     ".hdf5": _write_hdf5,
@@ -153,6 +130,9 @@ WRITERS: dict[str, Callable[[str, Contents], None]] = {
     ".npy": _write_npy,
     ".tfrecord": _write_tfrecord,
     ".tfrecords": _write_tfrecord,
-    ".lance": _write_lance,
+    ".parquet": write_parquet,
+    ".csv": write_csv,
+    ".mat": write_matlab,
+    ".lance": write_lance,
 }
 """By the suffix of the file."""

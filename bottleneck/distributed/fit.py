@@ -8,7 +8,7 @@ from bottleneck.dataset.features import Features, open_features, rows_of
 from bottleneck.distributed.train import train_head
 from bottleneck.errors import UsageError
 from bottleneck.heads.fit import Fitted, check_labels, fit_features
-from bottleneck.heads.request import ClassWeight, HeadRequest, Kind, Metric, ScaleChoice
+from bottleneck.heads.request import ClassWeight, HeadRequest, KindChoice, Metric, ScaleChoice
 from bottleneck.heads.solver.partial import PartialResults
 from bottleneck.heads.solver.protocol import FitEvent, LocalWorkers
 from bottleneck.heads.solver.worker import Worker
@@ -22,7 +22,7 @@ def fit_head(
     features: Features | str,
     request: HeadRequest | None = None,
     *,
-    kind: Kind | None = None,
+    kind: KindChoice | None = None,
     layer: str | None = None,
     c: float | Sequence[float] | None = None,
     multi_label: bool | None = None,
@@ -46,7 +46,7 @@ def fit_head(
     Args:
         features: from `open_features`, or the URI of an output of `extract`.
         request: all options of the fit; the arguments below replace its fields.
-        kind: `logistic`, `svm` or `mlp`.
+        kind: `logistic`, `svm` or `mlp`; `auto` has cross-validation choose among the first two.
         layer: column of the features; may be left out if there is only one.
         c: inverse strength of the L2 penalty, above 0; of several values the best is taken.
         multi_label: labels are sets of names, as `cat;dog`, and each name is fitted.

@@ -20,7 +20,7 @@ from bottleneck.heads.near_copies import find_near_copies
 from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.coordinator import Coordinator
 from bottleneck.heads.solver.fit_data import FitData
-from bottleneck.heads.solver.protocol import Workers
+from bottleneck.heads.solver.protocol import LocalWorkers, Workers
 from bottleneck.heads.solver.worker import Worker, labelled_rows
 from bottleneck.heads.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
 from bottleneck.heads.test_set import evaluate_on, read_test
@@ -136,7 +136,7 @@ def fit_features(
         **({} if sets is None else {"thresholds": head.thresholds_.tolist()}),
         "label_issues": None if issues is None else len(issues),
         "way": coordinator.solver,
-        "num_workers": workers.size,
+        "num_workers": 0 if isinstance(workers, LocalWorkers) else workers.size,
         "seconds": round(time.monotonic() - started, 2),
         "versions": versions(),
     }

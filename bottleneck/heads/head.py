@@ -83,7 +83,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """A head from what its fit gave."""
         weight = None if request.class_weight == "none" else request.class_weight
         network = plain_network(request)
-        head = cls(request.kind, grid.best_c, grid.best_scale, weight, **network, multi_label=request.multi_label)
+        head = cls(grid.best.kind, grid.best_c, grid.best.scale, weight, **network, multi_label=request.multi_label)
         head.classes_ = np.array(classes, dtype=object)
         head._take(arrays)
         if grid.label_counts is not None:

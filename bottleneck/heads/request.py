@@ -4,7 +4,7 @@ import math
 import numbers
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from bottleneck.errors import UsageError
 from bottleneck.heads.splits import SplitRule
 
 Kind = Literal["logistic", "svm", "mlp"]
+KindChoice = Literal["logistic", "svm", "mlp", "auto"]
 Scale = Literal["none", "standard", "l2"]
 ScaleChoice = Literal["none", "standard", "l2", "auto"]
 Metric = Literal["accuracy", "macro_f1", "balanced_accuracy", "log_loss", "average_precision"]
@@ -32,12 +33,20 @@ NETWORK: dict[str, tuple[int, int, int | None]] = {
 """Options of an mlp alone: the least, the most and the default."""
 
 
+class Variant(NamedTuple):
+    """What cross-validation chooses besides C."""
+
+    kind: Kind
+    scale: Scale
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadRequest:
     """The head to fit."""
 
-    kind: Kind = "logistic"
-    """`logistic` (scikit-learn's LogisticRegression), `svm` (its LinearSVC), or `mlp` (one hidden layer)."""
+    kind: KindChoice = "logistic"
+    """`logistic` (scikit-learn's LogisticRegression), `svm` (its LinearSVC), or `mlp` (one hidden layer); `auto` has
+    cross-validation choose among the first two."""
     layer: str | None = None
     """Column of the features to fit on. Required if there are several."""
     c: tuple[float, ...] = (1.0,)
@@ -69,6 +78,9 @@ class HeadRequest:
     """Of an mlp's first weights and the order of images."""
 
     def __post_init__(self) -> None:
+        class_weight: Any = self.class_weight
+        if class_weight is None:  # as scikit-learn has it
+            object.__setattr__(self, "class_weight", "none")
         check_choices(self)
         if not self.c or not all(math.isfinite(c) and c > 0 for c in self.c):
             raise UsageError(f"`c` takes numbers above 0. Received: {' '.join(map(str, self.c)) or 'none'}.")
@@ -92,7 +104,7 @@ class HeadRequest:
             raise UsageError(
                 "`metric` average_precision is for images with several labels. Give `multi_label` with it."
             )
-        if self.kind == "svm" and self.metric == "log_loss":
+        if self.kind in ("svm", "auto") and self.metric == "log_loss":
             raise UsageError(
                 "An svm gives margins, no probabilities, while it is cross-validated, so `metric` log_loss cannot "
                 "choose. Take another metric, or `kind` logistic."
@@ -121,12 +133,19 @@ class HeadRequest:
         several labels an image, whose thresholds do."""
         if self.kind == "mlp":
             return False
-        return len(self.c) > 1 or self.kind == "svm" or self.scale == "auto" or self.multi_label
+        return len(self.c) > 1 or self.kind in ("svm", "auto") or self.scale == "auto" or self.multi_label
 
     @property
-    def scales(self) -> tuple[Scale, ...]:
-        """The scalings to choose from."""
-        return get_args(Scale) if self.scale == "auto" else (self.scale,)
+    def variants(self) -> list[Variant]:
+        """The kinds and scalings to choose from."""
+        kinds: tuple[Kind, ...] = ("logistic", "svm") if self.kind == "auto" else (self.kind,)
+        scales: tuple[Scale, ...] = get_args(Scale) if self.scale == "auto" else (self.scale,)
+        return [Variant(kind, scale) for kind in kinds for scale in scales]
+
+    @property
+    def varied(self) -> list[str]:
+        """What the variants differ in: `kind`, `scale`, both or nothing."""
+        return [name for name in ("kind", "scale") if getattr(self, name) == "auto"]
 
     @property
     def split_rule(self) -> SplitRule:

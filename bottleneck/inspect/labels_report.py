@@ -5,7 +5,7 @@ from typing import Any
 
 from bottleneck.heads.labels_evaluation import LabelsEvaluation
 from bottleneck.inspect.html import page
-from bottleneck.inspect.report_sections import Rejections, Thumbnails, grid_table, notes_of
+from bottleneck.inspect.report_sections import Rejections, Thumbnails, grid_section, grid_table, notes_of
 from bottleneck.text import counted
 
 
@@ -22,7 +22,7 @@ def labels_html(
     """The page as text; see `report.write_report`."""
     sections = [
         ("summary", "Summary"),
-        *([("grid", "Choice of scale and C" if "scale" in grid[0] else "Choice of C")] if grid else []),
+        *grid_section(grid),
         ("labels", "Labels"),
         ("mistakes", "Worst mistakes"),
         ("rejected", "Rejected images"),

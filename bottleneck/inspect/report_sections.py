@@ -66,7 +66,7 @@ def report_html(
     """The page as text; see `write_report`."""
     sections = [
         ("summary", "Summary"),
-        *([("grid", "Choice of scale and C" if "scale" in grid[0] else "Choice of C")] if grid else []),
+        *grid_section(grid),
         ("classes", "Classes"),
         ("confusion", "Confusion matrix"),
         ("pairs", "Most confused"),
@@ -130,23 +130,38 @@ def notes_of(evaluation: AnyEvaluation) -> list[str]:
     return notes
 
 
+def grid_section(grid: list[dict[str, Any]] | None) -> list[tuple[str, str]]:
+    """The section of the grid, if there is one."""
+    return [("grid", f"Choice of {_listed(varied_in(grid))}")] if grid else []
+
+
+def varied_in(grid: list[dict[str, Any]]) -> list[str]:
+    """What the rows of a grid differ in, besides C."""
+    return [name for name in ("kind", "scale") if name in grid[0]]
+
+
+def _listed(varied: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(varied), "C")))
+
+
 def grid_table(grid: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """The scores of every fold, for the template of the grid."""
     least = metric == "log_loss"
     best = (min if least else max)(range(len(grid)), key=lambda row: grid[row]["mean"])
-    scale = ["scale"] if "scale" in grid[0] else []
+    varied = varied_in(grid)
     num_folds = max(len(row["folds"]) for row in grid)
-    columns = [*scale, "C", *(f"fold {number + 1}" for number in range(num_folds)), "mean", "std", "seconds"]
+    columns = [*varied, "C", *(f"fold {number + 1}" for number in range(num_folds)), "mean", "std", "seconds"]
     rows = []
     for number, row in enumerate(grid):
         scores = [f"{score:.4f}" for score in row["folds"]] + [""] * (num_folds - len(row["folds"]))
         ends = [f"{row['mean']:.4f}", f"{row['std']:.4f}", f"{row['seconds']:,.2f}"]
         mark = " (best)" if number == best else ""
         c = f"{row['C']:g}"
-        names = [f"{row['scale']}{mark}", c] if scale else [f"{c}{mark}"]
+        first, *others = [*(row[name] for name in varied), c]
+        names = [f"{first}{mark}", *others]
         rows.append([*names, *scores, *ends])
     title = f"{metric.replace('_', ' ').capitalize()} on held-out folds{', the lower the better,' if least else ''}"
-    by = "scaling and C" if scale else "C"
+    by = _listed(varied)
     return {
         "title": f"{title} by {by}, the inverse strength of the penalty",
         "columns": columns,

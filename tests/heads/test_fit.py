@@ -30,7 +30,7 @@ from bottleneck.dataset.write import write_shard
 from bottleneck.errors import FeaturesError, UsageError
 from bottleneck.heads.fit import fit_features
 from bottleneck.heads.head import Head
-from bottleneck.heads.request import HeadRequest
+from bottleneck.heads.request import HeadRequest, Variant
 from bottleneck.heads.solver.grid import Grid
 from bottleneck.heads.splits import HELD_OUT, split
 from bottleneck.storage.store import open_store
@@ -444,8 +444,9 @@ def test_a_best_c_at_an_end_of_the_grid_is_told_and_a_small_network_has_none(
 def test_the_end_of_a_grid_is_one_beyond_which_may_be_more() -> None:
     def end(best: float, *means: float) -> str | None:
         c_values = (0.1, 1.0, 10.0)
-        rows = [{"scale": "l2", "c": c, "mean": mean} for c, mean in zip(c_values, means, strict=True)]
-        return Grid([{"scale": "none", "c": 0.01, "mean": 0.1}, *rows], best, "l2").end
+        rows = [{"kind": "svm", "scale": "l2", "c": c, "mean": mean} for c, mean in zip(c_values, means, strict=True)]
+        others = [{"kind": "svm", "scale": "none", "c": 0.01, "mean": 0.1}, {**rows[0], "kind": "logistic", "c": 0.02}]
+        return Grid([*others, *rows], best, Variant("svm", "l2")).end
 
     assert end(0.1, 0.9, 0.8, 0.8) == "smallest"
     assert end(10.0, 0.7, 0.8, 0.9) == "largest"

@@ -62,12 +62,12 @@ def test_a_grid_over_scalings_is_that_of_grid_search(way: str, kind: Any, metric
         [row["mean"] for row in grid.rows], sign * search.cv_results_["mean_test_score"], rtol=1e-4
     )
     best = search.best_params_
-    assert (SCALERS[grid.best_scale], grid.best_c) == (best["scaler"], best["head__C"])
-    assert led.data.request.scale == grid.best_scale
+    assert (SCALERS[grid.best.scale], grid.best_c) == (best["scaler"], best["head__C"])
+    assert led.data.variant.scale == grid.best.scale
     expected_NK = search.best_estimator_.decision_function(features_ND.astype(np.float64))
     if kind == "logistic":  # what all scores of an image have in common means nothing
         expected_NK -= search.best_estimator_[-1].intercept_.mean()
-    own_NK = scores(arrays, features_ND, grid.best_scale)
+    own_NK = scores(arrays, features_ND, grid.best.scale)
     np.testing.assert_allclose(own_NK, expected_NK, atol=2e-6 * np.abs(expected_NK).max())
 
 
@@ -78,8 +78,28 @@ def test_the_scaling_that_is_chosen_is_the_heads_own(way: str, best: Any) -> Non
     features_ND, class_indices_N = made_for(best, num_images, dim)
     folds_N = folds_of(num_images, 3)
     auto, grid, _ = crew.fit(features_ND, class_indices_N, folds_N, HeadRequest(kind="svm", scale="auto"), 2)
-    assert grid.best_scale == best, grid.rows
+    assert grid.best.scale == best, grid.rows
     alone = crew.fit(features_ND, class_indices_N, folds_N, HeadRequest(kind="svm", scale=best), 2)[0]
+    assert auto.keys() == alone.keys()
+    for name, value in alone.items():
+        np.testing.assert_allclose(auto[name], value, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_kind_that_is_chosen_is_the_heads_own(way: str, seed: int) -> None:
+    num_images, dim = WAYS[way]
+    features_ND, class_indices_N = data(num_images, dim, 3, seed)
+    folds_N = folds_of(num_images, 3)
+    auto, grid, _ = crew.fit(features_ND, class_indices_N, folds_N, HeadRequest(kind="auto", scale="auto", c=C), 2)
+    cells = [(row["kind"], row["scale"], row["c"]) for row in grid.rows]
+    assert cells == [(kind, scale, c) for kind in ("logistic", "svm") for scale in SCALERS for c in C]
+    best = max(grid.rows, key=lambda row: row["mean"])
+    assert (*grid.best, grid.best_c) == (best["kind"], best["scale"], best["c"])
+    request = HeadRequest(kind=grid.best.kind, scale=grid.best.scale, c=C)
+    alone, own, _ = crew.fit(features_ND, class_indices_N, folds_N, request, 2)
+    assert [row["scores"] for row in own.rows] == [
+        row["scores"] for row in grid.rows if (row["kind"], row["scale"]) == grid.best
+    ]
     assert auto.keys() == alone.keys()
     for name, value in alone.items():
         np.testing.assert_allclose(auto[name], value, rtol=1e-6, atol=1e-8, err_msg=name)
@@ -123,7 +143,7 @@ def test_every_cell_is_told_with_its_score() -> None:
     workers = crew.Crew([crew.Worker()])
     request = HeadRequest(c=C, scale="auto", metric="log_loss")
     _, grid, _ = crew.fit(features_ND, class_indices_N, folds_of(60, 3), request, crew=workers)
-    told = {(event["scale"], event["c"], event["fold"]): event["score"] for event in workers.events}
+    told = {(event["variant"].scale, event["c"], event["fold"]): event["score"] for event in workers.events}
     assert told == {
         (row["scale"], row["c"], fold): score for row in grid.rows for fold, score in enumerate(row["scores"])
     }
@@ -154,6 +174,8 @@ def test_a_small_network_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -
             {"metric": "f1"},
             "`metric` takes accuracy, macro_f1, balanced_accuracy, log_loss or average_precision. Received: 'f1'",
         ),
+        ({"kind": "auto", "metric": "log_loss"}, "gives margins, no probabilities"),
+        ({"kind": "auto", "hidden_size": 7}, "`hidden_size` is an option of the mlp"),
         ({"scale": "best"}, "`scale` takes none, standard, l2 or auto"),
         ({"kind": "mlp", "scale": "auto"}, "`scale` auto cannot choose"),
         ({"kind": "svm", "metric": "log_loss"}, "no probabilities"),

@@ -61,7 +61,7 @@ def test_a_head_is_fitted_on_all_images_and_evaluated_on_the_others(
     assert any("5 test images with labels the head does not know" in one for one in caplog.messages)
     page = (head / "report.html").read_text()
     assert f"Evaluated on the 65 labelled images of {test}." in page
-    assert "Macro f1 on held-out folds by scaling and C" in page
+    assert "Macro f1 on held-out folds by scale and C" in page
 
     evaluation = json.loads((head / "evaluation.json").read_text())
     (head / "report.html").unlink()
@@ -151,5 +151,5 @@ def test_the_grid_names_scale_and_metric(forest: Features, tmp_path: Path, capsy
     assert (Head.load(str(head)).scale, details["c"]) == (best["scale"], best["c"])
     assert f"C = {best['c']:g}, scale {best['scale']}" in shown
     page = (head / "report.html").read_text()
-    assert "Log loss on held-out folds, the lower the better, by scaling and C" in page
+    assert "Log loss on held-out folds, the lower the better, by scale and C" in page
     assert f'class="best"><th scope="row">{best["scale"]} (best)</th><td>{best["c"]:g}</td>' in page

@@ -30,7 +30,7 @@ class Coordinator:
     def fit(self, dim: int) -> tuple[Arrays, Grid]:
         """Fit, and return the arrays of the head and the grid it was chosen from."""
         request = self.data.request
-        grid = Grid(best_scale=request.scales[0], best_c=request.c[0])
+        grid = Grid(best=request.variants[0], best_c=request.c[0])
         if request.kind == "mlp":
             self.data.begin(dim)
             arrays = fit_mlp(self.data)
@@ -45,14 +45,14 @@ class Coordinator:
         return arrays, grid
 
     def _best(self, dim: int, grid: Grid) -> SumsFit | WholeFit:
-        """Cross-validate each scaling in turn; of the fits, which hold matrices, only the best is kept."""
+        """Cross-validate each kind and scaling in turn; of the fits, which hold matrices, only the best is kept."""
         every, best = self.data, None
-        for scale in every.request.scales:
-            self.data = every.scaled(scale)
+        for variant in every.request.variants:
+            self.data = every.like(variant)
             self.data.begin(dim)
             fit = SumsFit(self.data) if self.data.solver == "sums" else WholeFit(self.data)
             fit.cross_validate(grid)
-            if grid.best_scale == scale:
+            if grid.best == variant:
                 best = fit
         assert best is not None
         if best.data is not self.data:

@@ -4,11 +4,10 @@ Legend: N images, D features, K classes, F folds, P problems.
 """
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 
-from bottleneck.heads.request import HeadRequest, Scale
+from bottleneck.heads.request import HeadRequest, Variant
 from bottleneck.heads.solver.protocol import Workers, total
 from bottleneck.heads.solver.worker import Worker
 
@@ -54,19 +53,24 @@ class FitData:
         self.class_indices_N, self.folds_N = class_indices_N, folds_N
         self.bounds = np.cumsum([0, *counts])
         self.num_folds = num_folds
-        self.kind: str = request.kind
-        if request.kind == "logistic" and num_classes > 2:
-            self.kind = "softmax"
+        self.variant = request.variants[0]
         self.columns = 1 if num_classes == 2 else num_classes
         self.num_targets = num_classes
         if has_label_KL is not None:
-            self.kind, self.columns = "labels", has_label_KL.shape[1]
-            self.num_targets = self.columns
+            self.columns = self.num_targets = has_label_KL.shape[1]
 
-    def scaled(self, scale: Scale) -> "FitData":
-        """The same images with another scaling; `begin` has the workers apply it."""
+    @property
+    def kind(self) -> str:
+        """What is solved: `softmax`, `logistic` (two classes), `svm`, `mlp` or `labels`."""
+        if self.has_label_KL is not None:
+            return "labels"
+        is_softmax = self.variant.kind == "logistic" and self.num_classes > 2
+        return "softmax" if is_softmax else self.variant.kind
+
+    def like(self, variant: Variant) -> "FitData":
+        """The same images for another kind or scaling; `begin` has the workers apply it."""
         other = copy.copy(self)
-        other.request = replace(self.request, scale=scale)
+        other.variant = variant
         return other
 
     def place(self) -> None:
@@ -78,7 +82,7 @@ class FitData:
                 (
                     self.class_indices_N[own],
                     self.folds_N[own],
-                    self.request.scale,
+                    self.variant.scale,
                     None if weights_N is None else weights_N[own],
                     self.has_label_KL,
                 )
@@ -103,7 +107,7 @@ class FitData:
         elif num_images * dim <= MAX_COMPACT_VALUES:
             self.solver = "images"
         self.dim = dim
-        self.moments = self._moments() if self.request.scale == "standard" else {}
+        self.moments = self._moments() if self.variant.scale == "standard" else {}
 
     def matrix(self, scaling: int) -> np.ndarray:
         """The Gram matrix of the fitted images, or the images, with the scaling of a fold."""

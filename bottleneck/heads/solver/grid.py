@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bottleneck.choices import check_choices
-from bottleneck.heads.request import Scale
+from bottleneck.heads.request import Variant
 from bottleneck.heads.solver.fit_data import FitData
 from bottleneck.heads.solver.gram import Path
 from bottleneck.heads.solver.label_counts import AnyCounts, LabelCounts
@@ -21,14 +20,17 @@ FINAL_TOLERANCE = 1e-18
 """Largest relative gap of the objective; the error of the coefficients is its square root."""
 
 
+PLAIN = Variant("logistic", "none")
+
+
 @dataclass
 class Grid:
     """The result of a cross-validation."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """For each scaling and C: the score on every fold, the mean, and the relative gaps of the objectives."""
+    """For each kind, scaling and C: the score on every fold, the mean, and the relative gaps of the objectives."""
     best_c: float = 1.0
-    best_scale: Scale = "none"
+    best: Variant = PLAIN
     out_of_fold: OutOfFold | None = None
     """What the folds of the best C say of the images they left out; None without folds."""
     label_counts: LabelCounts | None = None
@@ -36,14 +38,11 @@ class Grid:
     gap: float | None = None
     """A bound of how far the head's own arrays are above the optimum, relative to its objective; None for an mlp."""
 
-    def __post_init__(self) -> None:
-        check_choices(self)
-
     @property
     def end(self) -> Literal["smallest", "largest"] | None:
-        """The end at which the best C lies among those of its scaling, beyond which others may be better; None if all
-        are equal."""
-        rows = [row for row in self.rows if row["scale"] == self.best_scale]
+        """The end at which the best C lies among those of its kind and scaling, beyond which others may be better; None
+        if all are equal."""
+        rows = [row for row in self.rows if (row["kind"], row["scale"]) == self.best]
         values = [row["c"] for row in rows]
         if len({row["mean"] for row in rows}) < 2 or min(values) < self.best_c < max(values):
             return None
@@ -60,7 +59,8 @@ def fill_grid(grid: Grid, paths: list[Path], data: FitData) -> None:
         scores = [path.counts[at].score(metric) for path in paths]
         grid.rows.append(
             {
-                "scale": data.request.scale,
+                "kind": data.variant.kind,
+                "scale": data.variant.scale,
                 "c": c,
                 "accuracies": scores
                 if data.kind == "labels"
@@ -74,8 +74,8 @@ def fill_grid(grid: Grid, paths: list[Path], data: FitData) -> None:
             }
         )
     best = grid.rows[best_of([row["mean"] for row in grid.rows], metric)]
-    grid.best_scale, grid.best_c = best["scale"], best["c"]
-    if data.kind == "labels" and best["scale"] == data.request.scale:
+    grid.best, grid.best_c = Variant(best["kind"], best["scale"]), best["c"]
+    if data.kind == "labels" and grid.best == data.variant:
         at = paths[0].c.index(grid.best_c)
         grid.label_counts = sum((path.counts[at] for path in paths[1:]), paths[0].counts[at])
 
@@ -83,4 +83,4 @@ def fill_grid(grid: Grid, paths: list[Path], data: FitData) -> None:
 def report_cell(data: FitData, c: float, fold: int, counts: AnyCounts) -> None:
     """Report the score of one C and fold."""
     score = counts.score(data.request.metric)
-    data.workers.report({"scale": data.request.scale, "c": c, "fold": fold, "score": score})
+    data.workers.report({"variant": data.variant, "c": c, "fold": fold, "score": score})

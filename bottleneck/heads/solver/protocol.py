@@ -8,6 +8,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bottleneck.cores import count_cores
+from bottleneck.heads.request import Variant
 from bottleneck.heads.solver.partial import Pace, PartialResults
 from bottleneck.heads.solver.worker import Worker
 
@@ -31,7 +32,7 @@ class FitEvent(TypedDict, total=False):
     read: int
     classes: int
     seconds: float
-    scale: str
+    variant: Variant
     c: float
     fold: int
     score: float

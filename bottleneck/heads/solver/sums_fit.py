@@ -32,7 +32,7 @@ class SumsFit:
         data = self.data
         data.workers.ask(Worker.objective, "float32")
         self._center_D, scale_D = data.scaling(-1)
-        if data.request.kind == "logistic" and not data.moments:
+        if data.kind != "svm" and not data.moments:
             self._center_D = data.sums().sum(axis=0) / data.totals_F.sum()
         self._rotated = self._rotation(self._center_D, scale_D)
         c = list(data.request.c)
@@ -88,7 +88,7 @@ class SumsFit:
             variances_D,
             1.0 if data.kind == "svm" else 0.0,
         )
-        name = f"theta {data.request.scale} {pairs}"
+        name = f"theta {data.variant.kind} {data.variant.scale} {pairs}"
         shape = (data.dim + 1, len(problems.c_P), columns)
         before = data.workers.recall(name)
         start = before if before is not None else (np.zeros(shape) if start is None else start.reshape(shape))
@@ -146,7 +146,7 @@ class SumsFit:
             ]
             return total([one for answers in asked for one in answers])
 
-        is_svm = self.data.request.kind == "svm"
+        is_svm = self.data.kind == "svm"
         low, high = SMALLEST_POWER, 4.0 if is_svm else LARGEST_POWER
         for _ in range(4):
             grid = np.linspace(low, high, 33)

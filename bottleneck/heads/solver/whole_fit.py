@@ -54,7 +54,7 @@ class WholeFit:
     def _temperature(self, scores_NK: np.ndarray) -> float:
         """The temperature of the head, from scores of images by folds that left them out."""
         truth_N = self.data.class_indices_fit
-        if self.data.request.kind == "svm":
+        if self.data.kind == "svm":
             return best_temperature(scores_NK, truth_N)
         found = best_temperature(scores_NK, truth_N, LARGEST_POWER)
         return worthwhile(found, log_loss(scores_NK, truth_N), log_loss(scores_NK * found, truth_N))
@@ -62,7 +62,7 @@ class WholeFit:
     def _solve(self, folds: list[int], c_values: list[float], tolerance: float) -> list[Path]:
         """Solve one path per fold; the workers take turns."""
         data = self.data
-        names = {fold: f"path {data.request.scale} {fold} {c_values} {tolerance}" for fold in folds}
+        names = {fold: f"path {data.variant.kind} {data.variant.scale} {fold} {c_values} {tolerance}" for fold in folds}
         paths = {fold: path for fold in folds if (path := data.workers.recall(names[fold])) is not None}
         missing = [fold for fold in folds if fold not in paths]
         for path in paths.values():
