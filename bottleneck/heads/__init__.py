@@ -5,7 +5,8 @@
     dealing           Deal groups of images to the held-out part and the folds, evenly for every class.
     evaluate          The evaluation of a head: accuracy, scores per class, calibration, confusion, mistakes.
     evaluator         Count a head's predictions batch by batch, in flat memory.
-    export            Export a head and its base as one model: uint8 images in, probabilities out.
+    export            Export a network, alone or with a head, as a model: uint8 in, features or probabilities out.
+    export_facts      What a program must know of an exported model, as a file beside it.
     export_onnx       Join a head to its network's graph, as one ONNX file: uint8 images in, probabilities out.
     fit               Fit a head on a features dataset: read labels, split, fit, evaluate on held-out images.
     fit_arrays        Fit a head on arrays, in this process.

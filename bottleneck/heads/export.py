@@ -1,9 +1,8 @@
-"""Export a head and its base as one model: uint8 images in, probabilities out.
+"""Export a network, alone or with a head, as a model: uint8 in, features or probabilities out.
 
 Legend: N images, S x S pixels of the base's input, D features, K classes, H hidden units.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,25 +13,23 @@ import numpy as np
 from bottleneck.catalog import ONNX_BASE
 from bottleneck.choices import check_choice
 from bottleneck.errors import FeaturesError, FingerprintError, UsageError
-from bottleneck.heads.export_onnx import OUTPUT, fused_onnx, softmax_weights
+from bottleneck.heads.export_facts import INPUT, head_facts, input_facts
+from bottleneck.heads.export_onnx import FEATURES, OUTPUT, fused_onnx, plain_onnx, softmax_weights
 from bottleneck.heads.head import Head
 from bottleneck.networks.base import Base
 from bottleneck.networks.build import preprocess
 from bottleneck.networks.keras_import import import_keras
 from bottleneck.networks.prepare import prepare_network
-from bottleneck.networks.prepared import BATCH_AXIS, PIXELS
+from bottleneck.networks.prepared import BATCH_AXIS, PreparedNetwork
 from bottleneck.networks.runtimes.onnx_runtime import run_graph
 from bottleneck.networks.weights import load_network, sha256_weights
 from bottleneck.spec import FeatureRequest, FeatureSpec, RuntimeName, split_layer
-from bottleneck.storage.store import ObjectChangedError, ObjectGoneError, Store, Wanted
 
 ModelFormat = Literal["keras", "onnx"]
 
 MAX_DIFFERENCE = 1e-3
 """Of a probability, between the exported model and base and head in float32; found were below 1e-5."""
 NUM_CHECKED = 4
-INPUT = PIXELS
-"""Name of the input in the model file."""
 
 
 def export_head(head: Head, file_format: ModelFormat, weights: str | None = None) -> tuple[bytes, dict[str, Any]]:
@@ -57,78 +54,93 @@ def export_head(head: Head, file_format: ModelFormat, weights: str | None = None
     request = _request(origin.spec, origin.layer, weights)
     if file_format == "onnx":
         prepared = prepare_network(request)
-        _check_sha256(prepared.weights_sha256, head, request)
-        if prepared.graph is None:
-            raise UsageError(
-                f"ONNX is written on TensorFlow. Received: KERAS_BACKEND={os.environ.get('KERAS_BACKEND')}. Leave it "
-                "out, or export to a file ending in .keras."
-            )
-        facts = _facts(head)
-        data = fused_onnx(head, prepared.graph, facts)
+        _check_sha256(prepared.weights_sha256, origin.spec, request)
+        graph = _graph(prepared)
+        facts = head_facts(head)
+        data = fused_onnx(head, graph, facts)
         difference = _difference(lambda pixels_NHWC: run_graph(data, {INPUT: pixels_NHWC})[0], head, request)
         facts["max_difference"] = difference
-        return fused_onnx(head, prepared.graph, facts), facts
+        return fused_onnx(head, graph, facts), facts
     if request.base == ONNX_BASE:
         raise UsageError("The network of an ONNX file is exported as one. Expected a file ending in .onnx.")
     network = load_network(request.base, request.weights, request.layers)
-    _check_sha256(sha256_weights(network), head, request)
+    _check_sha256(sha256_weights(network), origin.spec, request)
     model = build_model(head, network)
     difference = _difference(
         lambda pixels_NHWC: np.asarray(import_keras().ops.convert_to_numpy(model(pixels_NHWC))), head, request, "keras"
     )
-    return _keras_file(model), {**_facts(head), "max_difference": difference}
+    return _keras_file(model), {**head_facts(head), "max_difference": difference}
 
 
-def _check_sha256(found: str, head: Head, request: FeatureRequest) -> None:
-    wanted = head.origin.spec.weights_sha256
+def _check_sha256(found: str, spec: FeatureSpec, request: FeatureRequest) -> None:
+    wanted = spec.weights_sha256
     if found != wanted:
         raise FingerprintError(
-            f"The weights are not the head's. Expected those with sha256 {wanted}, as `weights` FILE or s3:// URI. "
-            f"Received: {request.weights}, which has {found}."
+            f"The weights are not those of the features. Expected those with sha256 {wanted}, as `weights` FILE or "
+            f"s3:// URI. Received: {request.weights}, which has {found}."
         )
 
 
-def _facts(head: Head) -> dict[str, Any]:
-    """What a program that uses the model must know."""
-    origin = head.origin
-    spec = origin.spec
-    return {
-        "classes": [str(label) for label in head.classes_],
-        **({"thresholds": head.thresholds_.tolist()} if head.multi_label else {}),
-        "input": {
-            "name": INPUT,
-            "shape": [BATCH_AXIS, spec.image_size_px, spec.image_size_px, 3],
-            "dtype": "uint8",
-            "channels": "RGB",
-        },
-        "output": {"name": OUTPUT, "shape": [BATCH_AXIS, len(head.classes_)], "dtype": "float32"},
-        "image_size_px": spec.image_size_px,
-        "resize": spec.resize,
-        "interpolation": spec.interpolation,
-        "exif": spec.exif,
-        "decode": spec.decode,
-        "base": spec.base,
-        "layer": origin.layer,
-        "fingerprint": spec.fingerprint,
-        "head_sha256": getattr(head, "sha256_", None),
-    }
+def export_network(
+    spec: FeatureSpec, layer: str, file_format: ModelFormat, weights: str | None = None
+) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a model file that gives the features of a layer, in float32, and what a program must know of it.
+
+    Args:
+        layer: of the spec.
+        weights: where the weights are now, if not where the spec says.
+
+    Raises:
+        As `export_head`.
+    """
+    check_choice("file_format", file_format, ModelFormat)
+    request = _request(spec, layer, weights)
+    output = {"name": FEATURES, "shape": [BATCH_AXIS, spec.dim_of(layer)], "dtype": "float32"}
+    facts = {**input_facts(spec, layer), "output": output}
+    if file_format == "onnx":
+        prepared = prepare_network(request)
+        _check_sha256(prepared.weights_sha256, spec, request)
+        data = plain_onnx(_graph(prepared), facts)
+        found_ND = run_graph(data, {INPUT: _pictures(spec)})[0]
+    else:
+        if request.base == ONNX_BASE:
+            raise UsageError("The network of an ONNX file is exported as one. Expected a file ending in .onnx.")
+        network = load_network(request.base, request.weights, request.layers)
+        _check_sha256(sha256_weights(network), spec, request)
+        model = _frozen(*_feature_layers(spec, layer, network), "bottleneck_features")
+        data = _keras_file(model)
+        found_ND = np.asarray(import_keras().ops.convert_to_numpy(model(_pictures(spec))))
+    expected_ND = Base.of(request, "float32", NUM_CHECKED, runtime="keras" if file_format == "keras" else "auto")(
+        _pictures(spec)
+    )[0]
+    difference = float(np.abs(found_ND - expected_ND).max() / max(np.abs(expected_ND).max(), 1e-12))
+    if not difference <= MAX_DIFFERENCE:
+        raise FeaturesError(
+            f"The exported network's features differ from the base's by {difference:.2g} of the largest value. "
+            f"Expected {MAX_DIFFERENCE} at most. Report this; nothing was written."
+        )
+    return data, {**facts, "max_difference": difference}
+
+
+def _graph(prepared: PreparedNetwork) -> bytes:
+    if prepared.graph is None:
+        raise UsageError(
+            f"ONNX is written on TensorFlow. Received: KERAS_BACKEND={os.environ.get('KERAS_BACKEND')}. Leave it "
+            "out, or export to a file ending in .keras."
+        )
+    return prepared.graph
+
+
+def _pictures(spec: FeatureSpec) -> np.ndarray:
+    size = spec.image_size_px
+    return np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, size, size, 3), np.uint8)
 
 
 def build_model(head: Head, network: Any) -> Any:
     """uint8 RGB [N, S, S, 3] -> float32 probabilities [N, K], of Keras' standard layers."""
     keras = import_keras()
-    spec, layers = head.origin.spec, keras.layers
-    size = spec.image_size_px
-    name, pooling = split_layer(head.origin.layer)
-    pixels = keras.Input((size, size, 3), dtype="uint8", name=INPUT)
-    values = layers.Rescaling(1.0, name="as_float")(pixels)
-    values = _preprocessing(spec.base)(values)
-    values = keras.Model(network.input, network.get_layer(name).output, name=spec.base)(values, training=False)
-    if pooling == "none":
-        values = layers.Flatten(name="features")(values) if len(values.shape) > 2 else values
-    else:
-        pool = layers.GlobalAveragePooling2D if pooling == "avg" else layers.GlobalMaxPooling2D
-        values = pool(name="features")(values)
+    layers = keras.layers
+    pixels, values = _feature_layers(head.origin.spec, head.origin.layer, network)
     if head.scale == "standard":
         # Subtracting first, as the head does: folded into the weights, large means would cancel in float32.
         values = layers.Normalization(mean=head.mean_, variance=head.scale_**2, name="standard")(values)
@@ -138,9 +150,30 @@ def build_model(head: Head, network: Any) -> Any:
         values = _dense(head.hidden_coef_, head.hidden_intercept_, "relu", "hidden")(values)
     coef_KD, intercept_K = softmax_weights(head)
     values = _dense(coef_KD, intercept_K, "sigmoid" if head.multi_label else "softmax", OUTPUT)(values)
-    model = keras.Model(pixels, values, name="bottleneck_head")
+    return _frozen(pixels, values, "bottleneck_head")
+
+
+def _frozen(pixels: Any, values: Any, name: str) -> Any:
+    model = import_keras().Model(pixels, values, name=name)
     model.trainable = False
     return model
+
+
+def _feature_layers(spec: FeatureSpec, layer: str, network: Any) -> tuple[Any, Any]:
+    """The input, uint8 RGB [N, S, S, 3], and a layer's features of it, [N, D], as Keras has them in building."""
+    keras = import_keras()
+    layers, size = keras.layers, spec.image_size_px
+    name, pooling = split_layer(layer)
+    pixels = keras.Input((size, size, 3), dtype="uint8", name=INPUT)
+    values = layers.Rescaling(1.0, name="as_float")(pixels)
+    values = _preprocessing(spec.base)(values)
+    values = keras.Model(network.input, network.get_layer(name).output, name=spec.base)(values, training=False)
+    if pooling == "none":
+        values = layers.Flatten(name="features")(values) if len(values.shape) > 2 else values
+    else:
+        pool = layers.GlobalAveragePooling2D if pooling == "avg" else layers.GlobalMaxPooling2D
+        values = pool(name="features")(values)
+    return pixels, values
 
 
 def _preprocessing(base: str) -> Any:
@@ -184,8 +217,7 @@ def _difference(
     Raises:
         FeaturesError: if it is too large.
     """
-    size = head.origin.spec.image_size_px
-    pixels_NHWC = np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, size, size, 3), np.uint8)
+    pixels_NHWC = _pictures(head.origin.spec)
     features_ND = Base.of(request, "float32", NUM_CHECKED, runtime=runtime)(pixels_NHWC)[0]
     expected = head.predictions(features_ND, len(head.classes_))
     found_NK = model(pixels_NHWC)
@@ -215,33 +247,3 @@ def _keras_file(model: Any) -> bytes:
         model.save(path)
         with open(path, "rb") as file:
             return file.read()
-
-
-def facts_etag(store: Store, name: str, head: Head) -> str:
-    """The etag of a file with facts that an export of this head left when it was killed; empty where there is no file.
-
-    Raises:
-        UsageError: if anything else has this name.
-    """
-    entry = store.stat(name)
-    if entry is None and not store.exists(name):
-        return ""
-    try:
-        facts = json.loads(store.get(Wanted(name, 0, entry.etag))) if entry else None
-    except (ObjectGoneError, ObjectChangedError, ValueError, RecursionError):
-        facts = None
-    is_ours = isinstance(facts, dict) and (facts.get("fingerprint"), facts.get("head_sha256")) == (
-        head.origin.spec.fingerprint,
-        getattr(head, "sha256_", None),
-    )
-    if entry is None or not is_ours:
-        raise UsageError(
-            f"{store.uri}/{name} is there already and does not describe an export of this head. It would be written "
-            "beside the model. Give another name, or remove it."
-        )
-    return entry.etag
-
-
-def facts_file(facts: dict[str, Any]) -> bytes:
-    """What stands beside a model file, for people and programs."""
-    return json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n"

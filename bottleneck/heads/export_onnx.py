@@ -12,6 +12,7 @@ from bottleneck.heads.head import Head
 from bottleneck.networks.prepared import BATCH_AXIS
 
 OUTPUT = "probabilities"
+FEATURES = "features"
 PREFIX = "head_"
 """Of the names of tensors that the head adds."""
 
@@ -22,6 +23,28 @@ def softmax_weights(head: Head) -> tuple[np.ndarray, np.ndarray]:
     if len(coef_KD) == 1:  # the log odds of the second class: those of the first are 0
         coef_KD, intercept_K = np.vstack([np.zeros_like(coef_KD), coef_KD]), np.append(0.0, intercept_K)
     return coef_KD * head.temperature_, intercept_K * head.temperature_
+
+
+def plain_onnx(graph: bytes, facts: dict[str, Any]) -> bytes:
+    """The graph of one layer, with the facts as the file's metadata; its output is called FEATURES."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load_from_string(graph)
+    [port] = model.graph.output
+    before = port.name
+    for node in model.graph.node:
+        node.output[:] = [FEATURES if name == before else name for name in node.output]
+        node.input[:] = [FEATURES if name == before else name for name in node.input]
+    port.name = FEATURES
+    model.graph.name = "bottleneck_features"
+    helper.set_model_props(model, _metadata(facts))
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _metadata(facts: dict[str, Any]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
 def fused_onnx(head: Head, graph: bytes, facts: dict[str, Any]) -> bytes:
@@ -70,7 +93,6 @@ def fused_onnx(head: Head, graph: bytes, facts: dict[str, Any]) -> bytes:
     port = helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, [BATCH_AXIS, len(head.classes_)])
     model.graph.output.append(port)
     model.graph.name = "bottleneck_head"
-    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    helper.set_model_props(model, shown)
+    helper.set_model_props(model, _metadata(facts))
     data: bytes = model.SerializeToString()
     return data

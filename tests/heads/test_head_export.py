@@ -15,7 +15,7 @@ from tiny import REQUEST, jpeg, real_spec, saved_head, spec, write_files
 
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.extract.decode import Decoded, decode
-from bottleneck.heads.export import export_head
+from bottleneck.heads.export import export_head, export_network
 from bottleneck.heads.head import Head, Origin
 from bottleneck.networks.base import Base
 from bottleneck.networks.resolve import resolve
@@ -70,6 +70,33 @@ def expected_of(head: Head, pixels_NHWC: np.ndarray, runtime: RuntimeName = "aut
         for labels, values in zip(table["top_labels"], table["top_probabilities"], strict=True)
     ]
     return np.array([[row[label] for label in head.classes_] for row in rows])
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "keras"])
+def test_the_network_of_features_gives_them(file_format: Any, tmp_path: Path) -> None:
+    spec = real_spec()
+    layer = spec.layers[0]
+    data, facts = export_network(spec, layer, file_format)
+    pixels_NHWC = pixels(spec)
+    [expected_ND] = Base(spec, 8, runtime="keras")(pixels_NHWC)
+    if file_format == "onnx":
+        session = onnxruntime.InferenceSession(data)
+        [port], [output] = session.get_inputs(), session.get_outputs()
+        assert (port.name, port.shape[1:], output.name) == ("pixels", facts["input"]["shape"][1:], "features")
+        metadata = session.get_modelmeta().custom_metadata_map
+        assert (metadata["layer"], metadata["fingerprint"]) == (layer, spec.fingerprint)
+        [found_ND] = session.run(None, {"pixels": pixels_NHWC})
+    else:
+        found_ND = np.asarray(loaded(data, tmp_path)(pixels_NHWC))
+    assert found_ND.dtype == np.float32
+    np.testing.assert_allclose(found_ND, expected_ND, atol=1e-3 * np.abs(expected_ND).max())
+    assert facts["output"]["shape"] == ["batch", spec.dim_of(layer)]
+    assert "classes" not in facts
+
+
+def test_a_network_of_other_weights_is_not_exported() -> None:
+    with pytest.raises(FingerprintError, match="not those of the features"):
+        export_network(real_spec(), real_spec().layers[0], "onnx", "random:7")
 
 
 def loaded(data: bytes, folder: Path) -> Any:
