@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 import tyro
 
 from bottleneck.catalog import ONNX_BASE, base_named, find_network
@@ -27,9 +28,20 @@ from bottleneck.spec import FeatureRequest
 from bottleneck.storage.store import ObjectError, place_of
 from bottleneck.text import printable
 from jobs.results import answer, show
+from jobs.table_file import check_table_file, write_table_file
 
 log = logging.getLogger(__name__)
 
+TABLE = pa.schema(
+    [
+        pa.field("image", pa.string()),
+        pa.field("rank", pa.int64()),
+        pa.field("class", pa.string()),
+        pa.field("probability", pa.float64()),
+        pa.field("predicted", pa.bool_()),
+        pa.field("reason", pa.string()),
+    ]
+)
 BATCH_SIZE = 32
 NUM_CLASSES = 1000
 """The ImageNet classes of a whole network."""
@@ -50,6 +62,8 @@ class Config:
     Default: the file in Keras' cache."""
     top: int = 5
     """Classes to show per image."""
+    table: str | None = None
+    """Also write the result to this new file or s3:// URI ending in .csv or .parquet, a row for each class shown."""
 
 
 def main(config: Config) -> int:
@@ -57,12 +71,14 @@ def main(config: Config) -> int:
         raise UsageError("Expected at least one image: a file or s3:// URI.")
     if config.top < 1:
         raise UsageError(f"--top takes a number of classes from 1 up. Received: {config.top}.")
+    check_table_file(config.table)
     classifier = HeadClassifier(config) if config.head else NetworkClassifier(config)
     results: list[dict[str, Any]] = []
     for start in range(0, len(config.images), BATCH_SIZE):
         for result in classify(config.images[start : start + BATCH_SIZE], classifier, config.top):
             _tell(result)
             results.append(result)
+    write_table_file(config.table, TABLE, map(_rows, results))
     num_rejected = sum("reason" in result for result in results)
     exit_code = TooManyRejectedError.exit_code if num_rejected else 0
     answer({"images": results, "rejected": num_rejected, "exit_code": exit_code})
@@ -138,6 +154,13 @@ def classify(
             yield {"image": image, "reason": one.reason}
         else:
             yield {"image": image, "classes": next(answers)}
+
+
+def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the table, of a rejected image one with the reason."""
+    if "reason" in result:
+        return [result]
+    return [{"image": result["image"], "rank": rank, **one} for rank, one in enumerate(result["classes"], 1)]
 
 
 def _answer(label: str, probability: float) -> dict[str, Any]:

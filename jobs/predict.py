@@ -13,12 +13,13 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
+import pyarrow as pa
 import tyro
 
 from bottleneck.choices import check_choices
 from bottleneck.console import Display
 from bottleneck.dataset.extend import extend_plan
-from bottleneck.dataset.features import open_features
+from bottleneck.dataset.features import open_features, read_table
 from bottleneck.dataset.make_plan import MAX_REJECTED, check_max_rejected, survey
 from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.distributed.ray_resources import check_use_gpu
@@ -34,16 +35,27 @@ from bottleneck.networks.prepare import resolve_apart
 from bottleneck.networks.weights import check_weights
 from bottleneck.sources.reading import Limits, Reading
 from bottleneck.spec import PredictionSpec, Proba
-from bottleneck.storage.store import check_output_uri
+from bottleneck.storage.store import check_output_uri, open_store
 from bottleneck.text import counted
 from jobs.extract import report, tell_extended, tell_plan
 from jobs.results import answer, show
+from jobs.table_file import check_table_file, write_table_file
 
 if TYPE_CHECKING:
     from bottleneck.heads.head import Head
 
 log = logging.getLogger(__name__)
 
+TABLE = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("status", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("predicted", pa.string()),
+        pa.field("probability", pa.float32()),
+    ]
+)
 NUM_SHOWN = 20
 """Number of most frequent classes to show."""
 
@@ -61,6 +73,8 @@ class Config:
     proba: Proba = "top"
     """`all` also writes the probability of every class, as the column `probabilities`, whose order is `classes` of
     `predictions` in plan.json and in every data file's footer."""
+    table: str | None = None
+    """Also write the finished predictions to this new file or s3:// URI ending in .csv or .parquet, a row per image."""
     weights: str | None = None
     """Weights of the base, if they have moved since the fit; their sha256 must be the same."""
     allow_incomplete: bool = False
@@ -81,9 +95,14 @@ class Config:
 
 
 def main(config: Config) -> int:
+    check_table_file(config.table)
     summary = predict(config)
     report(summary)
-    answer({**asdict(summary), **told(config.output)})
+    if config.table and (plan := load_plan(config.output)) is not None:
+        store, columns = open_store(config.output), TABLE.names
+        files = (plan.data_name(shard) for shard in range(plan.num_shards))
+        write_table_file(config.table, TABLE, (read_table(store, name, columns).cast(TABLE) for name in files))
+    answer({**asdict(summary), **told(config.output), "table": config.table})
     return 0
 
 

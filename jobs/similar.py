@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 import tyro
 
 from bottleneck.console import Display, Progress
@@ -27,8 +28,20 @@ from bottleneck.storage.store import place_of
 from bottleneck.text import counted, printable
 from jobs.queries import Query, find_queries
 from jobs.results import answer, show
+from jobs.table_file import check_table_file, write_table_file
 
 log = logging.getLogger(__name__)
+
+TABLE = pa.schema(
+    [
+        pa.field("image", pa.string()),
+        pa.field("rank", pa.int64()),
+        pa.field("cosine", pa.float64()),
+        pa.field("label", pa.string()),
+        pa.field("key", pa.string()),
+        pa.field("reason", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +57,8 @@ class Config:
     """Column of the features. Required if there are several."""
     sheet: str | None = None
     """For one image: also write a contact sheet, one self-contained page, to this file or s3:// URI ending in .html."""
+    table: str | None = None
+    """Also write the result to this new file or s3:// URI ending in .csv or .parquet, a row for each similar image."""
     weights: str | None = None
     """Weights of the network, if they have moved since the extraction; their sha256 must be the same."""
     allow_incomplete: bool = False
@@ -64,6 +79,7 @@ def main(config: Config) -> int:
     *images, place = config.places
     features = open_features(place, allow_incomplete=config.allow_incomplete)
     layer = features.column(config.layer)
+    check_table_file(config.table)
     if config.sheet:
         place_of(config.sheet)[0].try_writing()
     queries = find_queries(images, features, layer, config.weights, only_one=bool(config.sheet))
@@ -76,6 +92,7 @@ def main(config: Config) -> int:
     if config.sheet:
         write_sheet(config.sheet, queries[0], features, found[0], {"layer": layer, "images": f"{num_images:,}"})
         show(f"sheet: {config.sheet}")
+    write_table_file(config.table, TABLE, (_rows(*pair) for pair in zip(queries, found, strict=True)))
     num_rejected = sum(bool(query.reason) for query in queries)
     exit_code = TooManyRejectedError.exit_code if num_rejected else 0
     answer(
@@ -87,6 +104,7 @@ def main(config: Config) -> int:
             "queries": [as_json(*pair) for pair in zip(queries, found, strict=True)],
             "rejected": num_rejected,
             "sheet": config.sheet,
+            "table": config.table,
             "exit_code": exit_code,
         }
     )
@@ -133,6 +151,16 @@ def tell(query: Query, found: Sequence[Neighbour], *, is_only: bool) -> None:
         show(line)
     if not query.features_D.any():
         log.warning("The features of %s are all zeros, so no image is more like it than another.", query.image)
+
+
+def _rows(query: Query, found: Sequence[Neighbour]) -> list[dict[str, Any]]:
+    """The rows of the table, of a rejected image one with the reason."""
+    if query.features_D is None:
+        return [{"image": query.image, "reason": query.reason}]
+    return [
+        {"image": query.image, "rank": rank, "cosine": one.cosine, "label": one.label, "key": one.key}
+        for rank, one in enumerate(found, 1)
+    ]
 
 
 def as_json(query: Query, found: Sequence[Neighbour]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 PLACES = {
     *("source", "output", "head", "features", "test", "images", "places", "file", "a", "b", "roots", "weights"),
-    *("report", "sheet", "plot", "names", "folder", "bucket"),
+    *("report", "sheet", "table", "plot", "names", "folder", "bucket"),
 }
 """Options that name a file or folder; a test requires a decision for each new one."""
 SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN")

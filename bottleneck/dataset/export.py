@@ -64,7 +64,7 @@ def export_features(
     num_images = sum(rows[name] for name in features.files)
     if not num_images:
         raise UsageError(f"{features.plan.output} has no ok image, so there is nothing to export.")
-    with _scratch(store) as folder:
+    with scratch_beside(store) as folder:
         shape = _feature_shape(features, column, flat)
         contents = Contents(features, column, num_images, shape, order, label_names_of(features), folder, on_images)
         path = os.path.join(folder, "whole" + suffix_of(file))
@@ -112,7 +112,7 @@ def suffix_of(file: str) -> str:
 
 
 @contextlib.contextmanager
-def _scratch(store: Store) -> Iterator[str]:
+def scratch_beside(store: Store) -> Iterator[str]:
     """A temporary folder: beside the file, so that it need not be copied, or the system's for a bucket."""
     folder = None if store.uri.startswith("s3://") else store.uri
     try:
