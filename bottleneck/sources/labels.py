@@ -10,6 +10,7 @@ import math
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
@@ -30,6 +31,7 @@ LIKELY_COLUMNS = (
     *("breed", "species", "category", "target"),
 )
 """Columns to suggest, but never use, if none is named and none is called `label`."""
+_NUMBERED = re.compile(r"([0-9]{1,9})[,;\t](.+)")
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)\.0+")
 _NEGATIVE = re.compile(r"-[0-9]*[1-9][0-9]*(\.[0-9]+)?|-0*\.[0-9]*[1-9][0-9]*")
 
@@ -115,7 +117,7 @@ def _shown(value: Any) -> str:
 
 
 def read_label_names(path: str) -> tuple[str, ...]:
-    """Read class names from a file, one per line, the first for label 0.
+    """Read class names from a file, in any form of `parse_label_names`.
 
     Raises:
         UsageError: for a file that cannot be read, or names that `check_label_names` refuses.
@@ -125,18 +127,62 @@ def read_label_names(path: str) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise UsageError(
             f"`label_names` {path} cannot be read: {error}. Expected a UTF-8 text file with a class name a line, the "
-            "first for label 0."
+            "first for label 0, or JSON."
         ) from None
     return parse_label_names(text, path)
 
 
 def parse_label_names(text: str, where: str) -> tuple[str, ...]:
-    """Parse class names from text, one per line. Raises UsageError for fewer than two, or what `check_label_names`
-    refuses."""
-    names = check_label_names(text.rstrip().splitlines(), where)
+    """Parse class names from text: one a line, the first for label 0; lines of `NUMBER,NAME`; a JSON list; or a JSON
+    object of numbers and names, either way round, or with lists of names, of which the last counts, as Keras'
+    imagenet_class_index.json has (names that are there twice get the first in parentheses).
+
+    Raises:
+        UsageError: for fewer than two, numbers that are not 0, 1, 2, ..., or what `check_label_names` refuses.
+    """
+    names = check_label_names(_named(text.rstrip(), where), where)
     if len(names) < 2:
         raise UsageError(f"{where} holds {counted(len(names), 'class name')}. Expected two at least, a line each.")
     return names
+
+
+def _named(text: str, where: str) -> list[str]:
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where} begins like JSON and is none: {error}.") from None
+        pairs = list(found.items() if isinstance(found, dict) else enumerate(found))
+        numbered = [_pair(key, value) for key, value in pairs]
+        times = Counter(name for _, name in numbered)
+        numbered = [  # ImageNet has two cranes
+            (number, f"{name} ({value[0]})" if times[name] > 1 and isinstance(value, list) else name)
+            for (number, name), (_, value) in zip(numbered, pairs, strict=True)
+        ]
+    else:
+        lines = text.splitlines()
+        matches = [_NUMBERED.fullmatch(line) for line in lines]
+        if not lines or not all(matches):
+            return lines
+        numbered = [(int(match[1]), match[2].strip()) for match in matches if match]
+    by_number = {number: name for number, name in numbered if name is not None}
+    if sorted(by_number) != list(range(len(numbered))):
+        raise UsageError(
+            f"{where} does not number its {counted(len(numbered), 'class', 'classes')} from 0 on, each once. Expected "
+            'a name a line, lines of NUMBER,NAME, a JSON list of names, or a JSON object such as {"0": "daisy"}.'
+        )
+    return [by_number[number] for number in range(len(numbered))]
+
+
+def _pair(key: Any, value: Any) -> tuple[int, str | None]:
+    """The number and the name in an entry of JSON; -1 where there is none."""
+    if isinstance(value, list) and value:  # ["n02124075", "Egyptian_cat"]
+        value = value[-1]
+    if isinstance(value, int) and isinstance(key, str) and not isinstance(value, bool):
+        key, value = value, key
+    if not isinstance(value, str) or not str(key).isdecimal():
+        return -1, None
+    return int(key), value
 
 
 def check_label_names(names: Iterable[str], where: str) -> tuple[str, ...]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import tiny
+from assets import asset
 
 from bottleneck.dataset.differences import differences
 from bottleneck.dataset.make_plan import make_plan
 from bottleneck.dataset.plan import load_plan
 from bottleneck.errors import UsageError
-from bottleneck.sources.labels import LabelError, as_label, look_alikes, numbered
+from bottleneck.sources.labels import LabelError, as_label, look_alikes, numbered, read_label_names
 from bottleneck.sources.reading import Reading
 
 
@@ -48,6 +49,43 @@ def test_a_value_that_cannot_be_a_label_is_an_error(value: Any) -> None:
 def test_a_list_is_a_set_of_names(value: Any, label: str) -> None:
     assert as_label(value) == label
     assert as_label([1, 0], ("daisy", "tulip")) == "daisy;tulip"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "daisy\ntulip\nlily, white\n",
+        "0,daisy\n2,lily, white\n1,tulip\n",
+        '["daisy", "tulip", "lily, white"]',
+        '{"1": "tulip", "0": "daisy", "2": "lily, white"}',
+        '{"daisy": 0, "lily, white": 2, "tulip": 1}',
+        '{"0": ["n1", "daisy"], "1": ["n2", "tulip"], "2": ["n3", "lily, white"]}',
+    ],
+)
+def test_class_names_are_read_in_any_usual_form(text: str, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text(text)
+    assert read_label_names(str(tmp_path / "names")) == ("daisy", "tulip", "lily, white")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"0": "daisy", "2": "tulip"}', "does not number its 2 classes from 0 on"),
+        ('{"0": "daisy", "1": null}', "does not number its 2 classes"),
+        ("0,daisy\n0,tulip\n", "does not number its 2 classes"),
+        ('["daisy", ', "begins like JSON and is none"),
+        ('["daisy", "daisy"]', "Class 1 has the name 'daisy'"),
+    ],
+)
+def test_class_names_that_are_none_are_refused(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text(text)
+    with pytest.raises(UsageError, match=told):
+        read_label_names(str(tmp_path / "names"))
+
+
+def test_imagenets_class_index_is_read() -> None:
+    names = read_label_names(str(asset("weights/imagenet_class_index.json")))
+    assert (len(names), names[281], names[134], names[517]) == (1000, "tabby", "crane (n02012849)", "crane (n03126707)")
 
 
 def test_names_stand_for_numbers() -> None:
