@@ -26,6 +26,7 @@ JOBS = (
     "classify",
     "similar",
     "duplicates",
+    "report",
     "describe",
     "export",
     "diff",

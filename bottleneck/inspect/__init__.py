@@ -8,6 +8,7 @@
     join             Join the rows of two outputs by key, in flat memory.
     labels_report    The report of a head of images with several labels each, as HTML.
     layer_diff       Measure how far the features of one layer are apart in two outputs.
+    overview         Show a features dataset before any head: counts, sizes, gallery, map, near copies, outliers.
     plots            Draw confusion matrix, calibration and coverage as PNG or SVG, for light and dark pages.
     recompute        Extract random images again and compare them with the data files.
     report           Write `report.html`: how good a head is, where it fails, and how it was made.

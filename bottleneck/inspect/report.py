@@ -142,7 +142,7 @@ def keys_shown(evaluation: AnyEvaluation, label_issues: LabelIssues | None = Non
     return list(dict.fromkeys(keys))[:MAX_THUMBNAILS]
 
 
-def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
+def thumbnails_of(plan: Plan, keys: Sequence[str], side_px: int = THUMBNAIL_PX) -> Thumbnails:
     """Small pictures of planned images, from the source; unavailable ones are reported, never an error.
 
     Read by the plan's etags, so that no picture is shown that is not the one the features are of, and decoded within
@@ -153,7 +153,7 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
         wanted = {key: image for key, (_, image) in plan.find(keys).items()}
         pictures = open_source(plan.source, plan.reading).read(list(wanted.values()))
         for key, data in zip(wanted, pictures, strict=True):
-            if isinstance(data, bytes) and (picture := thumbnail(data, plan)):
+            if isinstance(data, bytes) and (picture := thumbnail(data, plan, side_px)):
                 found[key] = picture
     except Exception as error:  # a source that has gone, a package that reads it, a list or container that is damaged
         return Thumbnails(found, f"The source {plan.source} cannot be read, so pictures are missing: {error}")
@@ -166,9 +166,9 @@ def thumbnails_of(plan: Plan, keys: Sequence[str]) -> Thumbnails:
     return Thumbnails(found)
 
 
-def thumbnail(data: bytes, plan: Plan) -> bytes | None:
+def thumbnail(data: bytes, plan: Plan, side_px: int = THUMBNAIL_PX) -> bytes | None:
     """A small picture as JPEG; None for a rejected image."""
-    spec = replace(plan.spec, image_size_px=THUMBNAIL_PX, resize="crop", interpolation="bilinear")
+    spec = replace(plan.spec, image_size_px=side_px, resize="crop", interpolation="bilinear")
     decoded = decode(data, spec, plan.limits)
     return _jpeg(decoded) if isinstance(decoded, Decoded) else None
 

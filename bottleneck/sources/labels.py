@@ -70,10 +70,10 @@ def as_label(value: Any, names: Sequence[str] = ()) -> str | None:
 
 
 def _joined(labels: Iterable[str | None]) -> str:
-    found = {label for label in labels if label is not None}
-    if odd := sorted(label for label in found if SEPARATOR in label):
+    found = sorted({label for label in labels if label is not None})
+    if odd := [label for label in found if SEPARATOR in label]:
         raise LabelError(f"label {_shown(odd[0])} is in a list and has {SEPARATOR} in it, which separates such labels")
-    return SEPARATOR.join(sorted(found)) or SEPARATOR
+    return SEPARATOR.join(found) or SEPARATOR
 
 
 def _text(value: Any) -> str | None:
@@ -117,11 +117,8 @@ def _shown(value: Any) -> str:
 
 
 def read_label_names(path: str) -> tuple[str, ...]:
-    """Read class names from a file, in any form of `parse_label_names`.
-
-    Raises:
-        UsageError: for a file that cannot be read, or names that `check_label_names` refuses.
-    """
+    """Read class names from a file, in any form of `parse_label_names`. Raises UsageError for a file that cannot be
+    read, or what that refuses."""
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -162,7 +159,7 @@ def _named(text: str, where: str) -> list[str]:
     else:
         lines = text.splitlines()
         matches = [_NUMBERED.fullmatch(line) for line in lines]
-        if not lines or not all(matches):
+        if not (lines and all(matches)):
             return lines
         numbered = [(int(match[1]), match[2].strip()) for match in matches if match]
     by_number = {number: name for number, name in numbered if name is not None}
