@@ -187,8 +187,8 @@ class FeatureSpec:
         ]
 
     def dim_of(self, layer: str) -> int:
-        """D of a layer, given by its full name."""
-        return self.dims[self.layers.index(layer)]
+        """D of a layer, given by its full name, or of several side by side."""
+        return sum(self.dims[self.layers.index(one)] for one in layers_in(layer))
 
     def described(self) -> dict[str, Any]:
         """What plans and footers record about these features."""
@@ -283,6 +283,15 @@ def split_layer(layer: str) -> tuple[str, Pooling]:
 def canonical_layer(layer: str) -> str:
     """A layer's full name, which is also its column in the data files: `fc2` -> `fc2:none`."""
     return ":".join(split_layer(layer))
+
+
+BESIDE = " + "
+"""Between layers whose features are taken side by side."""
+
+
+def layers_in(layer: str) -> list[str]:
+    """The layers that are taken side by side, in order; one, as a rule."""
+    return layer.split(BESIDE)
 
 
 def sha256_json(value: Any) -> str:

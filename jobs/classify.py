@@ -96,10 +96,9 @@ class HeadClassifier:
         self.head = Head.load(str(config.head))
         spec = self.head.origin.spec
         self.base = Base(replace(spec, weights=config.weights or spec.weights), _batch_size(config))
-        self._layer = spec.layers.index(self.head.origin.layer)
 
     def __call__(self, pixels_NHWC: np.ndarray, top: int) -> list[list[dict[str, Any]]]:
-        table = self.head.predictions(self.base(pixels_NHWC)[self._layer], top)
+        table = self.head.predictions(self.head.origin.taken(self.base(pixels_NHWC)), top)
         columns = (table.column(name).to_pylist() for name in ("top_labels", "top_probabilities", "predicted"))
         return [self._answers(*row) for row in zip(*columns, strict=True)]
 

@@ -10,7 +10,7 @@ from bottleneck.dataset.plan import Plan, load_plan
 from bottleneck.dataset.schema import check_schema, ok_rows
 from bottleneck.dataset.success import Success, finished
 from bottleneck.errors import CorruptError, IncompleteError, UsageError
-from bottleneck.spec import canonical_layer
+from bottleneck.spec import canonical_layer, layers_in
 from bottleneck.storage.parquet import open_parquet
 from bottleneck.storage.store import Entry, ObjectGoneError, Store, open_store
 from bottleneck.text import counted
@@ -164,6 +164,12 @@ def vectors(column: pa.ChunkedArray) -> np.ndarray:
     numbers = values.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
     features_ND: np.ndarray = numbers.reshape(len(values) - values.null_count, column.type.list_size)
     return features_ND
+
+
+def side_by_side(rows: pa.Table, layer: str) -> np.ndarray:
+    """The features of ok rows, [N, D] in the stored dtype, of one layer or of several side by side."""
+    parts = [vectors(rows.column(one)) for one in layers_in(layer)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _objects(column: pa.ChunkedArray) -> np.ndarray:

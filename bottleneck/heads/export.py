@@ -23,7 +23,7 @@ from bottleneck.networks.prepare import prepare_network
 from bottleneck.networks.prepared import BATCH_AXIS, PreparedNetwork
 from bottleneck.networks.runtimes.onnx_runtime import run_graph
 from bottleneck.networks.weights import load_network, sha256_weights
-from bottleneck.spec import FeatureRequest, FeatureSpec, RuntimeName, split_layer
+from bottleneck.spec import FeatureRequest, FeatureSpec, RuntimeName, layers_in, split_layer
 
 ModelFormat = Literal["keras", "onnx"]
 
@@ -51,6 +51,11 @@ def export_head(head: Head, file_format: ModelFormat, weights: str | None = None
     """
     check_choice("file_format", file_format, ModelFormat)
     origin = head.origin
+    if len(layers_in(origin.layer)) > 1:
+        raise UsageError(
+            f"A head on several layers side by side is not exported as one model. Received: {origin.layer}. Fit on one "
+            "layer, or export the layers' networks and compute the head from head.safetensors."
+        )
     request = _request(origin.spec, origin.layer, weights)
     if file_format == "onnx":
         prepared = prepare_network(request)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from bottleneck.dataset.features import Features, vectors
+from bottleneck.dataset.features import Features, side_by_side
 from bottleneck.dataset.plan import versions
 from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import UsageError
@@ -24,7 +24,7 @@ from bottleneck.heads.solver.protocol import LocalWorkers, Workers
 from bottleneck.heads.solver.worker import Worker, labelled_rows
 from bottleneck.heads.splits import HELD_OUT, SplitRule, all_traits, held_out_sha256
 from bottleneck.heads.test_set import evaluate_on, read_test
-from bottleneck.spec import canonical_layer
+from bottleneck.spec import BESIDE, canonical_layer, layers_in
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
     from bottleneck.heads.head import Head
@@ -204,13 +204,13 @@ def evaluate_head(
     """
     evaluator, layer = evaluator_of(head, threshold), head.origin.layer
     digests = held_out_digests(head, features) if held_out else None
-    for table in features.tables(["key", "label", "status", "sha256", layer]):
+    for table in features.tables(["key", "label", "status", "sha256", *layers_in(layer)]):
         ok = ok_rows(table).combine_chunks()
         if digests is not None:
             ok = labelled_rows(ok)[0]
             ok = ok.filter(np.isin(SplitRule.digests(ok), digests)).combine_chunks()
         if len(ok):
-            probabilities_NK = head.predict_proba(vectors(ok.column(layer)).astype(np.float32, copy=False))
+            probabilities_NK = head.predict_proba(side_by_side(ok, layer).astype(np.float32, copy=False))
             evaluator.add(ok.column("key").to_pylist(), ok.column("label").to_pylist(), probabilities_NK)
     return evaluator.result()
 
@@ -219,9 +219,13 @@ def chosen_layer(features: Features, request: HeadRequest) -> str:
     """The column to fit on. Raises UsageError where it is not there, or not clear."""
     if request.layer is None and len(features.layers) == 1:
         return features.layers[0]
-    if request.layer is None or canonical_layer(request.layer) not in features.layers:
-        raise UsageError(f"Expected `layer` to be one of {', '.join(features.layers)}. Received: {request.layer}.")
-    return canonical_layer(request.layer)
+    asked = [canonical_layer(one) for one in layers_in(request.layer or "")]
+    if request.layer is None or not set(asked) <= set(features.layers) or len(set(asked)) < len(asked):
+        raise UsageError(
+            f"Expected `layer` to be one of {', '.join(features.layers)}, or different ones joined by "
+            f"{BESIDE!r}. Received: {request.layer}."
+        )
+    return BESIDE.join(asked)
 
 
 def check_labels(label_counts: Mapping[str, int], output: str) -> None:

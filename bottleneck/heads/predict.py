@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from bottleneck.console import Progress
 from bottleneck.dataset.extend import Extended
-from bottleneck.dataset.features import Features
+from bottleneck.dataset.features import Features, side_by_side
 from bottleneck.dataset.footer import revision_in
 from bottleneck.dataset.plan import Plan
 from bottleneck.dataset.plan_parts import Shard, read_images
@@ -25,7 +25,7 @@ from bottleneck.dataset.write import Receipt, write_shard
 from bottleneck.errors import CorruptError, FingerprintError, IncompleteError
 from bottleneck.extract.summary import Summary, Tally, pending_shards, summarize
 from bottleneck.extract.work import Work
-from bottleneck.spec import PredictionSpec
+from bottleneck.spec import PredictionSpec, layers_in
 from bottleneck.storage.store import open_store
 from bottleneck.text import counted
 
@@ -65,7 +65,7 @@ class Predictor:
 
     def __call__(self, features: list[np.ndarray], is_ok: np.ndarray) -> list[pa.Array]:
         """What `extract.Columns` asks for."""
-        return self.columns(features[self.spec.features.layers.index(self.layer)], is_ok)
+        return self.columns(self.head.origin.taken(features), is_ok)
 
     def columns(self, features_ND: np.ndarray, is_ok: np.ndarray) -> list[pa.Array]:
         """Ask the head.
@@ -142,10 +142,11 @@ def _predict_shard(plan: Plan, features: Features, predictor: Predictor, run_id:
     if Work.of(plan).is_committed(shard):
         return Receipt(shard.number, {}, 0, created=False)
     source_name = features.plan.data_name(shard.number)
-    table = features.table(source_name, [*(field.name for field in IMAGE_FIELDS), predictor.layer])
-    rows, values = table.drop_columns(predictor.layer), table.column(predictor.layer).combine_chunks()
+    layers = layers_in(predictor.layer)
+    table = features.table(source_name, [*(field.name for field in IMAGE_FIELDS), *layers])
+    rows = table.drop_columns(layers)
     is_ok = ok_mask(rows)
-    has_values = values.is_valid().to_numpy(zero_copy_only=False)
+    has_values = np.all([table.column(one).is_valid().to_numpy() for one in layers], axis=0)
     images = read_images(store, shard)
     same = rows.column("key").to_pylist() == [image.key for image in images]
     if same and shard.number in features.plan.revised:  # ... and the file was not replaced a moment ago
@@ -156,8 +157,7 @@ def _predict_shard(plan: Plan, features: Features, predictor: Predictor, run_id:
             f"{source_name} of {features.plan.output} does not have the rows that its plan says. Look at it with "
             "`bottleneck verify`; delete it to have it extracted again."
         )
-    features_ND = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, values.type.list_size)
-    columns = predictor.columns(features_ND, is_ok)
+    columns = predictor.columns(side_by_side(table, predictor.layer), is_ok)
     answered = pa.table([*rows.columns, *columns], schema=data_schema(plan.holds))
     return write_shard(
         store,

@@ -48,7 +48,8 @@ class HeadRequest:
     """`logistic` (scikit-learn's LogisticRegression), `svm` (its LinearSVC), or `mlp` (one hidden layer); `auto` has
     cross-validation choose among the first two."""
     layer: str | None = None
-    """Column of the features to fit on. Required if there are several."""
+    """Column of the features to fit on. Required if there are several. Several are taken side by side as 'A:avg +
+    B:avg'."""
     c: tuple[float, ...] = (1.0,)
     """Inverse strength of the L2 penalty. Of several values, cross-validation chooses the best. Not for mlp."""
     multi_label: bool = False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bottleneck.dataset.features import Features, vectors
+from bottleneck.dataset.features import Features, side_by_side
 from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import FingerprintError, UsageError
 from bottleneck.heads.label_sets import names_in
@@ -16,6 +16,7 @@ from bottleneck.heads.request import HeadRequest
 from bottleneck.heads.solver.protocol import Workers
 from bottleneck.heads.solver.worker import Worker, check_finite, labelled_rows
 from bottleneck.heads.splits import SplitRule
+from bottleneck.spec import layers_in
 from bottleneck.text import shown
 
 if TYPE_CHECKING:  # scikit-learn takes seconds to import, which --help can do without
@@ -125,8 +126,10 @@ def _read(worker: Worker, test: Features, layer: str, files: list[str]) -> _Labe
     labels: Counter[str] = Counter()
     digests, unlabelled = [np.empty(0, np.uint64)], 0
     for name in files:
-        labelled, num_unlabelled = labelled_rows(test.table(name, ["key", "label", "status", "sha256", layer]))
-        check_finite(vectors(labelled.column(layer)), labelled, f"{test.plan.output}/{name}")
+        labelled, num_unlabelled = labelled_rows(
+            test.table(name, ["key", "label", "status", "sha256", *layers_in(layer)])
+        )
+        check_finite(side_by_side(labelled, layer), labelled, f"{test.plan.output}/{name}")
         labels.update(labelled.column("label").to_pylist())
         digests.append(SplitRule.digests(labelled))
         unlabelled += num_unlabelled
@@ -136,9 +139,9 @@ def _read(worker: Worker, test: Features, layer: str, files: list[str]) -> _Labe
 def _evaluate(worker: Worker, head: "Head", test: Features, layer: str, files: list[str]) -> AnyEvaluator:
     evaluator = evaluator_of(head)
     for name in files:
-        ok = ok_rows(test.table(name, ["key", "label", "status", layer])).combine_chunks()
+        ok = ok_rows(test.table(name, ["key", "label", "status", *layers_in(layer)])).combine_chunks()
         if len(ok):
-            probabilities_NK = head.predict_proba(vectors(ok.column(layer)).astype(np.float32, copy=False))
+            probabilities_NK = head.predict_proba(side_by_side(ok, layer).astype(np.float32, copy=False))
             evaluator.add(ok.column("key").to_pylist(), ok.column("label").to_pylist(), probabilities_NK)
     return evaluator
 

@@ -49,12 +49,14 @@ def features_of(
     dim: int = 6,
     gap: float = 2.0,
     series: int = 0,
+    beside: int = 0,
 ) -> Features:
     """A features dataset with an image for each label, written by the real writer; classes are so far apart.
 
-    The images of another series have other digests.
+    The images of another series have other digests. With `beside` there is another layer of so many dimensions.
     """
-    spec = tiny.spec(dims=(dim,))
+    layers = {"layers": (LAYER, "fc2:none"), "dims": (dim, beside)} if beside else {"dims": (dim,)}
+    spec = tiny.spec(**layers)
     keys = [f"{label or ''}/{n:05d}.jpg".lstrip("/") for n, label in enumerate(labels)]
     tiny.write_files(folder / "photos", {key: tiny.jpeg(0) for key in keys})
     output = str(folder / "features")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bottleneck.dataset.features import Features
+from bottleneck.dataset.features import Features, side_by_side
 from bottleneck.dataset.schema import ok_rows
 from bottleneck.errors import FeaturesError
 from bottleneck.heads.solver import mlp
@@ -23,6 +23,7 @@ from bottleneck.heads.solver.losses import Problems, log_loss
 from bottleneck.heads.solver.objective import LocalObjective
 from bottleneck.heads.solver.rows import Rows, as_dtype
 from bottleneck.heads.splits import SplitRule, Traits, all_traits
+from bottleneck.spec import layers_in
 
 PRODUCT_VALUES = 8_000_000
 """Values per block while products of images are summed: 64 MB of float64."""
@@ -62,11 +63,12 @@ class Worker:
         keys, labels, traits = [], [], [rule.no_traits()]
         end = unlabelled = 0
         for name in files:
-            table = features.table(name, list(dict.fromkeys(["key", "label", "status", *rule.columns(), layer])))
+            table = features.table(
+                name, list(dict.fromkeys(["key", "label", "status", *rule.columns(), *layers_in(layer)]))
+            )
             labelled, num_unlabelled = labelled_rows(table)
             unlabelled += num_unlabelled
-            values = labelled.column(layer).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            values_ND = values.reshape(len(labelled), dim)
+            values_ND = side_by_side(labelled, layer)
             start, end = end, end + len(labelled)
             if end > len(self.features_ND):
                 self.features_ND = np.resize(self.features_ND, (end, dim))
