@@ -6,6 +6,7 @@ Prints the numbers of images, bytes, labels and shards, and an estimate of rate,
 of the images. Run `bottleneck extract` with the same options to extract the plan.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -15,9 +16,10 @@ import tyro
 
 from bottleneck.dataset.make_plan import MAX_REJECTED
 from bottleneck.dataset.plan import Plan
+from bottleneck.dataset.plan_parts import SHARDS_PER_PART
 from bottleneck.distributed.ray_resources import workers_have_bfloat16
 from bottleneck.distributed.ray_session import cluster_address
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, UsageError
 from bottleneck.extract.estimate import Estimate
 from bottleneck.extract.open_plan import open_or_make_plan
 from bottleneck.extract.sample import measure_sample
@@ -53,6 +55,14 @@ class Config(PlanRequest):
     """Choose the precision for GPUs even if the cluster has none yet, as `extract` does."""
     no_estimate: bool = False
     """Skip the estimate of rate, time and output size, which extracts a few images."""
+    price_per_hour: float | None = None
+    """What an hour of one machine like this costs, in any currency: the estimate then tells the price."""
+
+    def __post_init__(self) -> None:
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
+            raise UsageError(f"--price-per-hour takes a number from 0 up. Received: {self.price_per_hour}.")
+        if self.price_per_hour is not None and self.no_estimate:
+            raise UsageError("--price-per-hour is of the estimate, which --no-estimate skips. Leave one of them out.")
 
 
 def main(config: Config) -> int:
@@ -69,7 +79,15 @@ def main(config: Config) -> int:
     )
     for line in describe(plan):
         show(line)
+    requests = requests_of(plan)
+    if "://" in plan.source or "://" in plan.output:
+        shown = [f"{count:,} {verb.upper()}" for verb, count in requests.items() if count is not None]
+        show(f"requests     {', '.join(shown)}, without what is tried again")
     estimate = None if config.no_estimate else estimated(plan)
+    price = None
+    if estimate and config.price_per_hour is not None:
+        price = estimate.seconds / 3600 * config.price_per_hour
+        show(f"price        about {price:,.2f} at {config.price_per_hour:g} an hour; the requests come on top")
     answer(
         {
             "output": plan.output,
@@ -81,7 +99,9 @@ def main(config: Config) -> int:
             "shards": plan.num_shards,
             "done": len(plan.committed()),
             "expected_output_bytes": expected_bytes(plan),
+            "requests": requests,
             "estimate": estimate.to_json() if estimate else None,
+            "price": None if price is None else round(price, 4),
             "fingerprint": plan.spec.fingerprint,
         }
     )
@@ -120,6 +140,19 @@ def describe(plan: Plan) -> list[str]:
         f"output       {plan.output}, at most about {size(expected_bytes(plan))}",
         f"fingerprint  {spec.fingerprint}",
     ]
+
+
+def requests_of(plan: Plan) -> dict[str, int | None]:
+    """Requests that extracting the missing shards takes, by verb; None where the plan does not tell.
+
+    Every image is a GET, a slice of a tar too; of Parquet files whole row groups are read, whose number is not planned.
+    A data file is a PUT, and so is `_SUCCESS.json`; the plan's parts are read and data files listed.
+    """
+    done = plan.committed()
+    images = plan.num_images - sum(plan.images_in(shard) for shard in done)
+    shards = plan.num_shards - len(done)
+    gets = None if plan.reading.source_format == "parquet" else images + -(-shards // SHARDS_PER_PART)
+    return {"get": gets, "put": shards + bool(shards), "list": -(-plan.num_shards // 1000)}
 
 
 def skipped(plan: Plan) -> str:

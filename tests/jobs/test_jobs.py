@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from tiny import digits_folder, jpeg, photos, write_files
 
 from bottleneck.console import duration
@@ -50,6 +51,7 @@ OPTIONS = {
         "max_rejected",
         "use_gpu",
         "no_estimate",
+        "price_per_hour",
     ],
     "requeue": ["output", "reason", "changed", "max_bytes", "max_pixels", "formats"],
     "status": ["output", "watch"],
@@ -61,6 +63,7 @@ OPTIONS = {
             "output",
             "top",
             "proba",
+            "table",
             "weights",
             "allow_incomplete",
             *READING,
@@ -70,14 +73,15 @@ OPTIONS = {
         *["extend", "max_rejected", "num_actors", "use_gpu", "batch_size", "runtime"],
     ],
     "fit": [
-        *["features", "head", "kind", "layer", "c", "folds", "metric", "test_fraction", "test_keys", "group_by"],
-        *["scale", "class_weight", "hidden_size", "epochs", "seed", "test"],
+        *["features", "head", "kind", "layer", "c", "multi_label", "folds", "metric", "test_fraction", "test_keys"],
+        *["group_by", "scale", "class_weight", "hidden_size", "epochs", "seed", "test"],
         *["num_workers", "use_gpu", "allow_incomplete"],
     ],
     "evaluate": ["head", "features", "held_out", "allow_incomplete", "threshold", "report"],
-    "classify": ["images", "head", "base", "weights", "names", "top"],
-    "similar": ["places", "top", "exclude_copies", "layer", "sheet", "weights", "allow_incomplete"],
+    "classify": ["images", "head", "base", "weights", "names", "top", "table"],
+    "similar": ["places", "top", "exclude_copies", "layer", "sheet", "table", "weights", "allow_incomplete"],
     "duplicates": ["features", "file", "min_cosine", "layer", "sheet", "allow_incomplete"],
+    "report": ["features", "file", "layer", "allow_incomplete"],
     "describe": ["base", "weights", "image_size", "plot"],
     "export": ["source", "file", "layer", "order", "flat", "weights", "allow_incomplete"],
     "diff": ["a", "b", "top", "min_cosine", "allow_incomplete"],
@@ -179,6 +183,33 @@ def test_plan_extract_verify(tmp_path: Path) -> None:
     }
     assert "4/0000.jpg" in told
     assert run("verify", output, "--full")[0] == 0
+
+
+def test_a_plan_counts_requests_and_tells_a_price(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.photos(tmp_path / "photos", 40)
+    arguments = [
+        "plan",
+        str(tmp_path / "photos"),
+        str(tmp_path / "features"),
+        "--base",
+        "stub",
+        "--weights",
+        "random:0",
+    ]
+    assert main(["--json", *arguments, "--shard-size", "8", "--price-per-hour", "3600"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["requests"] == {
+        "get": 41,
+        "put": 6,
+        "list": 1,
+    }  # 40 images and one part; five data files and _SUCCESS
+    assert result["price"] == pytest.approx(result["estimate"]["hours"] * 3600, abs=0.5)
+    for given, told in (
+        (["--price-per-hour", "-1"], "a number from 0 up"),
+        (["--price-per-hour", "1"], "Leave one of"),
+    ):
+        assert main([*arguments, "--no-estimate", *given]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_the_librarys_parameters_are_options_on_the_command_line() -> None:

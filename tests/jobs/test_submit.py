@@ -75,7 +75,18 @@ NO_PLACES = {
     *("follow_links", "what", "num_images", "rounds", "limit_seconds", "dim", "classes"),
     "label_names",  # the names themselves, once the options are parsed
     *("accept_cut", "follow_links", "formats", "test_keys", "group_by", "held_out", "threshold", "order", "flat"),
-    *("metric", "multi_label", "hidden_size", "epochs", "seed", "include", "exclude", "limit", "sample"),
+    *(
+        "metric",
+        "multi_label",
+        "price_per_hour",
+        "hidden_size",
+        "epochs",
+        "seed",
+        "include",
+        "exclude",
+        "limit",
+        "sample",
+    ),
 }
 
 
