@@ -71,7 +71,7 @@ class PixelsRequest:
     std: tuple[float, ...] = ()
     """Base `onnx`: three values to divide by."""
     image_size: int | None = None
-    """Base `onnx`: side of the input in pixels. Default: what the file says."""
+    """Side of the input in pixels. Default: that of the base, or what the ONNX file says. Not for layers of the top."""
 
     def __post_init__(self) -> None:
         check_choices(self)

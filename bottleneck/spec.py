@@ -10,14 +10,14 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
-from bottleneck.catalog import ONNX_BASE, base_named
+from bottleneck.catalog import ONNX_BASE, base_named, find_network
 from bottleneck.choices import check_choices
 from bottleneck.errors import UsageError
 from bottleneck.pixels import Pixels, PixelsRequest
 
 Pooling = Literal["avg", "max", "none"]
 Precision = Literal["float32", "bfloat16", "int8"]
-Resize = Literal["squash", "crop"]
+Resize = Literal["squash", "crop", "pad"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Exif = Literal["apply", "ignore"]
 DecodeMode = Literal["exact", "draft"]
@@ -46,7 +46,7 @@ class FeatureRequest:
     """Layers to take features from, as LAYER:POOLING with pooling avg, max or none (the default). Several layers are
     computed in one pass. Default: the last layer before the top, averaged, as `block5_pool:avg`."""
     resize: Resize = "squash"
-    """`squash` to the input size, as Keras' load_img does, or `crop` the centre square first."""
+    """`squash` to the input size, as Keras' load_img does, `crop` the centre square first, or `pad` with black."""
     interpolation: Interpolation = "bilinear"
     """Pillow's resampling filter. All are antialiased except `nearest`, the default of Keras' load_img."""
     exif: Exif = "apply"
@@ -90,7 +90,7 @@ class FeatureRequest:
                 f"`base` {ONNX_BASE} goes with `weights` FILE.onnx, and no other base does. Received: base "
                 f"{self.base}, weights {self.weights}."
             )
-        if self.input.is_given and not is_onnx:
+        if self.input.has_values and not is_onnx:
             raise UsageError(
                 f"`pixels` and what belongs to it describe the network of an ONNX file. Received: base {self.base}, "
                 "which knows how it takes pixels: leave them out."
@@ -167,9 +167,8 @@ class FeatureSpec:
     def request(self) -> FeatureRequest:
         """The request that resolves to this spec."""
         shared = {one.name for one in fields(FeatureRequest)}
-        asked = PixelsRequest()
-        if self.base == ONNX_BASE:
-            asked = PixelsRequest(**(vars(self.pixels) if self.pixels else {}), image_size=self.image_size_px)
+        size = None if find_network(self.base)[0].image_size_px == self.image_size_px else self.image_size_px
+        asked = PixelsRequest(**(vars(self.pixels) if self.pixels else {}), image_size=size)
         return FeatureRequest(**{name: value for name, value in vars(self).items() if name in shared}, input=asked)
 
     @property

@@ -42,6 +42,7 @@ predict {out}/features {out}/head {out}/predictions
 classify {photos}/0/0000.jpg --head {out}/head
 similar {photos}/1/0000.jpg {out}/features --sheet {out}/sheet.html
 duplicates {out}/features {out}/duplicates.parquet
+report {out}/features {out}/overview.html
 describe
 export {out}/features {out}/features.npz
 diff {out}/features {out}/features

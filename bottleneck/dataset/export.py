@@ -97,7 +97,7 @@ def _feature_shape(features: Features, column: str, flat: bool) -> tuple[int, ..
     layer, pooling = split_layer(column)
     if flat or pooling != "none":
         return (dim,)
-    shape = layer_shape(features.spec.base, layer)
+    shape = layer_shape(features.spec.base, layer, features.spec.image_size_px)
     if math.prod(shape) != dim:
         raise CorruptError(
             f"{features.plan.output} says that {column} has {dim:,} values, the layer of {features.spec.base} here has "

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from bottleneck.catalog import find_network
 from bottleneck.dataset.differences import differences
 from bottleneck.dataset.make_plan import MAX_REJECTED, check_max_rejected, survey
 from bottleneck.dataset.plan import Plan, load_plan
@@ -92,8 +93,8 @@ def check_request(
         asked["layers"] = list(layers)
     if request.input.has_values:
         asked["pixels"] = request.input.resolved().to_json()
-    if request.input.image_size is not None:
-        asked["image_size_px"] = request.input.image_size
+    if size := request.input.image_size or find_network(request.base)[0].image_size_px:  # an ONNX file has its own
+        asked["image_size_px"] = size
     if request.precision != "auto":
         asked["precision"] = request.precision
     requested: dict[str, Any] = {

@@ -68,7 +68,7 @@ def export_head(head: Head, file_format: ModelFormat, weights: str | None = None
         return fused_onnx(head, graph, facts), facts
     if request.base == ONNX_BASE:
         raise UsageError("The network of an ONNX file is exported as one. Expected a file ending in .onnx.")
-    network = load_network(request.base, request.weights, request.layers)
+    network = load_network(request.base, request.weights, request.layers, request.input.image_size)
     _check_sha256(sha256_weights(network), origin.spec, request)
     model = build_model(head, network)
     difference = _difference(
@@ -110,7 +110,7 @@ def export_network(
     else:
         if request.base == ONNX_BASE:
             raise UsageError("The network of an ONNX file is exported as one. Expected a file ending in .onnx.")
-        network = load_network(request.base, request.weights, request.layers)
+        network = load_network(request.base, request.weights, request.layers, request.input.image_size)
         _check_sha256(sha256_weights(network), spec, request)
         model = _frozen(*_feature_layers(spec, layer, network), "bottleneck_features")
         data = _keras_file(model)

@@ -159,12 +159,19 @@ def _find_copies(found: Overview, features: Features, layer: str, units_ND: np.n
         found.copies_of = f"all {counted(found.num_ok, 'image')}"
         return
     found.copies_of = f"the {counted(len(units_ND), 'image')} of the sample"
-    pairs = np.argwhere(np.triu(units_ND @ units_ND.T >= MIN_COSINE, 1))
-    found.num_copies = len(pairs)
-    found.copies = [
-        DuplicateGroup((found.keys[a], found.keys[b]), 2, float(units_ND[a] @ units_ND[b]))
-        for a, b in pairs[:NUM_GROUPS].tolist()
-    ]
+    from scipy.sparse.csgraph import connected_components
+
+    cosines_NN = units_ND @ units_ND.T
+    is_alike_NN = (cosines_NN >= MIN_COSINE) & ~np.eye(len(units_ND), dtype=bool)
+    groups_N = connected_components(is_alike_NN, directed=False)[1]
+    sizes = np.bincount(groups_N)
+    found.num_copies = int((sizes > 1).sum())
+    for group in np.argsort(-sizes, kind="stable")[: min(NUM_GROUPS, found.num_copies)].tolist():
+        members = np.flatnonzero(groups_N == group)
+        inner_NN = cosines_NN[np.ix_(members, members)]
+        least = float(inner_NN[is_alike_NN[np.ix_(members, members)]].min())
+        keys = tuple(found.keys[at] for at in members[:NUM_OF_GROUP].tolist())
+        found.copies.append(DuplicateGroup(keys, len(members), least))
 
 
 def overview_html(features: Features, layer: str, found: Overview) -> str:
@@ -207,7 +214,7 @@ def overview_html(features: Features, layer: str, found: Overview) -> str:
         sizes=_sizes(found),
         min_cosine=MIN_COSINE,
         points=[_point(found, at, hues, small) for at in on_map.tolist()],
-        pictures=pictures,
+        pictures=Thumbnails(pictures.images, pictures.missing or small.missing),
         rejected=found.rejected,
         details=details,
     )

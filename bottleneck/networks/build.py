@@ -12,16 +12,22 @@ PREPROCESSING = ("Rescaling", "Normalization")
 """Layers with which a network preprocesses pixels itself (`inside` in the catalog)."""
 
 
-def build_network(base: str, with_top: bool) -> Any:
+def build_network(base: str, with_top: bool, image_size: int | None = None) -> Any:
     """Build a network in float32, with Keras' initial weights, which are always replaced.
 
     Without its top it ends with the last layer that needs none of the top's weights (`avg_pool`, `dropout`), but for
     networks with a heavy top, which end where Keras' own do without it.
+
+    Args:
+        image_size: side of the input in pixels; default the base's own.
+
+    Raises:
+        UsageError: for a size that the base cannot have.
     """
     row, _ = find_network(base)
     if with_top or row.heavy_top:
-        return _construct(base, None, with_top)
-    return cut_top(_construct(base, None, True), base)
+        return _construct(base, None, with_top, image_size)
+    return cut_top(_construct(base, None, True, image_size), base)
 
 
 def build_trained(base: str, with_top: bool) -> Any:
@@ -79,18 +85,26 @@ def layer_names(network: Any) -> list[str]:
     return [layer.name for layer in network.layers[1:]]  # the first is the input
 
 
-def _construct(base: str, weights: str | None, with_top: bool) -> Any:
+def _construct(base: str, weights: str | None, with_top: bool, image_size: int | None = None) -> Any:
     keras = import_keras()
     row, width = find_network(base)
+    size = image_size or row.image_size_px
     arguments: dict[str, Any] = {
         "weights": weights,
         "include_top": with_top,
-        "input_shape": (row.image_size_px, row.image_size_px, 3),
+        "input_shape": (size, size, 3),
     }
     if width is not None:
         arguments["alpha"] = width
     constructor = _stub if row is STUB else getattr(keras.applications, row.constructor)
-    network = _apart(lambda: constructor(**arguments))
+    try:
+        network = _apart(lambda: constructor(**arguments))
+    except ValueError as error:
+        if image_size is None:
+            raise
+        raise UsageError(
+            f"{base} takes no images of `image_size` {image_size}: {error} Leave it out, or try another."
+        ) from None
     if weights is None and row.constructor.startswith("EfficientNetB"):
         return _apart(lambda: _with_deviation(network))
     return network

@@ -134,14 +134,17 @@ def describe_onnx(weights: str, image_size: int | None = None) -> Description:
     return Description(ONNX_BASE, (size, size, 3), tuple(layers), file.default_layer)
 
 
-def layer_shape(base: str, layer: str) -> tuple[int, ...]:
+def layer_shape(base: str, layer: str, image_size: int | None = None) -> tuple[int, ...]:
     """The shape of a layer's output without the batch: (H, W, C), or (D,). Builds the network, with its top if needed.
+
+    Args:
+        image_size: side of the input in pixels; default the base's own.
 
     Raises:
         UsageError: for a base or layer that is not there.
     """
     for with_top in (False, True):
-        network = build_network(base, with_top)
+        network = build_network(base, with_top, image_size)
         if layer in layer_names(network):
             return tuple(int(size) for size in network.get_layer(layer).output.shape[1:])
     raise UsageError(f"{base} has no layer {layer}. `bottleneck describe {base}` lists them.")

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.catalog import find_network
 from bottleneck.errors import UsageError
 from bottleneck.networks.build import preprocess
 from bottleneck.networks.keras_import import import_keras
@@ -14,9 +13,9 @@ from bottleneck.spec import split_layer
 def feature_model(network: Any, base: str, layers: tuple[str, ...]) -> Any:
     """uint8 [N, H, W, C] -> one float32 [N, D] for each layer; preprocessing happens here and nowhere else."""
     keras = import_keras()
-    row, _ = find_network(base)
+    size = network.input_shape[1]
     taken = keras.Model(network.input, [network.get_layer(split_layer(layer)[0]).output for layer in layers])
-    pixels = keras.Input((row.image_size_px, row.image_size_px, 3), dtype="uint8")
+    pixels = keras.Input((size, size, 3), dtype="uint8")
     outputs = taken(preprocess(keras.ops.cast(pixels, "float32"), base), training=False)
     outputs = outputs if isinstance(outputs, list) else [outputs]
     return keras.Model(pixels, [_pool(output, layer) for output, layer in zip(outputs, layers, strict=True)])

@@ -64,13 +64,13 @@ def choose_precision(request: FeatureRequest, has_bfloat16: Callable[[], bool]) 
 def load_feature_model(request: FeatureRequest, precision: Precision) -> tuple[Any, Any, FeatureSpec]:
     """The network with its weights, the model that takes its features (both float32), and what they are."""
     layers = requested_layers(request)
-    network = load_network(request.base, request.weights, layers)
+    network = load_network(request.base, request.weights, layers, request.input.image_size)
     model = feature_model(network, request.base, layers)
     spec = request.resolved(
         precision,
         weights_sha256=sha256_weights(network),
         layers=layers,
         dims=tuple(int(output.shape[-1]) for output in model.outputs),
-        image_size_px=find_network(request.base)[0].image_size_px,
+        image_size_px=int(network.input_shape[1]),
     )
     return network, model, spec

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from bottleneck.catalog import nearest
+from bottleneck.catalog import find_network, nearest
 from bottleneck.errors import UsageError, WeightsError
 from bottleneck.networks.build import build_network, build_trained, cut_top, layer_names, set_weights, settle
 from bottleneck.networks.weights_file import check_hdf5
@@ -17,18 +17,33 @@ from bottleneck.spec import split_layer
 from bottleneck.storage.store import ObjectGoneError, open_store
 
 
-def load_network(base: str, weights: str, layers: tuple[str, ...]) -> Any:
-    """The network with its weights in float32, with its top only where a layer or the weights' file needs it."""
+def load_network(base: str, weights: str, layers: tuple[str, ...], image_size: int | None = None) -> Any:
+    """The network with its weights in float32, with its top only where a layer or the weights' file needs it.
+
+    Args:
+        image_size: side of the input in pixels; default the base's own, which the top needs.
+
+    Raises:
+        UsageError: for a layer that is not there, or a size that the base or these layers cannot have.
+        WeightsError: for weights that are not there, or do not fit.
+    """
     check_weights(weights)
+    if image_size == find_network(base)[0].image_size_px:
+        image_size = None
     names = {split_layer(layer)[0] for layer in layers}
-    network = build_network(base, with_top=False)
+    network = build_network(base, with_top=False, image_size=image_size)
     needs_top = False
     if not names <= set(layer_names(network)):
         whole = build_network(base, with_top=True)
         _check_names(base, names, layer_names(whole))
-        network = cut_top(whole, base)
-        needs_top = not names <= set(layer_names(network))
-        network = whole if needs_top else network
+        body = cut_top(whole, base)
+        needs_top = not names <= set(layer_names(body))
+        if image_size is not None:
+            raise UsageError(
+                f"Layers of the top have images of one size. Received: `image_size` {image_size} with "
+                f"{', '.join(sorted(names - set(layer_names(network))))}. Leave one of them out."
+            )
+        network = whole if needs_top else body
     if weights.startswith("random:"):
         _set_random(network, int(weights.removeprefix("random:")))
     elif weights == "imagenet":

@@ -310,6 +310,14 @@ def test_crop_takes_the_centre_square() -> None:
     assert not np.array_equal(pixels(data, spec(image_size_px=30)), array[:, 30:60])
 
 
+@pytest.mark.parametrize("size", [(90, 30), (30, 90), (31, 32), (32, 32), (100, 75)])
+def test_padding_is_pillows_own(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    expected = ImageOps.pad(image, (32, 32), Image.Resampling.BILINEAR)
+    found = pixels(saved(image, "PNG"), spec(resize="pad"))
+    assert np.array_equal(found, np.asarray(expected))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_any_shape_of_image_can_be_resized(size: tuple[int, int], resize: str) -> None:

@@ -155,7 +155,7 @@ def _killed_until_done(way: Way, output: Path, number: int, log: Path, rng: rand
             ended = [job.wait() for job in jobs]
         killed += sum(one.code == -9 for one in ended)
         for one in ended:
-            assert one.code in (0, -9), one
+            assert one.code in (0, -9), f"exit code {one.code}\n{one.stdout}\n{one.stderr}"  # whole, with its traceback
         if any(one.code == 0 for one in ended):
             return killed
         finished = None if way.start else False

@@ -70,6 +70,9 @@ def test_large_datasets_are_sampled_evenly(features: Features, monkeypatch: pyte
     assert (len(found.keys), found.keys[0], found.keys[-1]) == (20, every[0], every[-1])
     assert found.num_ok == 62
     assert found.copies_of == "the 20 images of the sample"
+    assert sum(group.num_images for group in found.copies) <= 20
+    assert all(group.num_images >= 2 and group.least_cosine >= 0.99 for group in found.copies)
+    assert found.num_copies >= len(found.copies) >= 1
     assert np.diff([every.index(key) for key in found.keys]).max() <= 4
 
 
