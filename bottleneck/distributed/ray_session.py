@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -96,6 +97,11 @@ def start_ray() -> None:
                 f"The Ray cluster at RAY_ADDRESS={address} rejected the token: it is missing or not the cluster's. "
                 "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token."
             )
+        elif address and (versions := _other_versions(str(error))):
+            message = (
+                f"The Ray cluster at RAY_ADDRESS={address} has other versions than this process: {versions}. Both must "
+                "be the same: install the cluster's versions here, or run the job there with `bottleneck submit`."
+            )
         elif address:
             message = (
                 f"No Ray cluster answers at RAY_ADDRESS={address}: {str(error).rstrip('.')}. Unset it to run on this "
@@ -134,6 +140,15 @@ def _is_about_token(error: BaseException | None) -> bool:
     # Of a wrong token Ray keeps the text alone, in an error of another kind.
     named = type(error).__name__ == "AuthenticationError" or "InvalidAuthToken" in str(error)
     return error is not None and (named or _is_about_token(error.__cause__))
+
+
+def _other_versions(message: str) -> str:
+    """The versions of cluster and process in Ray's message about a mismatch, which has several lines; else empty."""
+    found = re.findall(r"^ *(Ray|Python): (\S+)$", message, re.MULTILINE)
+    if "Version mismatch" not in message or len(found) != 4:
+        return ""
+    cluster, process = (" and ".join(f"{name} {version}" for name, version in half) for half in (found[:2], found[2:]))
+    return f"{cluster} there, {process} here"
 
 
 def is_ours() -> bool:

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,39 @@ def test_the_head_takes_no_tasks_and_workers_grow_from_none_on_spot_machines(nam
         assert "spot" in json.dumps(kinds[kind]["node_config"]).lower()
     assert kinds["gpu"]["resources"]["GPU"] == 1
     assert "GPU" not in kinds["decode"]["resources"]
-    assert sum(kinds[kind]["max_workers"] for kind in ("gpu", "decode")) <= config["max_workers"]
+    assert sum(kind.get("max_workers", 0) for kind in kinds.values()) <= config["max_workers"]
+
+
+def test_other_gpus_are_as_the_first_kind_and_start_only_when_they_are_asked_for() -> None:
+    kinds = cloud("aws")["available_node_types"]
+    assert set(kinds) == {"head", "gpu", "gpu_other", "gpu_on_demand", "decode"}
+    spot, other, on_demand = (kinds[kind] for kind in ("gpu", "gpu_other", "gpu_on_demand"))
+    assert (other["max_workers"], on_demand["max_workers"]) == (0, 0)
+    for kind in (other, on_demand):
+        assert {**kind, "max_workers": 0, "node_config": 0} == {**spot, "max_workers": 0, "node_config": 0}
+    assert other["node_config"] == spot["node_config"] | {"InstanceType": other["node_config"]["InstanceType"]}
+    assert other["node_config"]["InstanceType"] != spot["node_config"]["InstanceType"]
+    assert on_demand["node_config"] | {"InstanceMarketOptions": {"MarketType": "spot"}} == spot["node_config"]
+
+
+def test_lines_that_are_to_be_uncommented_are_ones_that_ray_accepts() -> None:
+    """`# name: value` beside the others, for accounts without a default VPC or with a registry of their own."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text, count = re.subn(
+        r"^( *)# ((?:use_internal_ips|SubnetIds|initialization_commands|  - aws ecr).*)",
+        r"\1\2",
+        (CLUSTER / "aws.yaml").read_text().replace("[subnet-...]", "[subnet-1, subnet-2]"),
+        flags=re.MULTILINE,
+    )
+    assert count == 5
+    config = yaml.safe_load(text.replace("initialization_commands: []\n", ""))
+    validate_config(prepare_config(config))
+    assert config["provider"]["use_internal_ips"] is True
+    nodes = [kind["node_config"] for kind in config["available_node_types"].values()]
+    assert [node["SubnetIds"] for node in nodes] == [["subnet-1", "subnet-2"]] * 5
+    [login] = config["initialization_commands"]
+    assert subprocess.run(["bash", "-n", "-c", login]).returncode == 0
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -124,7 +157,7 @@ def test_what_is_to_be_edited_stands_at_the_top_and_says_what_goes_there(path: P
 def test_the_readme_names_every_file_and_no_other() -> None:
     files = {path.name for path in CLUSTER.iterdir() if not path.name.endswith(("README.md", ".dockerignore"))}
     assert {name for name in files if name not in README} == set()
-    assert set(re.findall(r"\]\(([a-z-]+\.[a-z]+)\)", README)) <= files
+    assert set(re.findall(r"\]\(([a-z-]+(?:\.[a-z]+)?)\)", README)) <= files
 
 
 # Kubernetes
@@ -169,10 +202,13 @@ def test_kuberay_accepts_the_run() -> None:
 
 def test_the_run_on_kubernetes_is_a_command_that_exists_and_ends_with_its_cluster() -> None:
     spec = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())["spec"]
-    words = shlex.split(spec["entrypoint"])
-    assert words[0] == "bottleneck"
-    parse(importlib.import_module(f"jobs.{words[1]}"), words[2:])
+    again, program, job, *arguments = shlex.split(spec["entrypoint"])
+    assert (again, program) == ("until-done", "bottleneck")
+    parse(importlib.import_module(f"jobs.{job}"), arguments)
+    assert not set("$;&|<>()`\"'") & set(spec["entrypoint"]), "KubeRay puts it into a shell as it is"
     assert spec["shutdownAfterJobFinishes"]
+    assert spec["backoffLimit"] == 0, "KubeRay would start GPUs again after exit codes that only a person can mend"
+    assert spec["activeDeadlineSeconds"] > 0
     assert spec["ttlSecondsAfterFinished"] > 0
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token", "secretName": "bottleneck-ray-token"}
@@ -184,6 +220,46 @@ def test_the_run_on_kubernetes_is_a_command_that_exists_and_ends_with_its_cluste
     import ray
 
     assert cluster["rayVersion"] == ray.__version__
+
+
+def test_the_pod_that_hands_the_run_over_suits_a_restricted_namespace_and_kuberay_fills_it_in() -> None:
+    spec = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())["spec"]
+    pod = spec["submitterPodTemplate"]["spec"]
+    assert pod["securityContext"] == spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["securityContext"]
+    assert pod["restartPolicy"] == "Never"
+    [container] = pod["containers"]
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert "command" not in container, "KubeRay puts its own in only where there is none"
+    assert "GPU" not in json.dumps(pod)
+    assert "gpu" not in json.dumps(pod)
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]["annotations"]
+    assert head == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+    for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
+        assert "annotations" not in group["template"]["metadata"]
+
+
+def test_the_nightly_run_creates_the_file_of_its_config_map_and_may_do_nothing_else() -> None:
+    cron, account, role, binding = yaml.safe_load_all((CLUSTER / "nightly.yaml").read_text())
+    assert [one["kind"] for one in (cron, account, role, binding)] == [
+        "CronJob",
+        "ServiceAccount",
+        "Role",
+        "RoleBinding",
+    ]
+    assert role["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create"]}]
+    name = account["metadata"]["name"]
+    assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name}]
+    pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == name
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    [container], [volume] = pod["containers"], pod["volumes"]
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    [mount] = container["volumeMounts"]
+    assert mount["name"] == volume["name"]
+    assert container["command"] == ["kubectl", "create", "--filename", f"{mount['mountPath']}/kuberay.yaml"]
+    assert f"kubectl create configmap {volume['configMap']['name']} --from-file=cluster/kuberay.yaml" in README
 
 
 @pytest.mark.parametrize("spec", pod_templates(), ids=["head", "gpu", "decode"])
@@ -205,7 +281,7 @@ def test_pods_run_as_nobody_special_with_room_for_the_object_store(spec: dict[st
 # The rights
 
 
-@pytest.mark.parametrize("name", ["iam-job.json", "iam-requeue.json", "iam-launch.json"])
+@pytest.mark.parametrize("name", ["iam-job.json", "iam-requeue.json", "iam-launch.json", "iam-options.json"])
 def test_a_policy_allows_named_actions_only_and_deletes_nothing_of_the_store(name: str) -> None:
     statements = json.loads((CLUSTER / name).read_text())["Statement"]
     assert len({one["Sid"] for one in statements}) == len(statements)
@@ -213,7 +289,8 @@ def test_a_policy_allows_named_actions_only_and_deletes_nothing_of_the_store(nam
         actions = [one["Action"]] if isinstance(one["Action"], str) else one["Action"]
         assert one["Effect"] == "Allow"
         assert not any("*" in action or "Delete" in action for action in actions)
-        assert one["Resource"] != "*" or all(action.startswith("ec2:Describe") for action in actions)
+        reads = ("ec2:Describe", "ecr:GetAuthorizationToken")  # which AWS does not tie to a resource
+        assert one["Resource"] != "*" or all(action.startswith(reads) for action in actions)
         if "iam:PassRole" in actions:
             assert all(re.search(r":role/bottleneck-(head|worker)$", role) for role in one["Resource"])
 
@@ -282,7 +359,7 @@ def test_commands_in_the_readme_parse_and_name_files_that_exist(block: str) -> N
 def test_the_nightly_runs_are_programs_and_their_command_is_one() -> None:
     [dag] = blocks("python")
     compile(ast.parse(dag), "dag.py", "exec")
-    commands = re.findall(r"bottleneck submit [^\"`\n]*-- (\w+) ([^\"`\n]*)", README)
+    commands = re.findall(r"bottleneck submit [^\"`\n]*-- (\w+) ([^\"`\n>]*)", README)
     assert len(commands) >= 3
     for job, arguments in commands:
         assert job in JOBS
@@ -291,3 +368,58 @@ def test_the_nightly_runs_are_programs_and_their_command_is_one() -> None:
     assert len(line.split()[:5]) == 5
     assert "%" not in line, "cron would end the command there"
     assert "--extend" in line
+
+
+def test_cron_runs_one_at_a_time_writes_a_log_and_starts_again_what_is_not_done(tmp_path: Path) -> None:
+    """The line of the README itself, with a `bottleneck` that leaves work twice."""
+    program = tmp_path / "bin/bottleneck"
+    program.parent.mkdir()
+    program.write_text(
+        f"""#!/bin/sh
+echo "$@" >> {tmp_path}/arguments
+[ "$(wc -l < {tmp_path}/arguments)" -gt 2 ] && echo finished || exit 3
+"""
+    )
+    program.chmod(0o755)
+    [line] = blocks("crontab")
+    command = line.split(maxsplit=5)[5].replace("/opt/bottleneck/bin", str(program.parent))
+    command = command.replace("/opt/bottleneck/cluster", str(CLUSTER))
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PAUSE_SECONDS": "0"}
+    held = subprocess.Popen(["flock", tmp_path / "bottleneck.lock", "cat"], stdin=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 20
+        while subprocess.run(["flock", "--nonblock", tmp_path / "bottleneck.lock", "true"]).returncode == 0:
+            assert time.monotonic() < deadline
+        assert subprocess.run(["sh", "-c", command], env=environment).returncode == 1
+        assert not (tmp_path / "arguments").exists(), "another night's run is under way"
+    finally:
+        held.communicate()
+    assert subprocess.run(["sh", "-c", command], env=environment).returncode == 0
+    assert len((tmp_path / "arguments").read_text().splitlines()) == 3
+    log = (tmp_path / "bottleneck.log").read_text()
+    assert log.count("exit code 3, starting again") == 2
+    assert log.endswith("finished\n")
+
+
+@pytest.mark.parametrize(("codes", "starts", "ended"), [("0", 1, 0), ("3 5 0", 3, 0), ("3 4", 2, 4), ("2", 1, 2)])
+def test_until_done_starts_again_where_that_may_help(tmp_path: Path, codes: str, starts: int, ended: int) -> None:
+    assert until_done(tmp_path, codes) == (starts, ended)
+
+
+def test_until_done_gives_up_with_the_last_exit_code(tmp_path: Path) -> None:
+    assert until_done(tmp_path, "3 3 3 5 0") == (4, 5)
+
+
+def until_done(folder: Path, codes: str) -> tuple[int, int]:
+    """How often a command that ends with these exit codes is started, and the exit code in the end."""
+    (folder / "codes").write_text("\n".join(codes.split()) + "\n")
+    (folder / "started").write_text("")
+    command = 'echo "$1" >> started; exit "$(sed -n "$(wc -l < started)p" codes)"'
+    done = subprocess.run(
+        [CLUSTER / "until-done", "sh", "-c", command, "sh", "two words"],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PAUSE_SECONDS": "0"},
+    )
+    started = (folder / "started").read_text().splitlines()
+    assert set(started) == {"two words"}
+    return len(started), done.returncode

@@ -32,6 +32,8 @@ def test_the_image_is_pinned_runs_as_a_user_and_holds_no_secret() -> None:
         assert not re.search(r"pip install(?!.*--no-cache-dir)", command)
         if "pip install" in command:
             assert "--no-deps --require-hashes" in command or "--no-deps --no-build-isolation" in command
+    assert of("ENTRYPOINT") == ['["tini", "-g", "--"]']
+    assert any("apt-get install" in command and " tini " in command for command in of("RUN"))
     text = (CLUSTER / "Dockerfile").read_text()
     assert not re.search(r"latest|_KEY=|PASSWORD|SECRET|TOKEN=", text)
     assert "RAY_AUTH_MODE=token" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,10 @@ def test_the_jobs_role_does_nothing_else(worker: Any, ceph_server: CephServer, b
 @pytest.fixture
 def amazon() -> Iterator[MotoServer]:
     """EC2 and IAM as moto plays them, which looks at a policy's actions."""
+    from ray.autoscaler._private.aws.utils import client_cache, resource_cache
+
+    for cached in (client_cache, resource_cache):
+        cached.cache_clear()  # Ray keeps its clients by region, also those of a server that is gone
     with MotoServer() as server:
         yield server
 
@@ -195,3 +200,44 @@ def test_ray_starts_tags_and_ends_machines_with_the_launch_policy_and_no_more(
     ):
         with pytest.raises(botocore.exceptions.ClientError, match=r"UnauthorizedOperation|AccessDenied"):
             getattr(boto3.client(client), action)(**request)
+
+
+def test_machines_start_in_private_subnets_of_an_account_without_a_default_vpc(
+    amazon: MotoServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the lines of aws.yaml for it uncommented."""
+    import boto3
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config
+
+    use_environment(monkeypatch, amazon.environment)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    boto3.setup_default_session()
+    iam, ec2 = boto3.client("iam"), boto3.client("ec2")
+    for name in ("bottleneck-head", "bottleneck-worker"):
+        iam.create_instance_profile(InstanceProfileName=name)
+    for subnet in ec2.describe_subnets()["Subnets"]:
+        ec2.delete_subnet(SubnetId=subnet["SubnetId"])
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    zones = [f"{amazon.region}{letter}" for letter in "ab"]
+    subnets = [
+        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{number}.0/24", AvailabilityZone=zone)["Subnet"]["SubnetId"]
+        for number, zone in enumerate(zones)
+    ]
+    ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.9.0/24", AvailabilityZone=zones[0])  # which nobody has named
+    group = ec2.create_security_group(GroupName="bottleneck", Description="ssh", VpcId=vpc)["GroupId"]
+    image = ec2.describe_images()["Images"][0]["ImageId"]
+    text = (CLUSTER / "aws.yaml").read_text().replace("ami-EDIT", image).replace("sg-EDIT", group)
+    text = text.replace("EDIT-region", amazon.region).replace("EDIT-zones", ",".join(zones))
+    text = text.replace("[subnet-...]", f"[{', '.join(subnets)}]")
+    text = re.sub(r"# (use_internal_ips: true|SubnetIds: )", r"\1", text)
+    config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    for kind in ("head", "gpu", "gpu_on_demand", "gpu_other"):
+        node = config["available_node_types"][kind]["node_config"]
+        assert node["SubnetIds"] == subnets
+        created = provider.create_node(node, {"ray-node-kind": "head" if kind == "head" else "worker"}, 1)
+        [instance] = created.values()
+        assert instance.subnet_id in subnets
+    assert len(provider.non_terminated_nodes({})) == 4

@@ -25,6 +25,7 @@ CLUSTER = ROOT / "cluster"
 PERMANENT = {1, 2, 4, 6, 70}
 """Exit codes after which trying again only costs."""
 SHELLS = ("slurm.sbatch", "slurm-ray.sbatch")
+SCRIPTS = (*SHELLS, "until-done")
 
 
 def kubernetes_job() -> dict[str, Any]:
@@ -42,7 +43,7 @@ def commands() -> dict[str, list[str]]:
     values = {"SOURCE": "s3://a/b", "OUTPUT": "s3://c/d", "SLURM_NNODES": "4"}
     found = {
         "aws-batch.json": aws_batch()["containerProperties"]["command"],
-        "kubernetes-job.yaml": kubernetes_job()["spec"]["template"]["spec"]["containers"][0]["command"],
+        "kubernetes-job.yaml": kubernetes_job()["spec"]["template"]["spec"]["containers"][0]["args"],
         "skypilot.yaml": shlex.split(yaml.safe_load((CLUSTER / "skypilot.yaml").read_text())["run"]),
     }
     for name in SHELLS:
@@ -63,7 +64,7 @@ def test_every_command_is_one_that_the_job_takes(name: str) -> None:
     assert config.local == (name != "slurm-ray.sbatch")
 
 
-@pytest.mark.parametrize("name", SHELLS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_shells_parse_and_lint(name: str) -> None:
     subprocess.run(["bash", "-n", CLUSTER / name], check=True)
     if shutil.which("shellcheck") is None:

@@ -303,6 +303,17 @@ def test_unfinished_output_is_opened_only_when_asked(tmp_path: Path) -> None:
     assert len(open_features(plan.output, allow_incomplete=True).arrays()[0]) == 3
 
 
+def test_unfinished_features_stay_what_they_were_when_they_were_opened(tmp_path: Path) -> None:
+    plan = planned(tmp_path, tiny.spec(layers=("fc2:none",), dims=(4,)))
+    write(plan, 1)
+    features = open_features(plan.output, allow_incomplete=True)
+    before = features.keys().tolist()
+    write(plan, 0)
+    assert (features.keys().tolist(), features.success) == (before, None)
+    later = open_features(plan.output, allow_incomplete=True).keys().tolist()
+    assert set(before) < set(later)
+
+
 def test_what_has_no_plan_has_no_features(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no features"):
         open_features(str(tmp_path))

@@ -7,7 +7,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import ray
 import tiny
+from raycluster import RayCluster
 
 from bottleneck.dataset.plan import load_plan
 from bottleneck.distributed.local_ray import NUM_STARTS, store_bytes
@@ -253,6 +255,38 @@ def test_a_ray_of_the_callers_is_left_running_with_what_it_does() -> None:
     done = subprocess.run([sys.executable, "-c", CALLERS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "True kept\nTrue 1000 None\n"
+
+
+OTHER_VERSION = """
+import sys
+import ray
+from bottleneck.distributed.ray_session import start_ray
+from bottleneck.errors import StoreError
+
+ray.__version__ = "2.1.0"  # what Ray compares with the cluster's
+try:
+    start_ray()
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_cluster_of_another_ray_is_told_with_both_versions(tmp_path: Path) -> None:
+    with RayCluster(tmp_path, {}, apart=False) as cluster:
+        done = subprocess.run(
+            [sys.executable, "-c", OTHER_VERSION],
+            cwd=ROOT,
+            env=cluster.environment | {"RAY_ADDRESS": cluster.address},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert (
+        f"has other versions than this process: Ray {ray.__version__} and Python {python} there, "
+        f"Ray 2.1.0 and Python {python} here. Both must be the same: install the cluster's versions here"
+    ) in done.stdout
+    assert done.stdout.count("\n") == 1
 
 
 def test_a_plan_stays_where_ray_does_not_start(
