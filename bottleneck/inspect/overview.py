@@ -131,6 +131,8 @@ def _mapped(units_ND: np.ndarray) -> tuple[np.ndarray, float]:
     """The first two principal components, scaled to 0 to 1, and the share of the variance they have."""
     from sklearn.decomposition import PCA
 
+    if len(units_ND) < 2:
+        return np.full((len(units_ND), 2), 0.5), 0.0
     num_components = min(2, *units_ND.shape)
     model = PCA(num_components, svd_solver="full" if min(units_ND.shape) < 50 else "randomized", random_state=0)
     points = model.fit_transform(units_ND)

@@ -76,6 +76,15 @@ def test_large_datasets_are_sampled_evenly(features: Features, monkeypatch: pyte
     assert np.diff([every.index(key) for key in found.keys]).max() <= 4
 
 
+def test_a_single_image_is_shown(tmp_path: Path) -> None:
+    tiny.photos(tmp_path / "photos", 1)
+    assert main(["extract", str(tmp_path / "photos"), str(tmp_path / "features"), *STUB]) == 0
+    one = open_features(str(tmp_path / "features"))
+    found = overview_of(one, one.layers[0])
+    assert (found.outliers, found.num_copies, found.points_N2.tolist()) == ([], 0, [[0.5, 0.5]])
+    assert "dogs/0000.jpg" in overview_html(one, one.layers[0], found)
+
+
 def test_the_page_loads_nothing_and_escapes_names(features: Features) -> None:
     page = overview_html(features, features.layers[0], overview_of(features, features.layers[0]))
     assert not re.search(r"(src|href)=.?(https?:)?//", page)
