@@ -62,7 +62,7 @@ def test_anything_else_is_refused_with_what_is_valid(wrong: dict[str, Any], mess
 
 
 def test_what_used_to_be_taken_for_another_choice_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"`resize` takes squash or crop. Received: 'crops'. Did you mean crop\?"):
+    with pytest.raises(UsageError, match=r"`resize` takes squash, crop or pad. Received: 'crops'. Did you mean crop\?"):
         FeatureRequest(resize="crops")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"`interpolation` takes nearest, .* or lanczos. Received: 'cubic'"):
         tiny.spec(interpolation="cubic")
