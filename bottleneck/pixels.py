@@ -85,10 +85,6 @@ class PixelsRequest:
             raise UsageError(f"`image_size` takes 8 to {MAX_SIZE_PX} pixels. Received: {self.image_size}.")
 
     @property
-    def is_given(self) -> bool:
-        return self != PixelsRequest()
-
-    @property
     def has_values(self) -> bool:
         """Whether more than the size is given."""
         return replace(self, image_size=None) != PixelsRequest()
